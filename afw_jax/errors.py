@@ -1,0 +1,29 @@
+"""The one exception for input that a person can mend."""
+
+
+class InputError(ValueError):
+  """Bad input: says which file or option, what is wrong with it, and the cure, in one line.
+
+  Args:
+    where: the file, folder or option at fault.
+    problem: what is wrong with it.
+    cure: what to do about it.
+  """
+
+  def __init__(self, where: object, problem: str, cure: str):
+    self.where, self.problem, self.cure = str(where), problem, cure
+    super().__init__(' '.join(f'{where}: {problem.rstrip(".")}. {cure}'.split()))
+
+  def __reduce__(self):  # travels between processes
+    return type(self), (self.where, self.problem, self.cure)
+
+
+class InputErrors(ValueError):
+  """Several `InputError`s found by one check, reported together."""
+
+  def __init__(self, errors: list[InputError]):
+    self.errors = list(errors)
+    super().__init__(f'{len(self.errors)} problem(s) found:\n' + '\n'.join(f'  - {e}' for e in self.errors))
+
+  def __reduce__(self):
+    return type(self), (self.errors,)
