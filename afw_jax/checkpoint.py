@@ -1,0 +1,179 @@
+"""Checkpoints: saved by Orbax, verified by a fingerprint of ours, restored onto any sharding.
+
+A checkpoint holds two trees, `model` (net, log_sigma_sq, batch_stats) and `train` (opt_state, step), and a JSON `meta`
+with the config, the data's description and the fingerprint of every array. Orbax keeps no checksum of the arrays (a
+flipped bit is restored silently), so each leaf is fingerprinted on the device when saved and compared when restored.
+"""
+
+import logging
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax import lax
+
+from afw_jax.errors import InputError
+from afw_jax.step import TrainState
+
+PyTree = Any
+_UINT = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
+
+
+def _leaf_fingerprint(a: jax.Array) -> jax.Array:
+  """A uint32 of all bits, the same whatever the sharding: a sum modulo 2^32 with odd weights that depend on the index."""
+  a = a.astype(jnp.uint8) if a.dtype == jnp.bool_ else a
+  bits = lax.bitcast_convert_type(a, _UINT[a.dtype.itemsize]).astype(jnp.uint32)
+  weight = jnp.ones_like(bits)
+  for axis in range(bits.ndim):
+    odd_step = (2654435761 * 2 + 2 * axis) & 0xFFFFFFFE
+    weight *= lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(odd_step) + jnp.uint32(1)
+  return jnp.sum(bits * weight, dtype=jnp.uint32)
+
+
+_fingerprints = jax.jit(lambda tree: jax.tree.map(_leaf_fingerprint, tree))
+
+
+def fingerprint(tree: PyTree) -> dict[str, int]:
+  """Path of each leaf -> its fingerprint."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(_fingerprints(tree)))
+  return {jax.tree_util.keystr(path): int(value) for path, value in leaves}
+
+
+def _split(state: TrainState) -> dict[str, PyTree]:
+  model = {**state.params, 'batch_stats': state.batch_stats}
+  return {'model': model, 'train': {'opt_state': state.opt_state, 'step': state.step}}
+
+
+def _join(model: PyTree, train: PyTree) -> TrainState:
+  params = {k: model[k] for k in ('net', 'log_sigma_sq')}
+  return TrainState(train['step'], params, model['batch_stats'], train['opt_state'])
+
+
+def open_manager(folder: str, *, keep: int) -> ocp.CheckpointManager:
+  """A manager of FOLDER that keeps the newest checkpoints and clears away what an interrupted save left."""
+  try:
+    return ocp.CheckpointManager(
+        os.path.abspath(folder), item_names=('model', 'train', 'meta'),
+        options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True))
+  except OSError as error:
+    raise InputError(folder, f'checkpoints cannot be kept here ({error})', 'Free space or choose another --workdir.') from error
+
+
+def save(manager: ocp.CheckpointManager, state: TrainState, meta: dict) -> None:
+  """Starts saving (in the background) under the state's own step; call `finish` before leaving."""
+  trees = _split(state)
+  meta = {**meta, 'fingerprint': fingerprint(trees)}
+  try:
+    manager.check_for_errors()
+    manager.save(int(state.step), force=True, args=ocp.args.Composite(
+        meta=ocp.args.JsonSave(meta), **{k: ocp.args.StandardSave(v) for k, v in trees.items()}))
+  except OSError as error:
+    raise _unwritable(manager, error) from error
+
+
+def finish(manager: ocp.CheckpointManager) -> None:
+  """Waits for the save under way and raises what went wrong in it."""
+  try:
+    manager.wait_until_finished()
+    manager.check_for_errors()
+  except OSError as error:
+    raise _unwritable(manager, error) from error
+
+
+def _unwritable(manager, error) -> InputError:
+  return InputError(manager.directory, f'the checkpoint could not be written ({error})',
+                    'Free space on the disk or fix the permissions, then start the same command again.')
+
+
+def _steps(folder: str) -> list[int]:
+  """Finished checkpoints, newest first (an unfinished one carries a temporary name)."""
+  if not os.path.isdir(folder):
+    return []
+  return sorted((int(name) for name in os.listdir(folder) if name.isdigit()), reverse=True)
+
+
+def _read(path: pathlib.Path, item: str, args) -> Any:
+  handler = ocp.JsonCheckpointHandler() if item == 'meta' else ocp.StandardCheckpointHandler()
+  with ocp.Checkpointer(handler) as checkpointer:
+    return checkpointer.restore(path / item, args=args)
+
+
+def _load(folder: str, step: int, wanted: dict[str, PyTree]) -> tuple[dict[str, PyTree], dict]:
+  path = pathlib.Path(os.path.abspath(folder)) / str(step)
+  meta = _read(path, 'meta', ocp.args.JsonRestore())
+  trees = {k: _read(path, k, ocp.args.StandardRestore(v)) for k, v in wanted.items()}
+  found = fingerprint(trees)
+  wrong = [k for k, v in found.items() if meta['fingerprint'].get(k) != v]
+  if wrong:
+    raise ValueError(f'{len(wrong)} arrays differ from their fingerprint, first {wrong[0]}')
+  return trees, meta
+
+
+def read_meta(folder: str) -> dict | None:
+  """The meta of the newest checkpoint whose meta can be read; None where there is no checkpoint at all."""
+  problem = None
+  for step in _steps(folder):
+    try:
+      return _read(pathlib.Path(os.path.abspath(folder)) / str(step), 'meta', ocp.args.JsonRestore())
+    except Exception as error:  # Orbax raises bare Exception for a torn checkpoint
+      problem = error
+  if problem is not None:
+    raise InputError(folder, f'no checkpoint in it can be read ({problem})', 'Copy the run again or train anew.')
+  return None
+
+
+def restore_state(folder: str, abstract: TrainState) -> tuple[TrainState, dict] | None:
+  """The newest whole checkpoint, for training to go on from.
+
+  A torn or altered checkpoint is renamed `<step>.corrupt` and the one before it is taken, with a warning.
+
+  Args:
+    folder: of the checkpoints.
+    abstract: shapes, dtypes and shardings of the state, as the config now describes it.
+
+  Returns:
+    (state, meta), or None where there is no checkpoint.
+
+  Raises:
+    InputError: when checkpoints exist but none is whole.
+  """
+  steps = _steps(folder)
+  for step in steps:
+    try:
+      trees, meta = _load(folder, step, _split(abstract))
+      return _join(**trees), meta
+    except Exception as error:  # Orbax raises bare Exception, ValueError, KeyError ... for a torn checkpoint
+      broken = os.path.join(folder, str(step))
+      logging.warning('%s cannot be used (%s): renamed to .corrupt, the one before it is tried', broken, error)
+      os.rename(broken, broken + '.corrupt')
+  if steps:
+    raise InputError(folder, f'none of its {len(steps)} checkpoints is whole', 'Restore a copy, or start in a new --workdir.')
+  return None
+
+
+def restore_variables(folder: str, abstract: PyTree) -> tuple[PyTree, dict]:
+  """The network's variables of the newest checkpoint, for evaluation and prediction.
+
+  Args:
+    folder: of the checkpoints.
+    abstract: {'net':, 'log_sigma_sq':, 'batch_stats':} of shapes.
+
+  Returns:
+    ({'params':, 'batch_stats':}, meta).
+
+  Raises:
+    InputError: no checkpoint, or it is torn, altered or of another network.
+  """
+  steps = _steps(folder)
+  if not steps:
+    raise InputError(folder, 'there is no checkpoint', 'Train first: --mode=train, or give the --workdir of a finished run.')
+  try:
+    trees, meta = _load(folder, steps[0], {'model': abstract})
+  except Exception as error:  # as above; here nothing older is the model that was asked for
+    raise InputError(os.path.join(folder, str(steps[0])),
+                     f'this checkpoint is torn, altered or of another network ({str(error)[:200]})',
+                     'Restore a copy of it, or train again.') from error
+  return {'params': trees['model']['net'], 'batch_stats': trees['model']['batch_stats']}, meta

@@ -1,0 +1,94 @@
+"""Evaluation: every case as a volume on its own grid -> label NIfTI, per-case scores, overlays."""
+
+import logging
+import os
+import shutil
+import sys
+
+import ml_collections
+import numpy as np
+import tqdm
+
+from afw_jax import figures, inference, metrics, predict, writer
+from afw_jax.data import resample, store, volumes
+from afw_jax.data.geometry import Geometry
+from afw_jax.errors import InputError
+
+
+def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> None:
+  """Scores the best (or last) checkpoint of WORKDIR on one split of the store.
+
+  Writes WORKDIR/predictions/<case>.nii.gz on the scan's own grid, WORKDIR/cases/<case>.json with the scores, and
+  WORKDIR/pictures/<case>.png for the worst, the median and the best cases.
+
+  Args:
+    config: `eval` says which split, checkpoint, convention and clean-up.
+    workdir: of a trained run.
+    store_dir: the prepared data.
+
+  Raises:
+    InputError: no checkpoint, or one trained on other organs; no case to score.
+  """
+  options = config.eval
+  trained = predict.load(workdir, which=options.checkpoint, mirror_axes=tuple(options.mirror_axes))
+  index = store.read_index(store_dir)
+  if trained.organs != tuple(index['organs']):
+    raise InputError(workdir, f'its checkpoint knows {trained.organs}, the data has {tuple(index["organs"])}',
+                     'Evaluate on the data set that it was trained for.')
+  split, case_ids = choose_split(index, options.split)
+  logging.info('evaluating %d cases of split %s with checkpoint step %d', len(case_ids), split, trained.meta['step'])
+  folders = {name: os.path.join(workdir, name) for name in ('cases', 'predictions', 'pictures')}
+  for folder in folders.values():  # scores of another checkpoint or split must not mix with these
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+
+  mean_dsc = {}
+  for case_id in tqdm.tqdm(case_ids, desc='evaluate', unit='case', mininterval=0.1 if sys.stderr.isatty() else 30):
+    case = store.read_case(store_dir, case_id, verify=True)
+    labels = label_case(trained, case, options)
+    geometry = Geometry.from_json(case.meta['geometry'])
+    scores = metrics.score_case(
+        labels, np.asarray(case.arrays['native_label']), spacing_mm=geometry.spacing_mm, labels=trained.labels,
+        convention=options.convention, nsd_tolerance_mm=options.nsd_tolerance_mm)
+    volumes.write_label(os.path.join(folders['predictions'], f'{case_id}.nii.gz'), trained.on_file(labels), geometry)
+    writer.write_json(os.path.join(folders['cases'], f'{case_id}.json'), {
+        'case': case_id, 'split': split, 'convention': options.convention, 'spacing_mm': list(geometry.spacing_mm),
+        'has_mm': geometry.has_mm, 'nsd_tolerance_mm': options.nsd_tolerance_mm, 'scores': scores,
+        'checkpoint_step': trained.meta['step']})
+    mean_dsc[case_id] = float(np.nanmean([s['dsc'] for s in scores.values()]))
+
+  ranked = sorted(mean_dsc, key=mean_dsc.get)
+  chosen = {ranked[round(i)]: None for i in np.linspace(0, len(ranked) - 1, min(options.num_pictures, len(ranked)))}
+  for case_id in chosen:
+    draw_case(os.path.join(folders['pictures'], f'{case_id}.png'), trained, store.read_case(store_dir, case_id),
+              label_case(trained, store.read_case(store_dir, case_id), options), mean_dsc[case_id])
+
+
+def choose_split(index: dict, wanted: str) -> tuple[str, list[str]]:
+  """The split to score; where a set publishes no test part, the validation part, saying so."""
+  splits = index['splits']
+  if wanted not in splits:
+    raise InputError('eval.split', f'{wanted!r} is no split', f'Use one of {sorted(splits)}.')
+  if wanted == 'test' and not splits['test'] and splits['val']:
+    logging.warning('%s has no test split: the validation split is scored, which also chose the checkpoint', index['name'])
+    wanted = 'val'
+  if not splits[wanted]:
+    raise InputError('eval.split', f'the split {wanted!r} of {index["name"]} has no case',
+                     'Choose another with --config.eval.split, or set data.test_fraction or data.val_fraction.')
+  return wanted, splits[wanted]
+
+
+def label_case(trained: predict.Trained, case: store.Case, options: ml_collections.ConfigDict) -> np.ndarray:
+  """(D, H, W) class ids of a prepared case on its own grid."""
+  labels, _ = inference.segment(trained.predict_step, trained.variables, case.arrays['image'], case.meta['window'],
+                                resample.restore_matrices(case.meta['plan']), batch_size=options.batch_size)
+  return inference.largest_components(labels, len(trained.organs) + 1) if options.largest_component else labels
+
+
+def draw_case(path: str, trained: predict.Trained, case: store.Case, labels: np.ndarray, dsc: float) -> None:
+  """Truth and prediction over the working-grid image."""
+  low, high = case.meta['window']
+  image = np.clip((np.asarray(case.arrays['image'], np.float32) - low) / (high - low), 0, 1)
+  figures.case_sheet(path, image, {'truth': np.asarray(case.arrays['label']),
+                                   'prediction': resample.to_working(labels, case.meta['plan'], order=0)},
+                     trained.organs, title=f'{case.id}   mean DSC {dsc:.3f}')

@@ -1,0 +1,123 @@
+"""The door: `python -m afw_jax.main --config=configs/synapse.py --workdir=runs/synapse`.
+
+Modes: prepare, train, evaluate, report, predict; all (the default) = prepare where there is no store, then train,
+evaluate and report. The same command again goes on where it stopped.
+"""
+
+import os
+import sys
+
+from afw_jax import xla_flags
+
+xla_flags.set_cpu_flags()  # before jax is imported
+
+import jax  # noqa: E402
+import ml_collections  # noqa: E402
+from absl import app, flags, logging  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+from afw_jax import evaluate, predict, report, train, workdir as run_folder  # noqa: E402
+from afw_jax.data import prepare, store  # noqa: E402
+from afw_jax.errors import InputError, InputErrors  # noqa: E402
+
+MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'predict')
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Path of a config file, configs/*.py.', lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; by default runs/<name of the config>.')
+_MODE = flags.DEFINE_enum('mode', 'all', MODES, 'What to do.')
+_INPUT = flags.DEFINE_string('input', None, 'predict: a NIfTI file, a DICOM folder, or a folder of scans.')
+_OUTPUT = flags.DEFINE_string('output', None, 'predict: a folder, or a .nii.gz file for one scan.')
+_CHECKPOINT = flags.DEFINE_enum('checkpoint', 'best', ('best', 'last'), 'predict: which checkpoint.')
+_PROBABILITIES = flags.DEFINE_bool('probabilities', False, 'predict: also write the probability of each organ.')
+_LARGEST = flags.DEFINE_bool('largest_component', False, 'predict: keep the largest connected part of each organ only.')
+_MIRROR = flags.DEFINE_list('mirror_axes', [], 'predict: average over mirrored in-plane axes, 0 and/or 1.')
+
+
+def main() -> None:
+  """Entry of the command line: a mistake of the user's ends in one clear line and exit code 2."""
+  app.run(_run, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    _fail(f'{error} (see --help)')
+  except (AttributeError, KeyError, TypeError, ValueError, ImportError, OSError) as error:  # of the config file
+    text = str(error.args[0] if error.args else error).split('\n')[0]
+    _fail(f'--config: {text}. The keys and their defaults are in configs/common.py.')
+
+
+def _run(argv: list[str]) -> None:
+  try:
+    if argv[1:]:
+      raise InputError(argv[1], 'is not an option', 'Options start with --; see --help.')
+    _dispatch()
+  except (InputError, InputErrors, FloatingPointError) as error:
+    _fail(str(error))
+
+
+def _fail(message: str) -> None:
+  print(f'error: {message}', file=sys.stderr)
+  sys.exit(2)
+
+
+def _dispatch() -> None:
+  mode, config, workdir = _MODE.value, _CONFIG.value, _WORKDIR.value
+  logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().setFormatter(None)
+  if workdir is None:
+    if _CONFIG.value is None:
+      raise InputError('--workdir', 'is not given', 'Say where the run lies: --workdir=runs/NAME.')
+    path = config_flags.get_config_filename(flags.FLAGS['config'])
+    workdir = os.path.join('runs', os.path.splitext(os.path.basename(path.split(':')[0]))[0])
+  if mode == 'predict':
+    _predict(workdir)
+  elif mode == 'report':
+    _report(workdir)
+  elif config is None:
+    raise InputError('--config', 'is not given', f'--mode={mode} needs one, for instance --config=configs/demo.py.')
+  else:
+    _train_and_score(mode, config, workdir)
+
+
+def _cache(folder: str) -> None:
+  """Compiled programs are kept, so that the next start of the same run begins at once."""
+  if folder and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+    jax.config.update('jax_compilation_cache_dir', os.path.expanduser(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+
+
+def _train_and_score(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
+  _cache(config.runtime.compilation_cache)
+  run_folder.claim(workdir, config)
+  store_dir = run_folder.store_path(config, workdir)
+  if mode == 'prepare' or (mode == 'all' and not store.has_index(store_dir)):
+    prepare.prepare_from_config(config, store_dir)
+  if mode in ('all', 'train'):
+    train.train(config, workdir, store_dir)
+  if mode in ('all', 'evaluate'):
+    evaluate.evaluate(config, workdir, store_dir)
+    _report(workdir)
+
+
+def _report(workdir: str) -> None:
+  for line in report.summary(workdir):
+    print(line)
+
+
+def _predict(workdir: str) -> None:
+  if not (_INPUT.value and _OUTPUT.value):
+    raise InputError('--input and --output', 'are both needed to predict', 'Give a scan or a folder of scans, and where to write.')
+  _cache('~/.cache/afw_jax/xla')
+  rows = predict.predict(
+      workdir, _INPUT.value, _OUTPUT.value, which=_CHECKPOINT.value, mirror_axes=tuple(int(a) for a in _MIRROR.value),
+      largest_component=_LARGEST.value, save_probabilities=_PROBABILITIES.value)
+  organs = list(rows[0]['volume_ml'])
+  print('\nOrgan volumes, mL\n' + ''.join(f'{name:>14}' for name in ('scan', *organs)))
+  for row in rows:
+    print(f'{row["scan"][-14:]:>14}' + ''.join(f'{row["volume_ml"][organ]:14.1f}' for organ in organs))
+  print(f'\nLabel maps: {rows[0]["output"]}' + (f' and {len(rows) - 1} more' if len(rows) > 1 else ''))
+
+
+if __name__ == '__main__':
+  main()

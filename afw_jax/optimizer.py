@@ -1,0 +1,57 @@
+"""SGD with momentum under the polynomial learning-rate schedule of the paper (section 3.1)."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+
+from afw_jax.errors import InputError
+
+UNITS = ('epoch', 'step')
+
+
+def polynomial_schedule(
+    base_lr: float, *, epochs: int, steps_per_epoch: int, unit: str = 'epoch', power: float = 0.9
+) -> Callable:
+  """lr(t) = base_lr (1 - t/T)^power.
+
+  Args:
+    base_lr: the learning rate at the start.
+    epochs: length of the run T in epochs.
+    steps_per_epoch: steps of one epoch.
+    unit: 'epoch' (the paper): t counts whole epochs, constant within one. 'step' (the released code): t counts
+      steps and is updated after each step, so that steps 0 and 1 both use the base rate.
+    power: the exponent, 0.9 in both.
+
+  Returns:
+    A function step -> learning rate, for optax.
+
+  Raises:
+    InputError: for an unknown unit.
+  """
+  if unit not in UNITS:
+    raise InputError('optimizer.schedule_unit', f'{unit!r} is not a unit of the schedule', f'Use one of {UNITS}.')
+  total = epochs if unit == 'epoch' else epochs * steps_per_epoch
+
+  def schedule(step):
+    t = step // steps_per_epoch if unit == 'epoch' else jnp.maximum(step - 1, 0)
+    return base_lr * jnp.clip(1 - t / total, 0, 1) ** power
+
+  return schedule
+
+
+def sgd(
+    schedule: Callable, *, momentum: float = 0.9, weight_decay: float = 0.0, clip_norm: float = 0.0
+) -> optax.GradientTransformation:
+  """SGD momentum as torch.optim.SGD computes it.
+
+  Args:
+    schedule: step -> learning rate.
+    momentum: of the gradient's running sum.
+    weight_decay: added to the gradient of every parameter, log_sigma_sq included, as in the released code
+      (1e-4); the paper names none (0).
+    clip_norm: largest global norm of the gradient; 0 = no clipping.
+  """
+  clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+  decay = optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity()
+  return optax.chain(clip, decay, optax.sgd(schedule, momentum=momentum))

@@ -1,0 +1,73 @@
+"""The folder of a run: it belongs to one config, and says which."""
+
+import difflib
+import hashlib
+import json
+import os
+
+import ml_collections
+
+from afw_jax import writer
+from afw_jax.errors import InputError
+
+# What may change between two starts in one workdir without changing what was trained.
+FREE = ('eval', 'runtime', 'data.root', 'data.store')
+
+
+def _flat(tree: dict, prefix: str = '') -> dict:
+  out = {}
+  for key, value in tree.items():
+    path = f'{prefix}{key}'
+    if path not in FREE:
+      out |= _flat(value, path + '.') if isinstance(value, dict) else {path: value}
+  return out
+
+
+def claim(workdir: str, config: ml_collections.ConfigDict) -> None:
+  """Writes config.json and environment.json, or checks that the config is the one the workdir was made with.
+
+  Raises:
+    InputError: the workdir belongs to another config; names every difference.
+  """
+  path = os.path.join(workdir, 'config.json')
+  new = json.loads(config.to_json_best_effort())
+  if os.path.exists(path):
+    old, now = _flat(read_config(workdir)), _flat(new)
+    differing = [f'{k} was {old.get(k, "absent")!r}, is {now.get(k, "absent")!r}'
+                 for k in sorted(old | now) if old.get(k, '') != now.get(k, '')]
+    if differing:
+      raise InputError(path, 'this workdir belongs to another config: ' + '; '.join(differing),
+                       'Choose another --workdir, or start with the values it was made with.')
+  writer.write_json(path, new)
+  writer.write_json(os.path.join(workdir, 'environment.json'), writer.environment())
+
+
+def read_config(workdir: str) -> dict:
+  """The config a workdir was made with.
+
+  Raises:
+    InputError: there is none.
+  """
+  path = os.path.join(workdir, 'config.json')
+  if not os.path.exists(path):
+    known = [d for d in _siblings(workdir) if os.path.exists(os.path.join(d, 'config.json'))]
+    near = difflib.get_close_matches(workdir, known, n=1, cutoff=0.5)
+    hint = f' Did you mean {near[0]}?' if near else ''
+    raise InputError(workdir, 'this is not the workdir of a run (it has no config.json)', f'Give the --workdir of a trained run.{hint}')
+  with open(path) as f:
+    return json.load(f)
+
+
+def _siblings(workdir: str) -> list[str]:
+  parent = os.path.dirname(os.path.abspath(workdir))
+  return [os.path.join(os.path.dirname(workdir), d) for d in os.listdir(parent)] if os.path.isdir(parent) else []
+
+
+def store_path(config: ml_collections.ConfigDict, workdir: str) -> str:
+  """Where the prepared scans of this config lie; runs with the same data share one store."""
+  if config.data.store:
+    return config.data.store
+  options = {k: v for k, v in json.loads(config.data.to_json_best_effort()).items() if k != 'store'}
+  options['root'] = os.path.abspath(config.data.root)
+  digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
+  return os.path.join(os.path.dirname(os.path.abspath(workdir)), 'stores', f'{config.data.dataset}-{digest}')

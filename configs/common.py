@@ -1,0 +1,72 @@
+"""What every config starts from: the paper's training (section 3.1). A config file changes what differs."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """All keys with their defaults. Change any on the command line: --config.train.epochs=10."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+
+  config.data = data = ml_collections.ConfigDict()
+  data.dataset = 'synapse'  # synapse chaos_ct chaos_mr_t1in chaos_mr_t1out chaos_mr_t2 chaos4 abdomenct1k folder
+  data.root = 'data/synapse'  # where the raw scans are
+  data.store = ''  # where prepared scans go; '' = stores/<dataset>-<options> beside the workdir
+  data.size = (224, 224)  # working grid in-plane, pixels
+  data.spacing_mm = (1.0, 1.0)  # in-plane spacing before `fit`; () = keep the scan's own
+  data.fit = 'resize'  # to `size`: resize | crop_pad
+  data.interpolation = 'cubic'  # of the image: cubic | linear
+  data.window = 'paper'  # paper [50, 350] HU | transunet [-125, 275] HU | percentile | (lo, hi)
+  data.val_fraction = 0.0  # of the training cases, where the data set publishes no validation split
+  data.test_fraction = 0.0  # of the cases, where the data set publishes no test split
+  data.num_cases = 0  # drawn from the set with split_seed; 0 = all
+  data.split_seed = 0
+  data.keep_defective = False  # cases with known defects
+
+  config.model = model = ml_collections.ConfigDict()
+  model.name = 'unet'
+  model.dtype = 'float32'  # compute dtype: float32 | bfloat16
+  model.unet = ml_collections.ConfigDict(dict(recipe='paper', head_kernel=1, features=(32, 64, 128, 256, 512)))
+
+  config.loss = loss = ml_collections.ConfigDict()
+  loss.name = 'ce_afw'  # ce_afw ce_dice ce_gd focal_dice and the others of afw_jax.losses.LOSSES
+  loss.ce_afw = ml_collections.ConfigDict(dict(
+      recipe='paper', gamma=0.25, rare=ml_collections.config_dict.placeholder(tuple), correction='eq6',
+      symmetric=False, weighted=True))
+  loss.ce_dice = ml_collections.ConfigDict(dict(ce_weight=1.0, dice_weight=1.0, squared=False))
+
+  config.optimizer = optimizer = ml_collections.ConfigDict()
+  optimizer.learning_rate = 0.01
+  optimizer.momentum = 0.9
+  optimizer.weight_decay = 0.0  # released code: 1e-4
+  optimizer.schedule_unit = 'epoch'  # released code: step
+  optimizer.power = 0.9
+  optimizer.clip_norm = 0.0  # 0 = no clipping
+
+  config.augment = augment = ml_collections.ConfigDict()
+  augment.name = 'paper'  # none paper released extended
+  augment.paper = ml_collections.ConfigDict(dict(mirror_axes=(0, 1), max_angle_deg=30.0))
+
+  config.train = train = ml_collections.ConfigDict()
+  train.batch_size = 24
+  train.epochs = 150
+  train.steps_per_epoch = 0  # 0 = once over the data
+  train.log_every_steps = 10
+  train.checkpoint_every_steps = 200
+  train.validate_every_epochs = 10
+
+  config.eval = evaluation = ml_collections.ConfigDict()  # may differ between runs in one workdir
+  evaluation.split = 'test'  # test | val | train; where a set has no test part, val is used and named
+  evaluation.checkpoint = 'best'  # by validation DSC | last
+  evaluation.convention = 'strict'  # strict | transunet | monai
+  evaluation.nsd_tolerance_mm = 2.0
+  evaluation.mirror_axes = ()  # axes to average over at test time
+  evaluation.largest_component = False
+  evaluation.batch_size = 8
+  evaluation.num_pictures = 4  # cases drawn as overlays
+
+  config.runtime = runtime = ml_collections.ConfigDict()  # never changes a result
+  runtime.workers = 0  # processes that prepare; 0 = one per core
+  runtime.prefetch = 2  # batches read ahead
+  runtime.compilation_cache = '~/.cache/afw_jax/xla'  # '' = none
+  return config
