@@ -18,6 +18,8 @@ from jax import lax
 from afw_jax.errors import InputError
 from afw_jax.step import TrainState
 
+_log = logging.getLogger('afw_jax')
+
 PyTree = Any
 _UINT = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 
@@ -65,7 +67,7 @@ def open_manager(folder: str, *, keep: int) -> ocp.CheckpointManager:
 def save(manager: ocp.CheckpointManager, state: TrainState, meta: dict) -> None:
   """Starts saving (in the background) under the state's own step; call `finish` before leaving."""
   trees = _split(state)
-  meta = {**meta, 'fingerprint': fingerprint(trees)}
+  meta = {**meta, 'step': int(state.step), 'fingerprint': fingerprint(trees)}
   try:
     manager.check_for_errors()
     manager.save(int(state.step), force=True, args=ocp.args.Composite(
@@ -147,7 +149,7 @@ def restore_state(folder: str, abstract: TrainState) -> tuple[TrainState, dict] 
       return _join(**trees), meta
     except Exception as error:  # Orbax raises bare Exception, ValueError, KeyError ... for a torn checkpoint
       broken = os.path.join(folder, str(step))
-      logging.warning('%s cannot be used (%s): renamed to .corrupt, the one before it is tried', broken, error)
+      _log.warning('%s cannot be used (%s): renamed to .corrupt, the one before it is tried', broken, error)
       os.rename(broken, broken + '.corrupt')
   if steps:
     raise InputError(folder, f'none of its {len(steps)} checkpoints is whole', 'Restore a copy, or start in a new --workdir.')

@@ -9,10 +9,12 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from afw_jax import figures, inference, metrics, predict, writer
+from afw_jax import inference, metrics, overlays, predict, writer
 from afw_jax.data import resample, store, volumes
 from afw_jax.data.geometry import Geometry
 from afw_jax.errors import InputError
+
+_log = logging.getLogger('afw_jax')
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> None:
@@ -36,7 +38,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
     raise InputError(workdir, f'its checkpoint knows {trained.organs}, the data has {tuple(index["organs"])}',
                      'Evaluate on the data set that it was trained for.')
   split, case_ids = choose_split(index, options.split)
-  logging.info('evaluating %d cases of split %s with checkpoint step %d', len(case_ids), split, trained.meta['step'])
+  _log.info('evaluating %d cases of split %s with checkpoint step %d', len(case_ids), split, trained.meta['step'])
   folders = {name: os.path.join(workdir, name) for name in ('cases', 'predictions', 'pictures')}
   for folder in folders.values():  # scores of another checkpoint or split must not mix with these
     shutil.rmtree(folder, ignore_errors=True)
@@ -70,7 +72,7 @@ def choose_split(index: dict, wanted: str) -> tuple[str, list[str]]:
   if wanted not in splits:
     raise InputError('eval.split', f'{wanted!r} is no split', f'Use one of {sorted(splits)}.')
   if wanted == 'test' and not splits['test'] and splits['val']:
-    logging.warning('%s has no test split: the validation split is scored, which also chose the checkpoint', index['name'])
+    _log.warning('%s has no test split: the validation split is scored, which also chose the checkpoint', index['name'])
     wanted = 'val'
   if not splits[wanted]:
     raise InputError('eval.split', f'the split {wanted!r} of {index["name"]} has no case',
@@ -81,7 +83,7 @@ def choose_split(index: dict, wanted: str) -> tuple[str, list[str]]:
 def label_case(trained: predict.Trained, case: store.Case, options: ml_collections.ConfigDict) -> np.ndarray:
   """(D, H, W) class ids of a prepared case on its own grid."""
   labels, _ = inference.segment(trained.predict_step, trained.variables, case.arrays['image'], case.meta['window'],
-                                resample.restore_matrices(case.meta['plan']), batch_size=options.batch_size)
+                                resample.restore_matrices(resample.Plan.from_json(case.meta['plan'])), batch_size=options.batch_size)
   return inference.largest_components(labels, len(trained.organs) + 1) if options.largest_component else labels
 
 
@@ -89,6 +91,6 @@ def draw_case(path: str, trained: predict.Trained, case: store.Case, labels: np.
   """Truth and prediction over the working-grid image."""
   low, high = case.meta['window']
   image = np.clip((np.asarray(case.arrays['image'], np.float32) - low) / (high - low), 0, 1)
-  figures.case_sheet(path, image, {'truth': np.asarray(case.arrays['label']),
-                                   'prediction': resample.to_working(labels, case.meta['plan'], order=0)},
-                     trained.organs, title=f'{case.id}   mean DSC {dsc:.3f}')
+  overlays.case_sheet(path, image, {'truth': np.asarray(case.arrays['label']),
+                                   'prediction': resample.to_working(labels, resample.Plan.from_json(case.meta['plan']), 0)},
+                     trained.organs, title=f'{case.id}   mean DSC {dsc:.3f}', spacing_mm=tuple(case.meta['spacing_mm']))

@@ -4,6 +4,7 @@ Modes: prepare, train, evaluate, report, predict; all (the default) = prepare wh
 evaluate and report. The same command again goes on where it stopped.
 """
 
+import logging
 import os
 import sys
 
@@ -13,13 +14,16 @@ xla_flags.set_cpu_flags()  # before jax is imported
 
 import jax  # noqa: E402
 import ml_collections  # noqa: E402
-from absl import app, flags, logging  # noqa: E402
+from absl import app, flags  # noqa: E402
+from absl import logging as absl_logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from afw_jax import evaluate, predict, report, train, workdir as run_folder  # noqa: E402
-from afw_jax.data import prepare, store  # noqa: E402
+from afw_jax import evaluate, predict, report, train  # noqa: E402
+from afw_jax import workdir as run_folder  # noqa: E402
+from afw_jax.data import prepare  # noqa: E402
 from afw_jax.errors import InputError, InputErrors  # noqa: E402
 
+_log = logging.getLogger('afw_jax')
 MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'predict')
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Path of a config file, configs/*.py.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; by default runs/<name of the config>.')
@@ -40,11 +44,10 @@ def main() -> None:
 def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
-  except flags.Error as error:
-    _fail(f'{error} (see --help)')
-  except (AttributeError, KeyError, TypeError, ValueError, ImportError, OSError) as error:  # of the config file
-    text = str(error.args[0] if error.args else error).split('\n')[0]
-    _fail(f'--config: {text}. The keys and their defaults are in configs/common.py.')
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError, OSError) as error:
+    lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines() if line.strip()]
+    _fail(f'{lines[0].split("Error whilst")[0]}{lines[-1] if len(lines) > 1 else ""} '
+          '(options: --help; the keys of a config and their defaults: configs/common.py)')
 
 
 def _run(argv: list[str]) -> None:
@@ -63,8 +66,10 @@ def _fail(message: str) -> None:
 
 def _dispatch() -> None:
   mode, config, workdir = _MODE.value, _CONFIG.value, _WORKDIR.value
-  logging.set_verbosity(logging.INFO)
-  logging.get_absl_handler().setFormatter(None)
+  absl_logging.set_verbosity(absl_logging.INFO)
+  absl_logging.get_absl_handler().setFormatter(None)
+  for library in ('absl', 'jax'):  # Orbax tells every step of every save, jax every backend that is not there
+    logging.getLogger(library).setLevel(logging.WARNING)
   if workdir is None:
     if _CONFIG.value is None:
       raise InputError('--workdir', 'is not given', 'Say where the run lies: --workdir=runs/NAME.')
@@ -91,13 +96,39 @@ def _train_and_score(mode: str, config: ml_collections.ConfigDict, workdir: str)
   _cache(config.runtime.compilation_cache)
   run_folder.claim(workdir, config)
   store_dir = run_folder.store_path(config, workdir)
-  if mode == 'prepare' or (mode == 'all' and not store.has_index(store_dir)):
-    prepare.prepare_from_config(config, store_dir)
+  if mode in ('all', 'prepare'):
+    _prepare(config.data, store_dir, config.runtime.workers, anew=mode == 'prepare')
   if mode in ('all', 'train'):
     train.train(config, workdir, store_dir)
   if mode in ('all', 'evaluate'):
     evaluate.evaluate(config, workdir, store_dir)
     _report(workdir)
+
+
+def _prepare(data: ml_collections.ConfigDict, store_dir: str, workers: int, *, anew: bool) -> None:
+  choices = dict(
+      size=data.size, spacing_mm=(None, *(data.spacing_mm or (None, None))), fit=data.fit, order=data.interpolation,
+      window=_window(data.window), fractions=data.fractions or None, seed=data.split_seed, cases=data.num_cases or None,
+      keep_defective=data.keep_defective)
+  if os.path.exists(os.path.join(store_dir, 'dataset.json')) and not anew:
+    differing = prepare.differences(store_dir, data.dataset, data.root, **choices)
+    if differing:
+      raise InputError(store_dir, f'this store was prepared otherwise: {differing} (in the store, wanted)',
+                       'Choose another data.store, or prepare it anew with --mode=prepare.')
+    return
+  index = prepare.prepare(data.dataset, data.root, store_dir, workers=workers or None, **choices)
+  for case_id, reason in index['excluded'].items():
+    _log.warning('left out: %s (%s)', case_id, reason)
+  for note in index['notes']:
+    _log.info('%s', note)
+  _log.info('prepared %s into %s', ', '.join(f'{len(ids)} {part}' for part, ids in index['splits'].items()), store_dir)
+
+
+def _window(text: str) -> str | tuple[float, ...] | None:
+  try:
+    return tuple(float(v) for v in text.strip('()[]').split(',')) if ',' in text else text or None
+  except ValueError as error:
+    raise InputError('data.window', f'{text!r} is no window', 'Use paper, transunet, percentile or LOW,HIGH.') from error
 
 
 def _report(workdir: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import tqdm
 
 from afw_jax import augment, checkpoint, inference, models, step, writer
-from afw_jax.data import layouts, prepare, resample, volumes
+from afw_jax.data import datasets, resample, volumes
 from afw_jax.errors import InputError
 
 
@@ -77,6 +77,13 @@ def load(workdir: str, *, which: str = 'best', mirror_axes: Sequence[int] = ()) 
   return Trained(jax.jit(forward), variables, meta)
 
 
+def to_working(scan: volumes.Volume, options: dict) -> tuple[resample.Plan, np.ndarray, tuple[float, float]]:
+  """A scan as `prepare` makes a case of it: (plan, (D, h, w) image on the working grid, window)."""
+  plan = resample.make_plan(scan.array.shape, scan.spacing_mm, size=options['size'], spacing=options['spacing_mm'], fit=options['fit'])
+  image = np.ascontiguousarray(scan.array)
+  return plan, resample.to_working(image, plan, options['order']), datasets.scan_window(image, options['window'])
+
+
 def predict_volume(
     trained: Trained, scan: volumes.Volume, *, batch_size: int = 8, largest_component: bool = False,
     keep_probabilities: bool = False
@@ -93,10 +100,7 @@ def predict_volume(
   Returns:
     (labels (D, H, W) uint8 class ids on the scan's own grid, probabilities (D, H, W, C) float16 or None).
   """
-  data = trained.meta['data']
-  plan = prepare.plan_for(scan, data['options'])
-  image = prepare.working_image(scan, plan, data['options'])
-  window = prepare.window_for(scan, data['window'])
+  plan, image, window = to_working(scan, trained.meta['data']['options'])
   labels, probabilities = inference.segment(
       trained.predict_step, trained.variables, image, window, resample.restore_matrices(plan),
       batch_size=batch_size, keep_probabilities=keep_probabilities)
@@ -124,7 +128,7 @@ def predict(
   Raises:
     InputError: nothing to predict, or a scan that cannot be trusted; what was predicted before it is kept.
   """
-  scans = layouts.find_scans(input_path)
+  scans = find_scans(input_path)
   to_file = output.endswith(('.nii', '.nii.gz'))
   if to_file and len(scans) > 1:
     raise InputError(output, f'{len(scans)} scans cannot go into one file', 'Give a folder as --output.')
@@ -152,6 +156,34 @@ def predict(
     rows.append({'scan': name, 'output': target, 'volume_ml': {o: round(float(counts[c]) * voxel_ml, 3) for o, c in trained.labels.items()}})
     _write_volumes(folder, rows, trained.organs)  # after every scan: an error in the next one loses nothing
   return rows
+
+
+def find_scans(path: str) -> dict[str, str]:
+  """The scans at a path, name -> path: the NIfTI files of a folder, or its DICOM series folders, or the one thing itself.
+
+  Raises:
+    InputError: nothing there.
+  """
+  if not os.path.isdir(path):
+    return {_stem(path): path}
+  entries = sorted(e for e in os.listdir(path) if not e.startswith('.'))
+  files = [e for e in entries if e.endswith(('.nii', '.nii.gz'))]
+  folders = [e for e in entries if os.path.isdir(os.path.join(path, e))]
+  chosen = files or (folders if len(folders) == len(entries) else [])
+  if not entries:
+    raise InputError(path, 'the folder is empty', 'Give a scan (.nii, .nii.gz), a DICOM series folder, or a folder of scans.')
+  if not chosen:  # files that are not NIfTI: a DICOM series, or volumes.read_image says what is wrong
+    return {os.path.basename(os.path.abspath(path)): path}
+  scans = {}
+  for entry in chosen:
+    if _stem(entry) in scans:
+      raise InputError(os.path.join(path, entry), f'two scans are called {_stem(entry)}', 'Rename or remove one of them.')
+    scans[_stem(entry)] = os.path.join(path, entry)
+  return scans
+
+
+def _stem(path: str) -> str:
+  return os.path.basename(os.path.abspath(path)).removesuffix('.gz').removesuffix('.nii')
 
 
 def _write_volumes(folder: str, rows: list[dict], organs: Sequence[str]) -> None:

@@ -17,6 +17,9 @@ import tqdm
 
 from afw_jax import augment, checkpoint, inference, losses, metrics, models, optimizer, sharding, step, writer
 from afw_jax.data import pipeline, resample, store
+from afw_jax.errors import InputError
+
+_log = logging.getLogger('afw_jax')
 
 EXIT_INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -44,7 +47,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   # -- model, loss, optimizer: the config ends here
   model_options = {'dtype': config.model.dtype, **config.model.get(config.model.name, {})}
   model = models.build(config.model.name, num_classes=len(class_names), **model_options)
-  loss_fn = losses.make_loss(config.loss.name, **config.loss.get(config.loss.name, {}))
+  loss_fn = losses.make_loss(config.loss.name, **_loss_options(config.loss.get(config.loss.name, {}), class_names))
   transform = augment.make_augment(config.augment.name, **config.augment.get(config.augment.name, {}))
   schedule = optimizer.polynomial_schedule(
       config.optimizer.learning_rate, epochs=config.train.epochs, steps_per_epoch=steps_per_epoch,
@@ -69,13 +72,13 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   if restored:
     state, meta = restored
     best_dsc = meta['best_dsc']
-    logging.info('resumed from step %d of %d', int(state.step), total_steps)
+    _log.info('resumed from step %d of %d', int(state.step), total_steps)
   else:
     state = jax.jit(init, out_shardings=everywhere)(init_key, image=jnp.zeros(image.shape, image.dtype))
     best_dsc = None
   start = int(state.step)
   if start >= total_steps:
-    logging.info('training is finished already (%d steps)', start)
+    _log.info('training is finished already (%d steps)', start)
     return
   meta = {
       'config': json.loads(config.to_json_best_effort()), 'total_steps': total_steps,
@@ -145,7 +148,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
       if received and done < total_steps:
         for manager in managers.values():
           checkpoint.finish(manager)
-        logging.warning('interrupted: saved at step %d of %d; the same command goes on from here', done, total_steps)
+        _log.warning('interrupted: saved at step %d of %d; the same command goes on from here', done, total_steps)
         raise SystemExit(EXIT_INTERRUPTED[received[0]])
     for manager in managers.values():
       checkpoint.finish(manager)
@@ -162,7 +165,7 @@ def validate(predict_step, variables, store_dir: str, index: dict, batch_size: i
   for case_id in tqdm.tqdm(index['splits']['val'], desc='validate', leave=False, disable=not sys.stderr.isatty()):
     case = store.read_case(store_dir, case_id)
     labels, _ = inference.segment(predict_step, variables, case.arrays['image'], case.meta['window'],
-                                  resample.restore_matrices(case.meta['plan']), batch_size=batch_size)
+                                  resample.restore_matrices(resample.Plan.from_json(case.meta['plan'])), batch_size=batch_size)
     scores.append(metrics.dice_per_class(labels, case.arrays['native_label'], len(index['organs']) + 1)[1:])
   scores = np.array(scores)
   seen = ~np.isnan(scores).all(0)
@@ -194,6 +197,17 @@ def _non_finite(done: int, aux: dict, picked: list, class_names: tuple[str, ...]
   cases = ', '.join(sorted({str(record[0]) for record in picked}))
   return (f'step {done}: loss {aux["loss"]:.4g}, gradient norm {aux["grad_norm"]:.4g}. Cases in the batch: {cases}. '
           f'Class terms: {terms}. Nothing of this step was saved; lower optimizer.learning_rate or set optimizer.clip_norm.')
+
+
+def _loss_options(options: dict, class_names: tuple[str, ...]) -> dict:
+  """The focused organs by name -> by class id; none named means every organ."""
+  options = dict(options)
+  unknown = [name for name in options.get('rare', ()) if name not in class_names]
+  if unknown:
+    raise InputError('loss.rare', f'{unknown} are not among the organs', f'Name some of {class_names[1:]}.')
+  if 'rare' in options:
+    options['rare'] = tuple(class_names.index(name) for name in options['rare']) or None
+  return options
 
 
 def _plain(options: dict) -> dict:

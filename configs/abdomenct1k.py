@@ -16,6 +16,4 @@ def get_config():
   config.data.dataset = 'abdomenct1k'
   config.data.root = 'data/abdomenct1k'
   config.data.num_cases = 100
-  config.data.val_fraction = 0.1
-  config.data.test_fraction = 0.3
   return config

@@ -19,8 +19,6 @@ def get_config():
   config.data.root = 'data/chaos'
   config.data.size = (128, 128)
   config.data.spacing_mm = ()
-  config.data.window = 'percentile'
-  config.data.val_fraction = 0.25
   config.model.unet.features = (16, 32, 64, 128, 256)
   config.augment.name = 'extended'
   config.train.batch_size = 12

@@ -13,12 +13,11 @@ def get_config() -> ml_collections.ConfigDict:
   data.root = 'data/synapse'  # where the raw scans are
   data.store = ''  # where prepared scans go; '' = stores/<dataset>-<options> beside the workdir
   data.size = (224, 224)  # working grid in-plane, pixels
-  data.spacing_mm = (1.0, 1.0)  # in-plane spacing before `fit`; () = keep the scan's own
+  data.spacing_mm = (1.0, 1.0)  # in-plane (y, x) spacing before `fit`; () = the scan's own
   data.fit = 'resize'  # to `size`: resize | crop_pad
   data.interpolation = 'cubic'  # of the image: cubic | linear
-  data.window = 'paper'  # paper [50, 350] HU | transunet [-125, 275] HU | percentile | (lo, hi)
-  data.val_fraction = 0.0  # of the training cases, where the data set publishes no validation split
-  data.test_fraction = 0.0  # of the cases, where the data set publishes no test split
+  data.window = ''  # paper [50, 350] HU | transunet [-125, 275] HU | percentile | LOW,HIGH; '' = the data set's own
+  data.fractions = ()  # shares of (train, val, test) where no split is published or given; () = the data set's own
   data.num_cases = 0  # drawn from the set with split_seed; 0 = all
   data.split_seed = 0
   data.keep_defective = False  # cases with known defects
@@ -31,9 +30,13 @@ def get_config() -> ml_collections.ConfigDict:
   config.loss = loss = ml_collections.ConfigDict()
   loss.name = 'ce_afw'  # ce_afw ce_dice ce_gd focal_dice and the others of afw_jax.losses.LOSSES
   loss.ce_afw = ml_collections.ConfigDict(dict(
-      recipe='paper', gamma=0.25, rare=ml_collections.config_dict.placeholder(tuple), correction='eq6',
-      symmetric=False, weighted=True))
-  loss.ce_dice = ml_collections.ConfigDict(dict(ce_weight=1.0, dice_weight=1.0, squared=False))
+      recipe='paper',  # Eq. 7, linear denominators | released: 0.5 / 0.5, squared
+      gamma=0.25,  # exponent of the focused organs
+      rare=(),  # names of the focused organs; () = every organ
+      correction='eq6',  # eq6 | eq2
+      symmetric=False,  # the same exponent for the background (Table 4)
+      learned_weights=True))  # False: equal weights (Table 3)
+  loss.ce_dice = ml_collections.ConfigDict(dict(recipe='paper'))  # paper 1 / 1 linear | released 0.5 / 0.5 squared
 
   config.optimizer = optimizer = ml_collections.ConfigDict()
   optimizer.learning_rate = 0.01

@@ -14,7 +14,7 @@ def get_config():
   config.data.size = (112, 112)
   config.data.spacing_mm = ()
   config.data.interpolation = 'linear'
-  config.data.window = (-150.0, 350.0)
+  config.data.window = '-150,350'
   config.model.unet.features = (16, 32, 64, 128, 256)
   config.augment.paper.mirror_axes = ()  # the organs of a mirrored abdomen change sides
   config.augment.paper.max_angle_deg = 15.0

@@ -18,7 +18,7 @@ def get_config():
   config.data.spacing_mm = ()
   config.model.unet.recipe = 'released'
   config.loss.ce_afw.recipe = 'released'
-  config.loss.ce_dice.update(dict(ce_weight=0.5, dice_weight=0.5, squared=True))
+  config.loss.ce_dice.recipe = 'released'
   config.optimizer.weight_decay = 1e-4
   config.optimizer.schedule_unit = 'step'
   config.augment.name = 'released'

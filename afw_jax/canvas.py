@@ -1,0 +1,61 @@
+"""The sheet every picture is drawn on: matplotlib without pyplot (no global state), written whole; the organ colours."""
+
+import os
+
+from afw_jax.errors import InputError
+
+# Thirteen colours a search kept apart for normal, deuteranope, protanope and tritanope eyes, readable on black and on white.
+COLOURS = (
+  '#df9f00', '#40dfdf', '#8020ff', '#bf4060', '#4060bf', '#df0020', '#80bf80',
+  '#df9fff', '#9f4080', '#bfbf60', '#df40ff', '#008020', '#bf809f',
+)  # fmt: skip
+DPI = 130
+
+
+def colour(index: int) -> str:
+  """Colour of class `index` (1, 2, ...); they repeat after thirteen. Grey for class 0."""
+  return COLOURS[(index - 1) % len(COLOURS)] if index > 0 else '#808080'
+
+
+def rgb(index: int) -> tuple[float, ...]:
+  """`colour` as red, green, blue in [0, 1]."""
+  return tuple(int(colour(index)[i : i + 2], 16) / 255 for i in (1, 3, 5))
+
+
+def new_figure(width: float, height: float):
+  """An empty matplotlib figure of a size in inches.
+
+  Raises:
+    InputError: matplotlib is not installed.
+  """
+  try:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+  except ImportError as error:
+    raise InputError('matplotlib', 'is not installed, no picture can be drawn', 'Run pip install afw_jax[viz].') from error
+  figure = Figure(figsize=(width, height), dpi=DPI, layout='constrained')
+  FigureCanvasAgg(figure)
+  return figure
+
+
+def legend_patch(index: int, label: str):
+  """A filled box in the colour of a class, for a legend."""
+  from matplotlib.patches import Patch
+  return Patch(facecolor=colour(index), edgecolor='black', linewidth=0.5, label=label)
+
+
+def black_outline() -> list:
+  """Path effects that keep small white text readable on anything."""
+  from matplotlib.patheffects import withStroke
+  return [withStroke(linewidth=1.8, foreground='black')]
+
+
+def save(figure, path: str) -> str:
+  """Writes a PNG whole or not at all, making its folder; returns the path."""
+  try:
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    figure.savefig(path + '.tmp', format='png')
+    os.replace(path + '.tmp', path)
+  except OSError as error:
+    raise InputError(path, f'cannot be written ({error})', 'Free space or choose another place.') from error
+  return path

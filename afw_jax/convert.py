@@ -1,0 +1,85 @@
+"""PyTorch weights of the reference implementations -> variables of ours.
+
+What differs from network to network is data in the network's own module:
+  TORCH_NAMES     (pattern, replacement) pairs for `re.sub`, applied in turn to our dotted module path, give PyTorch's
+  TORCH_CLASSES   keys of weights whose axis 0 is the number of classes (the first one present counts)
+  TORCH_CHANNELS  keys of weights whose axis 1 is the number of image channels (likewise)
+"""
+
+import re
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from afw_jax import models
+from afw_jax.errors import InputError
+
+# Our leaf's name -> PyTorch's; a leaf that is not here (a position table, say) is called the same in both.
+LEAVES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
+IGNORED = re.compile(r'(^|\.)num_batches_tracked$')
+
+
+def from_torch(name: str, state_dict: Mapping[str, np.ndarray], **options) -> dict:
+  """Turns a PyTorch state dict into variables for `afw_jax.models.build(name, ...)`.
+
+  Args:
+    name: the network, one of `models.MODELS`.
+    state_dict: PyTorch's key -> array, as numpy arrays (or anything `np.asarray` takes).
+    **options: those given to `models.build`; `num_classes` is read from the weights when left out.
+
+  Returns:
+    {'params': ..., 'batch_stats': ...} of float32 arrays (only the collections the network has).
+
+  Raises:
+    InputError: listing every key that is unknown, missing or of another shape than these options need.
+  """
+  options = dict(options)
+  num_classes = options.pop('num_classes', None)
+  models.check_options(name, options)
+  module = models.module_of(name)
+  arrays = {key: np.asarray(value) for key, value in state_dict.items() if not IGNORED.search(key)}
+  model = models.build(name, num_classes or _side(arrays, module.TORCH_CLASSES, 0, 2), **options)
+  image = jnp.zeros(module.smallest_image(model, _side(arrays, module.TORCH_CHANNELS, 1, 3)))
+  needed = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), image))
+
+  keys = {path: torch_key(path, module.TORCH_NAMES) for path in needed}
+  shapes = {keys[path]: _torch_shape(path, leaf.shape) for path, leaf in needed.items()}
+  missing = [key for key in shapes if key not in arrays]
+  unknown = [key for key in arrays if key not in shapes]
+  wrong = [f'{key} is {arrays[key].shape}, not {shape}' for key, shape in shapes.items()
+           if key in arrays and arrays[key].shape != shape]
+  problems = [f'{len(found)} {what}: {", ".join(found)}' for what, found in
+              (('missing', missing), ('unknown', unknown), ('of another shape', wrong)) if found]
+  if problems:
+    made_with = ', '.join([f'num_classes={model.num_classes}', *(f'{k}={v!r}' for k, v in options.items())])
+    raise InputError(f'PyTorch weights for {name}({made_with})', 'keys ' + '; keys '.join(problems),
+                     'give the network and the options these weights were made with')
+  return traverse_util.unflatten_dict({path: _from_torch_layout(path, arrays[key]) for path, key in keys.items()})
+
+
+def torch_key(path: tuple[str, ...], names) -> str:
+  """PyTorch's key of our variable at `path` (collection, modules..., leaf)."""
+  _, *modules, leaf = path
+  module = '.'.join(modules)
+  for pattern, replacement in names:
+    module = re.sub(pattern, replacement, module)
+  return '.'.join(part for part in (module, LEAVES.get(leaf, leaf)) if part)
+
+
+def _side(arrays, keys, axis, otherwise):
+  """Length of an axis of the first key present; without one the check of the keys will speak, whatever is taken."""
+  found = [arrays[key].shape[axis] for key in keys if key in arrays and arrays[key].ndim > axis]
+  return found[0] if found else otherwise
+
+
+def _torch_shape(path, shape):
+  """(*kernel, in, out) -> (out, in, *kernel), for convolutions and linear layers alike."""
+  return (shape[-1], shape[-2], *shape[:-2]) if path[-1] == 'kernel' else shape
+
+
+def _from_torch_layout(path, array):
+  array = array.astype(np.float32)
+  return jnp.asarray(np.moveaxis(array, (1, 0), (-2, -1)) if path[-1] == 'kernel' else array)

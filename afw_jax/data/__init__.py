@@ -1,0 +1,1 @@
+"""Reading, checking, preparing and feeding scans and labels."""

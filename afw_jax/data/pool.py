@@ -1,0 +1,130 @@
+"""Runs one idempotent function over many cases in worker processes that may die."""
+
+import collections
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import types
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+
+import tqdm
+
+from afw_jax.errors import InputError
+
+DEATHS = 3  # a case that kills its worker so often is given up
+_BYTES_PER_WORKER = 2 << 30  # a 512 x 512 x 600 scan as int16 and its label, several times over
+_BLAS = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
+
+
+def run_jobs(function: Callable[[dict], dict], jobs: list[dict], *, workers: int | None, progress: bool) -> list[dict]:
+  """Maps an idempotent function over jobs.
+
+  A worker that dies (out of memory, a crash in a decoder) takes its whole pool along: the cases in flight are then done
+  again one at a time in a pool of their own, so that the guilty one is known.
+
+  Args:
+    function: at module level; takes a job, returns a dict with 'id'.
+    jobs: dicts with 'id' and 'case'.
+    workers: processes; None as many as cores and memory allow; 0 runs in this process.
+    progress: show a bar with the time left.
+
+  Returns:
+    The results, in the order of completion. A case given up gives {'id', 'problems': [InputError]}.
+
+  Raises:
+    Whatever the function raises; no further job is started then.
+  """
+  if workers is None:
+    workers = _default_workers()
+  workers = min(workers, len(jobs))
+  results = []
+  with tqdm.tqdm(total=len(jobs), unit='case', desc='prepare', disable=not progress) as bar:
+    def done(result):
+      results.append(result)
+      bar.update()
+    if workers == 0:
+      for job in jobs:
+        done(function(job))
+    else:
+      _run_pools(function, jobs, workers, done)
+  return results
+
+
+def _run_pools(function, jobs, workers, done):
+  deaths = collections.Counter()
+  queue, suspects = collections.deque(jobs), collections.deque()
+  while queue or suspects:
+    alone = bool(suspects)
+    todo = collections.deque([suspects.popleft()]) if alone else queue
+    running = {}
+    with _pool(1 if alone else workers, workers) as pool:
+      try:
+        while todo or running:
+          while todo and len(running) < workers:
+            with _no_main():
+              running[pool.submit(function, todo[0])] = todo[0]
+            todo.popleft()
+          for future in wait(running, return_when=FIRST_COMPLETED).done:
+            done(future.result())
+            del running[future]
+      except BrokenProcessPool:
+        for job in (*running.values(), *(todo if alone else ())):
+          deaths[job['id']] += 1
+          if deaths[job['id']] < DEATHS:
+            suspects.append(job)
+          else:
+            done({'id': job['id'], 'problems': [InputError(
+              job['case'].image, f'reading it ended the worker process {DEATHS} times',
+              'Probably too little memory: prepare with fewer workers, or remove the case')]})
+
+
+@contextlib.contextmanager
+def _pool(processes, workers):
+  """A pool of fresh interpreters, each with its share of the cores for matrix products."""
+  threads = str(max(1, _cores() // workers))
+  changed = [name for name in _BLAS if name not in os.environ]
+  os.environ.update(dict.fromkeys(changed, threads))  # read once, when the worker loads numpy
+  try:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'), _start) as pool:
+      yield pool
+  finally:
+    for name in changed:
+      os.environ.pop(name)
+
+
+@contextlib.contextmanager
+def _no_main():
+  """Lets workers start without running the caller's script again (a new interpreter does so for the sake of functions
+  defined there; ours are not), be it slow to import, not guarded by __name__, or standard input."""
+  main = sys.modules['__main__']
+  sys.modules['__main__'] = types.ModuleType('__main__')
+  try:
+    yield
+  finally:
+    sys.modules['__main__'] = main
+
+
+def _start():
+  """In the worker: leave Ctrl-C to the parent, and end when the parent is gone, however it went."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  parent = multiprocessing.parent_process()
+
+  def watch():
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
+
+
+def _cores() -> int:
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def _default_workers() -> int:
+  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  return max(1, min(_cores(), memory // _BYTES_PER_WORKER))

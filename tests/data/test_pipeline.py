@@ -1,0 +1,191 @@
+import json
+import pickle
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from afw_jax.data import pipeline, store
+from afw_jax.data.pipeline import SliceSource, records, steps_per_epoch, train_batches
+from afw_jax.errors import InputError
+
+DEPTHS = {'a': 3, 'b': 4, 'c': 6}  # 13 slices, coprime to every batch size used here
+IDS = list(DEPTHS)
+
+
+def put_case(folder, case_id, image, window=(50.0, 350.0)):
+  label = (image % 9).astype(np.uint8)
+  store.write_case(folder, case_id, {'image': image, 'label': label, 'native_label': label}, {'window': list(window)})
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('store')
+  for n, (case_id, depth) in enumerate(DEPTHS.items()):
+    image = 1000 * n + np.arange(depth * 20, dtype=np.int16).reshape(depth, 4, 5)
+    put_case(folder, case_id, image, (50.0 + n, 350.0 + n))
+  return str(folder)
+
+
+def take(folder, count, **options):
+  options = {'batch_size': 4, 'seed': 3, **options}
+  iterator = train_batches(folder, IDS, **options)
+  batches = [next(iterator) for _ in range(count)]
+  iterator.close()
+  return batches
+
+
+def assert_same(one, two):
+  assert len(one) == len(two)
+  for a, b in zip(one, two):
+    assert a.keys() == b.keys()
+    for key in a:
+      np.testing.assert_array_equal(a[key], b[key])
+
+
+def test_a_batch_is_the_slices_its_index_names(folder):
+  rows = records(folder, IDS)
+  assert rows == [(case_id, z) for case_id, depth in DEPTHS.items() for z in range(depth)]
+  for batch in take(folder, 7):
+    assert batch['image'].shape == (4, 4, 5, 1) and batch['image'].dtype == np.int16
+    assert batch['label'].shape == (4, 4, 5) and batch['label'].dtype == np.uint8
+    assert batch['window'].shape == (4, 2) and batch['window'].dtype == np.float32
+    assert batch['index'].shape == (4,) and batch['index'].dtype == np.int32
+    for b in range(4):
+      case_id, z = rows[batch['index'][b]]
+      n = IDS.index(case_id)
+      expected = 1000 * n + np.arange(20).reshape(4, 5) + 20 * z
+      np.testing.assert_array_equal(batch['image'][b, ..., 0], expected)
+      np.testing.assert_array_equal(batch['label'][b], expected % 9)
+      np.testing.assert_array_equal(batch['window'][b], [50 + n, 350 + n])
+
+
+def test_every_epoch_holds_every_record_once_in_a_new_order(folder):
+  stream = np.concatenate([b['index'] for b in take(folder, 39)])
+  assert stream.size == 12 * 13
+  epochs = stream.reshape(12, 13)
+  for epoch in epochs:
+    assert sorted(epoch) == list(range(13))
+  assert len({tuple(epoch) for epoch in epochs}) == 12
+
+
+def test_order_follows_the_seed(folder):
+  one, two, other = (np.concatenate([b['index'] for b in take(folder, 6, seed=s)]) for s in (1, 1, 2))
+  assert np.array_equal(one, two) and not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize('start', [0, 1, 3, 4, 1000003])
+def test_any_start_continues_the_same_stream(folder, start):
+  assert_same(take(folder, 8, start_step=start)[3:], take(folder, 5, start_step=start + 3))
+
+
+@pytest.mark.parametrize('world', [2, 4])
+@pytest.mark.parametrize('start', [0, 5])
+def test_ranks_cut_the_same_global_batches(folder, world, start):
+  whole = take(folder, 6, start_step=start)
+  parts = [take(folder, 6, start_step=start, rank=rank, world=world) for rank in range(world)]
+  joined = [{key: np.concatenate([part[k][key] for part in parts]) for key in whole[k]} for k in range(6)]
+  assert_same(whole, joined)
+
+
+@pytest.mark.parametrize('prefetch', [1, 2, 5])
+def test_prefetch_changes_nothing(folder, prefetch):
+  assert_same(take(folder, 6), take(folder, 6, prefetch=prefetch))
+
+
+def test_worker_processes_change_nothing(folder):
+  code = f"""
+import json
+from afw_jax.data.pipeline import train_batches
+if __name__ == '__main__':
+  for workers, options in ((2, dict(start_step=2)), (2, dict(start_step=2, rank=1, world=2))):
+    it = train_batches({folder!r}, {IDS!r}, batch_size=4, seed=3, num_workers=workers, **options)
+    print(json.dumps([[int(i) for i in next(it)['index']] for _ in range(6)]))
+    it.close()
+"""
+  out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+  assert out.returncode == 0, out.stderr[-2000:]
+  whole, part = [json.loads(line) for line in out.stdout.splitlines()]
+  assert whole == [b['index'].tolist() for b in take(folder, 6, start_step=2)]
+  assert part == [b['index'].tolist() for b in take(folder, 6, start_step=2, rank=1, world=2)]
+
+
+def test_source_travels_by_path_only(folder):
+  source = SliceSource(folder, IDS)
+  source[0]
+  sent = pickle.dumps(source)
+  assert len(sent) < 2000
+  again = pickle.loads(sent)
+  assert len(again) == 13
+  for i in (0, 7, 12):
+    np.testing.assert_array_equal(again[i]['image'], source[i]['image'])
+
+
+def test_slices_are_copies_not_views_of_the_store(folder):
+  element = SliceSource(folder, IDS)[0]
+  element['image'][:] = -5  # a memory map would refuse, or change the file
+  assert SliceSource(folder, IDS)[0]['image'].min() == 0
+
+
+def test_batches_are_ready_before_they_are_asked_for(folder, monkeypatch):
+  class Slow(SliceSource):
+    def __getitem__(self, index):
+      time.sleep(0.01)
+      return super().__getitem__(index)
+
+  iterator = train_batches(folder, IDS, batch_size=4, seed=0, source=Slow(folder, IDS))
+  next(iterator)
+  waits = []
+  for _ in range(5):
+    time.sleep(0.2)  # the step
+    start = time.perf_counter()
+    next(iterator)
+    waits.append(time.perf_counter() - start)
+  iterator.close()
+  assert np.median(waits) < 0.02  # reading one batch takes 0.04 s
+
+
+def test_other_sources_fit_the_same_pipe():
+  volumes = [{'image': np.full((2, 3, 4, 1), i, np.float32), 'index': np.int32(i)} for i in range(5)]
+  iterator = train_batches('', [], batch_size=2, seed=0, source=volumes)
+  batch = next(iterator)
+  iterator.close()
+  assert batch['image'].shape == (2, 2, 3, 4, 1)
+  np.testing.assert_array_equal(batch['image'][:, 0, 0, 0, 0], batch['index'])
+
+
+def test_steps_per_epoch_rounds_up():
+  assert [steps_per_epoch(n, 4) for n in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize('options, words', [
+  ({'batch_size': 6, 'world': 4}, ['6', '4 ranks']), ({'batch_size': 0}, ['0 rows']), ({'rank': 2, 'world': 2}, ['2 of 2']),
+  ({'start_step': -1}, ['start_step', '-1']), ({'prefetch': 0}, ['prefetch']), ({'num_workers': -2}, ['num_workers'])])
+def test_impossible_requests_are_one_clear_line(folder, options, words):
+  with pytest.raises(InputError) as e:
+    take(folder, 1, **options)
+  assert '\n' not in str(e.value) and all(word in str(e.value) for word in words)
+
+
+def test_cases_that_cannot_share_a_batch_are_named(tmp_path):
+  put_case(tmp_path, 'one', np.zeros((2, 4, 5), np.int16))
+  put_case(tmp_path, 'wide', np.zeros((2, 4, 6), np.int16))
+  put_case(tmp_path, 'real', np.zeros((2, 4, 5), np.float32))
+  for other in ('wide', 'real'):
+    with pytest.raises(InputError, match=f'case {other}'):
+      records(tmp_path, ['one', other])
+  with pytest.raises(InputError, match='no case'):
+    records(tmp_path, [])
+  with pytest.raises(InputError, match='missing'):
+    records(tmp_path, ['one', 'missing'])
+
+
+def test_many_cases_need_few_open_files(tmp_path, monkeypatch):
+  monkeypatch.setattr(pipeline, '_OPEN_CASES', 2)
+  for i in range(6):
+    put_case(tmp_path, f'c{i}', np.full((2, 4, 5), i, np.int16))
+  source = SliceSource(tmp_path, [f'c{i}' for i in range(6)])
+  assert [int(source[i]['image'][0, 0, 0]) for i in range(12)] == [i // 2 for i in range(12)]
+  assert source._case.cache_info().currsize == 2

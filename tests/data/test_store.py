@@ -1,0 +1,144 @@
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+
+from afw_jax.data import store
+from afw_jax.errors import InputError
+
+ARRAYS = {'image': np.arange(2 * 5 * 4, dtype=np.int16).reshape(2, 5, 4), 'label': np.ones((2, 5, 4), np.uint8)}
+META = {'options_hash': 'abc', 'window': [50.0, 350.0]}
+
+
+def files(root):
+  return sorted(str(p.relative_to(root)) for p in root.rglob('*') if p.is_file())
+
+
+def test_round_trip(tmp_path):
+  written = store.write_case(tmp_path, 'c 1', ARRAYS, META)
+  case = store.read_case(tmp_path, 'c 1', verify=True)
+  assert case.id == 'c 1' and case.meta == written and case.meta['window'] == [50.0, 350.0]
+  for name, array in ARRAYS.items():
+    np.testing.assert_array_equal(case.arrays[name], array)
+    assert isinstance(case.arrays[name], np.memmap) and case.arrays[name].dtype == array.dtype
+    assert case.meta['arrays'][name]['shape'] == [2, 5, 4]
+  assert files(tmp_path) == ['cases/c 1/case.json', 'cases/c 1/image.npy', 'cases/c 1/label.npy']
+  with pytest.raises(ValueError, match='read-only'):
+    case.arrays['image'][0, 0, 0] = 1
+
+
+def test_a_case_is_replaced_whole(tmp_path):
+  store.write_case(tmp_path, 'c', {**ARRAYS, 'extra': ARRAYS['label']}, META)
+  store.write_case(tmp_path, 'c', {'image': ARRAYS['image'] + 1}, {'options_hash': 'new'})
+  case = store.read_case(tmp_path, 'c', verify=True)
+  assert set(case.arrays) == {'image'} and case.arrays['image'][0, 0, 1] == 2
+  assert files(tmp_path) == ['cases/c/case.json', 'cases/c/image.npy']
+  assert store.is_complete(tmp_path, 'c', 'new') and not store.is_complete(tmp_path, 'c', 'abc')
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+  store.write_case(tmp_path, 'c', ARRAYS, META)
+  for name in ('image.npy', 'label.npy', 'case.json'):
+    path = tmp_path / 'cases' / 'c' / name
+    good = path.read_bytes()
+    for at in np.random.default_rng(0).integers(0, 8 * len(good), 40):
+      bad = bytearray(good)
+      bad[at // 8] ^= 1 << (at % 8)
+      path.write_bytes(bad)
+      if name == 'case.json' and json.loads(good) == _loads(bad):
+        continue  # a space became another kind of space
+      with pytest.raises(InputError, match=name):
+        store.read_case(tmp_path, 'c', verify=True)
+    path.write_bytes(good)
+  store.read_case(tmp_path, 'c', verify=True)
+
+
+def _loads(content):
+  try:
+    return json.loads(content)
+  except ValueError:
+    return None
+
+
+def test_half_a_case_is_none(tmp_path):
+  store.write_case(tmp_path, 'c', ARRAYS, META)
+  folder = tmp_path / 'cases' / 'c'
+  good = (folder / 'label.npy').read_bytes()
+  (folder / 'label.npy').write_bytes(good[:-1])
+  with pytest.raises(InputError, match=r'label.npy.*bytes instead of.*prepare again'):
+    store.read_case(tmp_path, 'c')
+  assert not store.is_complete(tmp_path, 'c', 'abc')
+  (folder / 'label.npy').unlink()
+  with pytest.raises(InputError, match='label.npy.*no such file'):
+    store.read_case(tmp_path, 'c')
+  (folder / 'label.npy').write_bytes(good)
+  assert store.is_complete(tmp_path, 'c', 'abc')
+  (folder / 'case.json').unlink()
+  assert not store.is_complete(tmp_path, 'c', 'abc')
+  with pytest.raises(InputError, match='no such case'):
+    store.read_case(tmp_path, 'c')
+
+
+@pytest.mark.parametrize('number, word', [(errno.ENOSPC, 'disk space'), (errno.EACCES, 'permissions'),
+                                          (errno.EFBIG, 'ulimit'), (errno.EDQUOT, 'quota')])
+@pytest.mark.parametrize('call', range(4))
+def test_a_refused_write_leaves_nothing(tmp_path, monkeypatch, number, word, call):
+  sync, calls = os.fsync, []
+
+  def failing(fd):
+    calls.append(fd)
+    if len(calls) == call + 1:
+      raise OSError(number, os.strerror(number))
+    sync(fd)
+
+  monkeypatch.setattr(os, 'fsync', failing)
+  with pytest.raises(InputError, match=word) as e:
+    store.write_case(tmp_path, 'c', ARRAYS, META)
+  assert str(tmp_path) in str(e.value) and files(tmp_path) == []
+  store.write_case(tmp_path, 'c', ARRAYS, META)
+  assert store.is_complete(tmp_path, 'c', 'abc')
+
+
+def test_a_file_where_a_folder_is_needed(tmp_path):
+  (tmp_path / 'cases').write_text('')
+  with pytest.raises(InputError, match='cannot be written'):
+    store.write_case(tmp_path, 'c', ARRAYS, META)
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(InputError, match='cannot be written'), store.lock(tmp_path / 'file'):
+    pass
+
+
+def test_pickles_are_never_written_or_read(tmp_path):
+  with pytest.raises(ValueError, match='allow_pickle'):
+    store.write_case(tmp_path, 'c', {'image': np.array([{}])}, META)
+  assert files(tmp_path) == []
+
+
+def test_index(tmp_path):
+  with pytest.raises(InputError, match='no prepared store.*prepare'):
+    store.read_index(tmp_path / 'nowhere')
+  store.write_index(tmp_path, {'name': 'x', 'cases': {}})
+  assert store.read_index(tmp_path)['name'] == 'x' and files(tmp_path) == ['dataset.json']
+  for content, message in (('{"labels": {}}', 'not the index'), ('{"kind": ', 'damaged'), ('[]', 'damaged'),
+                           ('{"kind": "afw_jax store", "format": 99}', 'format 99')):
+    (tmp_path / 'dataset.json').write_text(content)
+    with pytest.raises(InputError, match=message):
+      store.read_index(tmp_path)
+
+
+def test_leftovers_go_and_cases_stay(tmp_path):
+  store.write_case(tmp_path, 'c', ARRAYS, META)
+  for leftover in (tmp_path / 'cases' / '.tmp-d-7', tmp_path / '.staging' / 'cases' / '.tmp-e-8'):
+    leftover.mkdir(parents=True)
+    (leftover / 'image.npy').write_bytes(b'half')
+  store.remove_stale(tmp_path)
+  assert files(tmp_path) == ['cases/c/case.json', 'cases/c/image.npy', 'cases/c/label.npy']
+
+
+def test_one_writer_at_a_time(tmp_path):
+  with store.lock(tmp_path), pytest.raises(InputError, match='another process'), store.lock(tmp_path):
+    pass
+  with store.lock(tmp_path):
+    pass
