@@ -54,9 +54,9 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
         convention=options.convention, nsd_tolerance_mm=options.nsd_tolerance_mm)
     volumes.write_label(os.path.join(folders['predictions'], f'{case_id}.nii.gz'), trained.on_file(labels), geometry)
     writer.write_json(os.path.join(folders['cases'], f'{case_id}.json'), {
-        'case': case_id, 'split': split, 'convention': options.convention, 'spacing_mm': list(geometry.spacing_mm),
-        'has_mm': geometry.has_mm, 'nsd_tolerance_mm': options.nsd_tolerance_mm, 'scores': scores,
-        'checkpoint_step': trained.meta['step']})
+        'case': case_id, 'split': split, 'organs': list(trained.organs), 'convention': options.convention,
+        'spacing_mm': list(geometry.spacing_mm), 'has_mm': geometry.has_mm, 'nsd_tolerance_mm': options.nsd_tolerance_mm,
+        'checkpoint_step': trained.meta['step'], 'scores': scores})
     mean_dsc[case_id] = float(np.nanmean([s['dsc'] for s in scores.values()]))
 
   ranked = sorted(mean_dsc, key=mean_dsc.get)

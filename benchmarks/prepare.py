@@ -1,16 +1,20 @@
 """Time and equality of the working-grid resampling beside scipy.ndimage.zoom: python benchmarks/prepare.py [--slices 150].
 
 Both do the same work: 512 x 512 slices to 1 mm (358 x 358 at 0.7 mm) and to 224 x 224, image cubic or linear, label
-nearest; scipy slice by slice (its whole-volume call is slower still). Runs are interleaved, the best of each counts.
+nearest; scipy slice by slice (its whole-volume call is slower still). One core each; runs are interleaved, the best of
+each counts.
 """
 
 import argparse
+import os
 import time
 
-import numpy as np
-import scipy.ndimage
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # one core each, as in the processes of --mode=prepare
 
-from afw_jax.data import resample
+import numpy as np  # noqa: E402
+import scipy.ndimage  # noqa: E402
+
+from afw_jax.data import resample  # noqa: E402
 
 
 def scipy_zoom(volume: np.ndarray, sizes: list[int], order: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import scipy.ndimage
 from afw_jax.errors import InputError
 
 _MAX_SIDE = 4096
-_BLOCK = 64  # output samples per matrix product; a block needs only its neighbourhood of the input
+_BLOCK = 16  # output samples per matrix product: a block needs only its neighbourhood of the input
 _NEGLIGIBLE = 1e-9  # spline weights below this share of the largest cannot change a float32 sum
 
 
@@ -137,8 +137,8 @@ def to_working(volume: np.ndarray, plan: Plan, order: int) -> np.ndarray:
   mz, my, mx = (_to_working_matrix(plan, axis, order) for axis in range(3))
   out = np.empty((plan.native[0], my.shape[0], mx.shape[0]), np.float32)
   for z in range(plan.native[0]):  # slice by slice: the intermediate stays in the cache
-    out[z] = _apply(my, _apply(mx, volume[z].astype(np.float32, copy=False).T).T)
-  if plan.native[0] != mz.shape[0]:
+    out[z] = _apply(mx, _apply(my, volume[z].astype(np.float32, copy=False)).T).T
+  if not np.array_equal(mz, np.eye(plan.native[0])):
     out = _apply(mz, out.reshape(out.shape[0], -1)).reshape(mz.shape[0], *out.shape[1:])
   out = _place(out, plan, out.dtype.type(volume.min()))
   if np.issubdtype(volume.dtype, np.integer):
@@ -175,7 +175,7 @@ def _gather(volume: np.ndarray, plan: Plan) -> np.ndarray:
     if plan.fit == 'resize' and plan.resampled[axis] != plan.working[axis]:
       second = nearest_index(plan.resampled[axis], plan.working[axis])
       index = np.where(second < 0, -1, index[second])
-    if plan.native[axis] == len(index):
+    if np.array_equal(index, np.arange(plan.native[axis])):
       continue
     volume = np.take(volume, index, axis=axis)
     if (index < 0).any():

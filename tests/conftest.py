@@ -1,0 +1,59 @@
+"""What several tests share: the command line on a small synthetic data set."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from afw_jax.data import phantom
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMALL = ('--config.data.size=(32, 32)', '--config.model.unet.features=(4, 8, 8, 8, 8)', '--config.train.batch_size=8',
+         '--config.train.epochs=3', '--config.train.steps_per_epoch=8', '--config.train.checkpoint_every_steps=5',
+         '--config.train.validate_every_epochs=1', '--config.train.log_every_steps=1')
+
+
+def command(*arguments: str) -> list[str]:
+  """The door, as a user opens it."""
+  return [sys.executable, '-m', 'afw_jax.main', *map(str, arguments)]
+
+
+def environment(**extra: str) -> dict[str, str]:
+  """This environment with the package on the path, from wherever the tests are run."""
+  return {**os.environ, 'PYTHONPATH': str(ROOT), **extra}
+
+
+@pytest.fixture(scope='session')
+def phantoms(tmp_path_factory):
+  """Seven tiny abdomens: four to train, one to validate, two to test; one new scan."""
+  folder = tmp_path_factory.mktemp('phantoms')
+  phantom.write_phantoms(str(folder), num_cases=7, num_val=1, num_test=2, num_new=1, shape=(10, 40, 40), matrix_jitter=2,
+                         slice_mm=(20.0, 22.0))
+  return folder
+
+
+@pytest.fixture(scope='session')
+def run_main():
+  """Runs the door to its end and returns the finished process."""
+  def run(*arguments, check=0, **extra):
+    done = subprocess.run(command(*arguments), cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=300)
+    if check is not None:
+      assert done.returncode == check, done.stderr[-3000:]
+    return done
+  return run
+
+
+@pytest.fixture(scope='session')
+def demo(phantoms):
+  """Arguments of a small training on the phantoms."""
+  return ('--config=configs/demo.py', f'--config.data.root={phantoms}', *SMALL)
+
+
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory, demo, run_main):
+  """The workdir of a small finished run."""
+  workdir = tmp_path_factory.mktemp('runs') / 'small'
+  run_main(*demo, f'--workdir={workdir}')
+  return workdir
