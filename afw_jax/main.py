@@ -4,6 +4,7 @@ Modes: prepare, train, evaluate, report, predict; all (the default) = prepare wh
 evaluate and report. The same command again goes on where it stopped.
 """
 
+import glob
 import logging
 import os
 import sys
@@ -43,11 +44,18 @@ def main() -> None:
 
 def _parse(argv: list[str]) -> list[str]:
   try:
-    return flags.FLAGS(argv)
+    rest = flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError, OSError) as error:
+    while error.args and isinstance(error.args[0], Exception):
+      error = error.args[0]
     lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines() if line.strip()]
-    _fail(f'{lines[0].split("Error whilst")[0]}{lines[-1] if len(lines) > 1 else ""} '
+    _fail(f'{lines[0].split("Error whilst")[0]} {lines[-1] if len(lines) > 1 else ""} '
           '(options: --help; the keys of a config and their defaults: configs/common.py)')
+  path = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0] if flags.FLAGS['config'].present else None
+  if path is not None and not os.path.isfile(path):
+    near = sorted(glob.glob('configs/*.py'))
+    _fail(f'--config={path}: no such file. ' + (f'Use one of {", ".join(near)}.' if near else 'Run from the folder that holds configs/.'))
+  return rest
 
 
 def _run(argv: list[str]) -> None:
@@ -94,6 +102,8 @@ def _cache(folder: str) -> None:
 
 def _train_and_score(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
   _cache(config.runtime.compilation_cache)
+  if mode != 'prepare':
+    train.check_options(config)  # before any long work
   run_folder.claim(workdir, config)
   store_dir = run_folder.store_path(config, workdir)
   if mode in ('all', 'prepare'):

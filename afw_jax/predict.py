@@ -12,7 +12,7 @@ import numpy as np
 import tqdm
 
 from afw_jax import augment, checkpoint, inference, models, step, writer
-from afw_jax.data import datasets, resample, volumes
+from afw_jax.data import prepare, resample, volumes
 from afw_jax.errors import InputError
 
 
@@ -77,13 +77,6 @@ def load(workdir: str, *, which: str = 'best', mirror_axes: Sequence[int] = ()) 
   return Trained(jax.jit(forward), variables, meta)
 
 
-def to_working(scan: volumes.Volume, options: dict) -> tuple[resample.Plan, np.ndarray, tuple[float, float]]:
-  """A scan as `prepare` makes a case of it: (plan, (D, h, w) image on the working grid, window)."""
-  plan = resample.make_plan(scan.array.shape, scan.spacing_mm, size=options['size'], spacing=options['spacing_mm'], fit=options['fit'])
-  image = np.ascontiguousarray(scan.array)
-  return plan, resample.to_working(image, plan, options['order']), datasets.scan_window(image, options['window'])
-
-
 def predict_volume(
     trained: Trained, scan: volumes.Volume, *, batch_size: int = 8, largest_component: bool = False,
     keep_probabilities: bool = False
@@ -100,7 +93,7 @@ def predict_volume(
   Returns:
     (labels (D, H, W) uint8 class ids on the scan's own grid, probabilities (D, H, W, C) float16 or None).
   """
-  plan, image, window = to_working(scan, trained.meta['data']['options'])
+  plan, image, window = prepare.to_working(scan, trained.meta['data']['options'])
   labels, probabilities = inference.segment(
       trained.predict_step, trained.variables, image, window, resample.restore_matrices(plan),
       batch_size=batch_size, keep_probabilities=keep_probabilities)
@@ -164,6 +157,8 @@ def find_scans(path: str) -> dict[str, str]:
   Raises:
     InputError: nothing there.
   """
+  if not os.path.exists(path):
+    raise InputError(path, 'no such file or folder', 'Give a scan (.nii, .nii.gz), a DICOM series folder, or a folder of scans.')
   if not os.path.isdir(path):
     return {_stem(path): path}
   entries = sorted(e for e in os.listdir(path) if not e.startswith('.'))

@@ -45,13 +45,10 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   total_steps = config.train.epochs * steps_per_epoch
 
   # -- model, loss, optimizer: the config ends here
-  model_options = {'dtype': config.model.dtype, **config.model.get(config.model.name, {})}
-  model = models.build(config.model.name, num_classes=len(class_names), **model_options)
+  model, model_options = _network(config, len(class_names))
   loss_fn = losses.make_loss(config.loss.name, **_loss_options(config.loss.get(config.loss.name, {}), class_names))
-  transform = augment.make_augment(config.augment.name, **config.augment.get(config.augment.name, {}))
-  schedule = optimizer.polynomial_schedule(
-      config.optimizer.learning_rate, epochs=config.train.epochs, steps_per_epoch=steps_per_epoch,
-      unit=config.optimizer.schedule_unit, power=config.optimizer.power)
+  transform = _augmentation(config)
+  schedule = _schedule(config, steps_per_epoch)
   tx = optimizer.sgd(schedule, momentum=config.optimizer.momentum, weight_decay=config.optimizer.weight_decay,
                      clip_norm=config.optimizer.clip_norm)
 
@@ -153,6 +150,34 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
     for manager in managers.values():
       checkpoint.finish(manager)
       manager.close()
+
+
+def check_options(config: ml_collections.ConfigDict) -> None:
+  """Raises InputError for what the config asks of network, loss, augmentation or schedule and cannot have; takes no time."""
+  _augmentation(config)
+  _schedule(config, 1)
+  options = dict(config.loss.get(config.loss.name, {}))
+  options.pop('rare', None)  # organ names: checked when the data are known
+  losses.make_loss(config.loss.name, **options)
+  sharding.check_batch(config.train.batch_size, sharding.make_mesh())
+  model, _ = _network(config, 2)
+  image = jax.ShapeDtypeStruct((1, *config.data.size, 1), jnp.float32)
+  jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+
+
+def _network(config: ml_collections.ConfigDict, num_classes: int):
+  options = {'dtype': config.model.dtype, **config.model.get(config.model.name, {})}
+  return models.build(config.model.name, num_classes=num_classes, **options), options
+
+
+def _augmentation(config: ml_collections.ConfigDict):
+  return augment.make_augment(config.augment.name, **config.augment.get(config.augment.name, {}))
+
+
+def _schedule(config: ml_collections.ConfigDict, steps_per_epoch: int):
+  return optimizer.polynomial_schedule(
+      config.optimizer.learning_rate, epochs=config.train.epochs, steps_per_epoch=steps_per_epoch,
+      unit=config.optimizer.schedule_unit, power=config.optimizer.power)
 
 
 def validate(predict_step, variables, store_dir: str, index: dict, batch_size: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Time and equality of the working-grid resampling beside scipy.ndimage.zoom: python benchmarks/prepare.py [--slices 150].
+"""Time and values of resampling to the working grid beside scipy.ndimage.zoom: python benchmarks/prepare.py.
 
 Both do the same work: 512 x 512 slices to 1 mm (358 x 358 at 0.7 mm) and to 224 x 224, image cubic or linear, label
 nearest; scipy slice by slice (its whole-volume call is slower still). One core each; runs are interleaved, the best of

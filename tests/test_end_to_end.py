@@ -71,7 +71,7 @@ def test_predict_on_a_new_scan(trained, phantoms, run_main, tmp_path):
     assert float(row[f'{organ}_ml']) == pytest.approx((np.asarray(label.dataobj) == c).sum() * voxel_ml, abs=2e-3)
   assert 'mL' in done.stdout and 'liver' in done.stdout
   probabilities = sum(nib.load(tmp_path / 'out' / f'new_000_probability_{o}.nii.gz').get_fdata() for o in ORGANS)
-  assert probabilities.shape == scan.shape and 0 <= probabilities.min() and probabilities.max() <= 1.01
+  assert probabilities.shape == scan.shape and probabilities.min() >= 0 and probabilities.max() <= 1.01
 
 
 def test_the_python_call_does_the_same(trained, phantoms, run_main, tmp_path):

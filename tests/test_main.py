@@ -35,7 +35,7 @@ def test_mistakes_on_the_command_line(run_main, tmp_path, arguments, said):
 
 
 @pytest.mark.parametrize('change, said', [
-    ('--config.model.name=unett', "Did you mean 'unet'"), ('--config.loss.name=ce_awf', "Did you mean 'ce_afw'"),
+    ('--config.model.name=unett', "id you mean 'unet'"), ('--config.loss.name=ce_awf', "Did you mean 'ce_afw'"),
     ('--config.loss.ce_afw.rare=("spleeen",)', 'spleeen'), ('--config.augment.name=papers', 'paper'),
     ('--config.optimizer.schedule_unit=day', 'epoch'), ('--config.data.size=(30, 32)', '32')])
 def test_options_that_cannot_be(run_main, demo, trained, tmp_path, change, said):

@@ -9,9 +9,9 @@ import time
 
 import numpy as np
 import pytest
+from conftest import ROOT, command, environment
 
 from afw_jax import checkpoint
-from conftest import ROOT, command, environment
 
 
 def fingerprints(workdir):

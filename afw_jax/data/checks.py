@@ -105,7 +105,8 @@ def _classes(label, spec, problems):
 
 
 def _known(spec) -> str:
-  return ', '.join(f'{ids[0] if len(ids) == 1 else f"{ids[0]}-{ids[-1]}"} {organ}' for organ, ids in spec.raw_ids.items())
+  text = lambda ids: str(ids[0]) if len(ids) == 1 else f'{ids[0]}-{ids[-1]}'
+  return ', '.join(f'{text(ids)} {organ}' for organ, ids in spec.raw_ids.items())
 
 
 def _counts(array: np.ndarray) -> np.ndarray:

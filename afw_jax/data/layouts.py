@@ -98,7 +98,8 @@ def _double_ids(cases: Iterable[CaseFiles]) -> list[InputError]:
   for case in cases:
     other = seen.setdefault(case.id.casefold(), case)  # names that differ in case alone are one name on some disks
     if other is not case:
-      problems.append(InputError(case.image, f'has the same case id as {other.image} ({case.id})', 'Rename one of them'))
+      problems.append(InputError(case.image, f'has the same case id as {other.image} ({case.id})',
+                                 'Rename one of them'))
   return problems
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from afw_jax.data import checks, datasets, layouts, resample, store
+from afw_jax.data import checks, datasets, layouts, resample, store, volumes
 from afw_jax.data.pool import run_jobs
 from afw_jax.errors import InputError, InputErrors
 
@@ -74,8 +74,8 @@ def prepare(dataset: str, root: str | os.PathLike, store_dir: str | os.PathLike,
   return store.read_index(store_dir)
 
 
-def make_request(dataset: str, *, size=(224, 224), spacing_mm=(None, 1.0, 1.0), fit='resize', order='cubic', window=None,
-                 fractions=None, seed=0, cases=None, keep_defective=False) -> dict:
+def make_request(dataset: str, *, size=(224, 224), spacing_mm=(None, 1.0, 1.0), fit='resize', order='cubic',
+                 window=None, fractions=None, seed=0, cases=None, keep_defective=False) -> dict:
   """The choices of a `prepare` call as plain JSON, as the index keeps them under 'request'."""
   if order not in ORDERS:
     raise InputError(f'order {order!r}', 'unknown', "Use 'cubic' or 'linear'")
@@ -83,7 +83,8 @@ def make_request(dataset: str, *, size=(224, 224), spacing_mm=(None, 1.0, 1.0), 
   if isinstance(cases, int) and cases < 1:
     raise InputError(f'cases {cases}', 'is not a number of cases', 'Give a positive number, a list of ids, or None')
   return json.loads(json.dumps(dict(
-    dataset=dataset, size=list(size), spacing_mm=list(spacing_mm), fit=fit, order=ORDERS[order],
+    dataset=dataset, size=[s if s is None else int(s) for s in size],
+    spacing_mm=[s if s is None else float(s) for s in spacing_mm], fit=fit, order=ORDERS[order],
     window=window if window is None or isinstance(window, str) else [float(w) for w in window],
     fractions=None if fractions is None else [float(f) for f in fractions], seed=int(seed),
     cases=cases if cases is None or isinstance(cases, int) else sorted(cases), keep_defective=bool(keep_defective))))
@@ -101,7 +102,8 @@ def differences(store_dir: str | os.PathLike, dataset: str, root: str | os.PathL
     Name of the choice -> (as in the store, as wanted); empty if the store fits.
   """
   index, wanted = store.read_index(store_dir), make_request(dataset, **choices)
-  found = {key: (index['request'].get(key), value) for key, value in wanted.items() if index['request'].get(key) != value}
+  found = {key: (index['request'].get(key), value) for key, value in wanted.items()
+           if index['request'].get(key) != value}
   if not found and root is not None and os.path.isdir(root):
     options = json.loads(json.dumps(_case_options(datasets.spec(dataset, os.fspath(root)), wanted)))
     found = {key: (index['options'].get(key), value) for key, value in options.items()
@@ -131,10 +133,11 @@ def prepare_case(job: dict) -> dict:
   if checked.problems:
     return {**result, 'problems': checked.problems}
   try:
-    arrays, meta = _to_store(checked, case, spec, options)
+    arrays, meta = _to_store(checked, spec, options)
   except InputError as e:
     return {**result, 'problems': [e]}
-  meta.update(options_hash=job['options_hash'], source_sha256=digests, notes=checked.notes)
+  meta.update(options_hash=job['options_hash'], source_sha256=digests, notes=checked.notes,
+              source={'image': case.image, 'label': case.label})
   return {**result, 'meta': store.write_case(staging, case.id, arrays, meta)}
 
 
@@ -153,24 +156,40 @@ def _case_options(spec, request) -> dict:
     **{key: request[key] for key in ('size', 'spacing_mm', 'fit', 'order')})
 
 
-def _to_store(checked, case, spec, options) -> tuple[dict, dict]:
-  image = np.ascontiguousarray(checked.image.array)
-  geometry = checked.image.geometry
+def to_working(scan: volumes.Volume, options: dict) -> tuple[resample.Plan, np.ndarray, tuple[float, float]]:
+  """A scan as it enters a store or a trained network.
+
+  Args:
+    scan: as `volumes.read_image` gives it.
+    options: of the store, INDEX['options'].
+
+  Returns:
+    (plan, (d, h, w) image on the working grid, (low, high) window).
+
+  Raises:
+    InputError: the scan carries no voxel size and the grid is cropped at a spacing.
+  """
   spacing = options['spacing_mm']
-  if not geometry.has_mm:
+  if not scan.geometry.has_mm:
     if options['fit'] == 'crop_pad':
-      raise InputError(case.image, 'carries no voxel size, so it cannot be cropped at a spacing', "Use fit='resize'")
+      raise InputError(scan.source, 'carries no voxel size, so it cannot be cropped at a spacing', "Use fit='resize'")
     spacing = (None, None, None)
-  plan = resample.make_plan(image.shape, geometry.spacing_mm, size=options['size'], spacing=spacing, fit=options['fit'])
-  arrays = {'image': resample.to_working(image, plan, options['order']),
-            'label': resample.to_working(checked.classes, plan, 0), 'native_label': checked.classes}
+  image = np.ascontiguousarray(scan.array)
+  plan = resample.make_plan(image.shape, scan.spacing_mm, size=options['size'], spacing=spacing, fit=options['fit'])
+  return plan, resample.to_working(image, plan, options['order']), datasets.scan_window(image, options['window'])
+
+
+def _to_store(checked, spec, options) -> tuple[dict, dict]:
+  scan, geometry = checked.image, checked.image.geometry
+  plan, image, window = to_working(scan, options)
+  arrays = {'image': image, 'label': resample.to_working(checked.classes, plan, 0), 'native_label': checked.classes}
   meta = dict(
     shape=list(plan.working), spacing_mm=list(plan.spacing_mm), native_shape=list(plan.native),
     native_spacing_mm=list(plan.native_spacing_mm), geometry=geometry.to_json(), plan=plan.to_json(),
-    order=options['order'], window=list(datasets.scan_window(image, options['window'])), voxels=checked.voxels,
+    order=options['order'], window=list(window), voxels=checked.voxels,
     working_voxels=checks.count_organs(arrays['label'], spec.organs),
-    intensity_range=[float(image.min()), float(image.max())], voxels_sha256=checks.voxels_digest(image),
-    source={'image': case.image, 'label': case.label})
+    intensity_range=[float(scan.array.min()), float(scan.array.max())],
+    voxels_sha256=checks.voxels_digest(scan.array))
   return arrays, meta
 
 
@@ -181,7 +200,7 @@ def _select(spec, files, request):
   if unlabelled:
     notes.append(f'{len(unlabelled)} scans without labels are not in the store; predict them with --mode=predict')
   files = [case for case in files if case.label is not None]
-  if spec.num_training is not None and spec.num_training != sum(case.split != 'test' for case in files):
+  if spec.num_training is not None and spec.num_training not in (len(files), sum(case.split != 'test' for case in files)):
     notes.append(f'dataset.json says numTraining {spec.num_training}, but {len(files)} labelled cases are there')
   if spec.source == 'nifti' and spec.splits:
     excluded.update({case.id: 'not in the "split" of dataset.json' for case in files if case.split is None})
@@ -203,6 +222,8 @@ def _select(spec, files, request):
       raise InputError(f'cases {chosen}', f'only {len(ids)} usable cases are there', 'Ask for fewer')
     chosen = sorted(ids, key=lambda i: hashlib.sha256(f'choose/{request["seed"]}/{i}'.encode()).hexdigest())[:chosen]
   files = [case for case in files if chosen is None or case.id in set(chosen)]
+  if not files:
+    raise InputError(f'data set {spec.name}', 'has no usable labelled case', f'Expected layout: {spec.layout}')
   published = {i for part in spec.splits.values() for i in part}
   if spec.source != 'nifti' and published - set(ids) and chosen is None:
     notes.append(f'{len(published - set(ids))} of the {len(published)} published cases are not there')
@@ -259,8 +280,8 @@ def _index(spec, request, options, splits, metas, excluded, notes) -> dict:
   return dict(
     name=spec.name, modality=spec.modality, organs=spec.organs, labels=spec.labels, raw_ids=options['raw_ids'],
     output_ids=dict(spec.output_ids), window=options['window'], request=request, options=options,
-    options_hash=digest(options), splits=splits, cases={i: {key: meta[key] for key in kept} for i, meta in metas.items()},
-    excluded=excluded, notes=notes)
+    options_hash=digest(options), splits=splits,
+    cases={i: {key: meta[key] for key in kept} for i, meta in metas.items()}, excluded=excluded, notes=notes)
 
 
 def _publish(store_dir, index, staged):
@@ -268,11 +289,10 @@ def _publish(store_dir, index, staged):
   path = pathlib.Path(store_dir)
   written = path / 'dataset.json'
   old = {k: v for k, v in store.read_index(path).items() if k not in ('format', 'kind')} if written.exists() else None
-  if old == index and not staged:
-    return
-  with store.writing(path):
-    written.unlink(missing_ok=True)
-  for case_id in staged:
-    store.move_case(path / store.STAGING, path, case_id)
-  store.write_index(path, index)
+  if old != index or staged:
+    with store.writing(path):
+      written.unlink(missing_ok=True)
+    for case_id in staged:
+      store.move_case(path / store.STAGING, path, case_id)
+    store.write_index(path, index)
   shutil.rmtree(path / store.STAGING, ignore_errors=True)

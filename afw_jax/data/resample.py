@@ -70,7 +70,7 @@ def make_plan(shape: Sequence[int], spacing_mm: Sequence[float], *, size: Sequen
   if len(size) != 3 or any(s is not None and (s != int(s) or not 1 <= s <= _MAX_SIDE) for s in size):
     raise InputError(f'size {size}', 'is no size', f'Give whole numbers from 1 to {_MAX_SIDE}, (h, w) or (d, h, w)')
   if len(spacing) != 3 or any(s is not None and not 0 < s < 1000 for s in spacing):
-    raise InputError(f'spacing_mm {tuple(spacing)}', 'is no spacing', 'Give (z, y, x) in mm; None keeps the scan\'s own')
+    raise InputError(f'spacing_mm {tuple(spacing)}', 'is no spacing', "Give (z, y, x) in mm; None keeps the scan's")
   resampled = tuple(n if t is None else max(1, round(n * s / t)) for n, s, t in zip(shape, spacing_mm, spacing))
   if max(resampled) > _MAX_SIDE:
     raise InputError(f'spacing_mm {tuple(spacing)}', f'would make {resampled} voxels of {tuple(shape)}',

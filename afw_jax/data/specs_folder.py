@@ -43,8 +43,8 @@ def read_folder_spec(root: str) -> dict:
                      'Use "background" to let ids that "labels" does not list be background, or leave the key out')
   name, number = said.get('name'), said.get('numTraining')
   return dict(
-    name=name if isinstance(name, str) and name else 'my data', source='nifti', modality='CT' if ct else 'MR', organs=tuple(ids),
-    raw_ids={organ: (i,) for organ, i in ids.items()}, output_ids=ids,
+    name=name if isinstance(name, str) and name else 'my data', source='nifti', modality='CT' if ct else 'MR',
+    organs=tuple(ids), raw_ids={organ: (i,) for organ, i in ids.items()}, output_ids=ids,
     ignored_ids='all' if said.get('other_labels') == 'background' else (),
     window_hu=PAPER_WINDOW if ct else None, fractions=(4.0, 1.0, 0.0), splits=_splits(path, said.get('split')),
     num_training=number if isinstance(number, int) else None, **FOLDER_WHERE)
@@ -95,7 +95,7 @@ def _splits(path, split) -> dict[str, tuple[str, ...]]:
   if not isinstance(split, dict) or not split.get('train') or set(split) - set(_PARTS) or not all(
       isinstance(ids, list) and all(isinstance(i, str) for i in ids) for ids in split.values()):
     raise InputError(path, '"split" is not understood',
-                     'Write "split": {"train": ["case1", ...], "val": [...], "test": [...]} with at least one train case')
+                     'Write "split": {"train": ["case1", ...], "val": [...], "test": [...]} with a train case')
   seen: dict[str, str] = {}
   for part, ids in split.items():
     for i in ids:

@@ -27,8 +27,9 @@ _SYNAPSE = dict(
   fractions=(1.0, 0.0, 0.0),
   splits={'train': _ids('case{:04d}', (5, 6, 7, 9, 10, 21, 23, 24, 26, 27, 28, 30, 31, 33, 34, 37, 39, 40)),
           'test': _ids('case{:04d}', (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38))},
-  how_to_get='Register for the "Multi-Atlas Abdomen Labeling" data (BTCV) at https://www.synapse.org/#!Synapse:syn3193805 '
-             'and unpack RawData.zip, or use the preprocessed folder of TransUNet',
+  how_to_get='Register for the "Multi-Atlas Abdomen Labeling" data (BTCV) at '
+             'https://www.synapse.org/#!Synapse:syn3193805 and unpack RawData.zip, or use the '
+             'preprocessed folder of TransUNet',
   layout='ROOT/Training/img/img0001.nii.gz with ROOT/Training/label/label0001.nii.gz, or '
          "TransUNet's ROOT/train_npz/case0005_slice000.npz with ROOT/test_vol_h5/case0001.npy.h5")
 
@@ -45,8 +46,8 @@ TRANSUNET_TRAIN_SLICES = dict(zip(
   _SYNAPSE['splits']['train'],
   (117, 131, 163, 149, 148, 143, 96, 124, 131, 88, 89, 153, 93, 104, 98, 99, 90, 195)))
 
-_CHAOS_WHERE = ('Download CHAOS_Train_Sets.zip from https://zenodo.org/records/3431873 (CC BY-NC-SA 4.0) and unpack it; '
-                'the test sets have no public labels')
+_CHAOS_WHERE = ('Download CHAOS_Train_Sets.zip from https://zenodo.org/records/3431873 (CC BY-NC-SA 4.0) and '
+                'unpack it; the test sets have no public labels')
 _CHAOS_MR_ORGANS = ('liver', 'right_kidney', 'left_kidney', 'spleen')
 
 # Grey values of the MR masks are nominally 63, 126, 189, 252; the challenge defines each organ as a range around them.
@@ -84,15 +85,16 @@ ABDOMENCT1K = dict(
     **{case: 'has no spleen' for case in _ids('Case_{:05d}', (219, 656))},
     **{case: 'carries a made-up spacing of 1 x 1 x 1 mm'
        for case in _ids('Case_{:05d}', (78, *range(273, 279), *range(280, 287), 462, *range(574, 579)))}},
-  how_to_get='Download AbdomenCT-1K (images in three parts, and the masks) from https://zenodo.org/records/5903099 and '
-             'https://github.com/JunMa11/AbdomenCT-1K, and unpack all of it under one folder',
+  how_to_get='Download AbdomenCT-1K (images and masks) by the links of https://github.com/JunMa11/AbdomenCT-1K and '
+             'unpack all of it under one folder',
   layout='Case_00001_0000.nii.gz (images) and Case_00001.nii.gz (masks) in any folders under ROOT')
 
 # The paper's "CHAOS, 4 organs, CT" is in no official release: a user's own NIfTI folder with AbdomenCT-1K's ids.
 CHAOS4 = dict(
   name='chaos4', source='nifti', modality='CT', organs=tuple(_ABDOMEN_IDS), raw_ids=_single(_ABDOMEN_IDS),
   output_ids=_ABDOMEN_IDS, window_hu=PAPER_WINDOW, fractions=(3.0, 1.0, 0.0),
-  how_to_get='CHAOS has no official four-organ CT labels: bring CT scans labelled 1 liver, 2 kidney, 3 spleen, 4 pancreas',
+  how_to_get='CHAOS has no official four-organ CT labels: bring CT scans labelled 1 liver, 2 kidney, 3 spleen, '
+             '4 pancreas',
   layout='ROOT/images/NAME.nii.gz with ROOT/labels/NAME.nii.gz')
 
 FOLDER_WHERE = dict(

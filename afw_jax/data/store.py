@@ -52,7 +52,8 @@ def write_case(store: str | os.PathLike, case_id: str, arrays: dict[str, np.ndar
     store: folder of the store.
     case_id: name of the case, and of its folder.
     arrays: name -> array; depth first.
-    meta: anything JSON holds; 'id', 'format', 'arrays' (shape, dtype, bytes, sha256 of each) and 'meta_sha256' are added.
+    meta: anything JSON holds; 'id', 'format', 'arrays' (shape, dtype, bytes, sha256 of each) and 'meta_sha256' are
+      added.
 
   Returns:
     The meta as written to case.json.

@@ -72,7 +72,8 @@ def test_folder_in_both_dialects(tmp_path):
   s = folder(tmp_path)
   assert s.labels == {'liver': 1, 'spleen': 2} and s.output_ids == {'liver': 1, 'spleen': 7} and s.modality == 'CT'
   assert class_table(s, 9).tolist() == [0, 1, -1, -1, -1, -1, -1, 2, -1]
-  s = folder(tmp_path, channel_names=None, modality={'0': 'MRI'}, labels={'0': 'background', '7': 'spleen', '1': 'liver'})
+  s = folder(tmp_path, channel_names=None, modality={'0': 'MRI'},
+             labels={'0': 'background', '7': 'spleen', '1': 'liver'})
   assert s.labels == {'liver': 1, 'spleen': 2} and s.modality == 'MR' and s.window_hu is None
   s = folder(tmp_path, other_labels='background')
   assert class_table(s, 9).tolist() == [0, 1, 0, 0, 0, 0, 0, 2, 0]

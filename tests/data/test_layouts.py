@@ -33,7 +33,7 @@ def test_missing_path_says_how_to_get_it_and_the_layout(tmp_path, name):
 
 
 def test_btcv(tmp_path):
-  touch(tmp_path, *(f'Training/{k}/{p}{n}.nii.gz' for n in ('0005', '0001') for k, p in (('img', 'img'), ('label', 'label'))))
+  touch(tmp_path, *(f'Training/{kind}/{kind}{n}.nii.gz' for n in ('0005', '0001') for kind in ('img', 'label')))
   cases = find_cases(spec('synapse', str(tmp_path)), tmp_path)
   assert ids(cases) == ['case0001', 'case0005'] and [c.split for c in cases] == ['test', 'train']
   assert cases[0].image.endswith('Training/img/img0001.nii.gz') and cases[0].label.endswith('label/label0001.nii.gz')
@@ -70,7 +70,8 @@ def test_chaos_ct(tmp_path, above):
 def test_chaos_mr(tmp_path):
   touch(tmp_path / 'Train_Sets/MR/3', 'T1DUAL/DICOM_anon/InPhase/a.dcm', 'T1DUAL/DICOM_anon/OutPhase/a.dcm',
         'T1DUAL/Ground/a.png', 'T2SPIR/DICOM_anon/a.dcm', 'T2SPIR/Ground/a.png')
-  for name, image, label in (('t1in', 'T1DUAL/DICOM_anon/InPhase', 'T1DUAL/Ground'), ('t2', 'T2SPIR/DICOM_anon', 'T2SPIR/Ground'),
+  for name, image, label in (('t1in', 'T1DUAL/DICOM_anon/InPhase', 'T1DUAL/Ground'),
+                             ('t2', 'T2SPIR/DICOM_anon', 'T2SPIR/Ground'),
                              ('t1out', 'T1DUAL/DICOM_anon/OutPhase', 'T1DUAL/Ground')):
     case, = find_cases(spec(f'chaos_mr_{name}', str(tmp_path)), tmp_path)
     assert case.id == 'case_03' and case.image.endswith(image) and case.label.endswith(label)

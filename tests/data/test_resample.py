@@ -53,7 +53,8 @@ def test_nearest_index_is_zoom_of_order_0(n_in, n_out):
 
 @pytest.mark.parametrize('order', [1, 3])
 @pytest.mark.parametrize('spacing, sizes', [
-  ((None, None, None), [(100, 90)]), ((None, 1.0, 1.0), [(134, 126), (100, 90)]), ((None, 1.0, 0.9), [(134, 140), (100, 90)])])
+  ((None, None, None), [(100, 90)]), ((None, 1.0, 1.0), [(134, 126), (100, 90)]),
+  ((None, 1.0, 0.9), [(134, 140), (100, 90)])])
 def test_image_equals_zoom_step_by_step(order, spacing, sizes):
   volume = smooth((3, 192, 180))
   plan = make_plan(volume.shape, (3, 0.7, 0.7), size=(100, 90), spacing=spacing)

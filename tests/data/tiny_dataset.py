@@ -9,7 +9,8 @@ from afw_jax.data import volumes
 from afw_jax.data.geometry import Geometry
 
 SHAPE = (6, 40, 48)  # z, y, x
-DESCRIPTION = {'channel_names': {'0': 'CT'}, 'labels': {'background': 0, 'liver': 1, 'spleen': 7}, 'file_ending': '.nii.gz'}
+DESCRIPTION = {'channel_names': {'0': 'CT'}, 'labels': {'background': 0, 'liver': 1, 'spleen': 7},
+               'file_ending': '.nii.gz'}
 SMALL = dict(size=(32, 32), progress=False, workers=0)
 
 
@@ -53,4 +54,5 @@ def describe(root, **changes):
 
 def contents(root):
   """Every file of a store but the lock, with its bytes."""
-  return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob('*')) if p.is_file() and p.name != '.lock'}
+  files = [p for p in sorted(root.rglob('*')) if p.is_file() and p.name != '.lock']
+  return {str(p.relative_to(root)): p.read_bytes() for p in files}

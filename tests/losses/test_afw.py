@@ -30,9 +30,8 @@ def test_golden_released(k, x64):
   labels, key = GOLDEN[f'{k}/labels'], f'{k}/afw_dice_released'
   with jax.enable_x64(x64):
     logits, s = jnp.asarray(GOLDEN[f'{k}/logits']), jnp.asarray(GOLDEN[f'{k}/log_sigma_sq'])
-    released = lambda x, s: losses.afw_dice(x, labels, s, squared=True)
-    value, (d_logits, d_s) = jax.jit(jax.value_and_grad(released, argnums=(0, 1)))(logits, s)
-    mixed = jax.jit(lambda x, s: losses.afw_loss(x, labels, s, recipe='released'))(logits, s)
+    released = lambda x, s: (losses.afw_dice(x, labels, s, squared=True), losses.afw_loss(x, labels, s, recipe='released'))
+    (value, mixed), (d_logits, d_s) = jax.jit(jax.value_and_grad(released, argnums=(0, 1), has_aux=True))(logits, s)
   np.testing.assert_allclose(value, GOLDEN[key], rtol=1e-6)
   expected = GOLDEN[f'{key}/d_logits']
   np.testing.assert_allclose(d_logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
@@ -103,7 +102,8 @@ def test_terms_are_what_the_loss_is_made_of():
 @pytest.mark.parametrize('correction', ['eq6', 'eq2', None])
 def test_gradient_of_the_weights_in_closed_form(correction):
   logits, labels, s = case(5)
-  grad = jax.grad(losses.afw_dice, argnums=2)(logits, labels, jnp.asarray(s, jnp.float32), correction=correction)
+  afw = functools.partial(losses.afw_dice, correction=correction)
+  grad = jax.jit(jax.grad(afw, argnums=2))(logits, labels, jnp.asarray(s, jnp.float32))
   sigmoid = lambda x: 1 / (1 + np.exp(-x))
   pull = {'eq6': sigmoid(s.sum()), 'eq2': sigmoid(s), None: 0}[correction]
   expected = pull - np.exp(-s) * np.asarray(losses.afw_dice_terms(logits, labels, None)['focused'])
@@ -114,7 +114,7 @@ def test_gamma_one_is_the_plain_weighted_dice():
   logits, labels, s = (jnp.asarray(a) for a in case(6))
   plain = lambda x: (jnp.exp(-s) * losses.dice_terms(x, labels)).sum()
   afw = lambda x: losses.afw_dice(x, labels, s, gamma=1.0, correction=None)
-  (v1, g1), (v2, g2) = (jax.value_and_grad(f)(jnp.asarray(logits, jnp.float32)) for f in (plain, afw))
+  (v1, g1), (v2, g2) = (jax.jit(jax.value_and_grad(f))(jnp.asarray(logits, jnp.float32)) for f in (plain, afw))
   np.testing.assert_allclose(v2, v1, rtol=1e-6)
   np.testing.assert_allclose(g2, g1, rtol=1e-5, atol=1e-8)
 
@@ -122,10 +122,10 @@ def test_gamma_one_is_the_plain_weighted_dice():
 def test_gamma_zero_leaves_the_focused_classes_without_gradient():
   logits, labels, s = case(7)
   logits, s = jnp.asarray(logits, jnp.float32), jnp.asarray(s, jnp.float32)
-  all_focused = jax.grad(lambda x: losses.afw_dice(x, labels, s, gamma=0.0, symmetric=True))(logits)
+  all_focused = jax.jit(jax.grad(lambda x: losses.afw_dice(x, labels, s, gamma=0.0, symmetric=True)))(logits)
   np.testing.assert_array_equal(all_focused, np.zeros_like(logits))
-  got = jax.grad(lambda x: losses.afw_dice(x, labels, s, gamma=0.0))(logits)
-  background = jax.grad(lambda x: jnp.exp(-s[0]) * losses.dice_terms(x, labels)[0])(logits)
+  got = jax.jit(jax.grad(lambda x: losses.afw_dice(x, labels, s, gamma=0.0)))(logits)
+  background = jax.jit(jax.grad(lambda x: jnp.exp(-s[0]) * losses.dice_terms(x, labels)[0]))(logits)
   np.testing.assert_allclose(got, background, rtol=1e-5, atol=1e-9)
   perfect = 1e4 * jnp.eye(4)[labels]
   np.testing.assert_array_equal(losses.afw_dice_terms(perfect, labels, None, gamma=0.0)['focused'], [0, 1, 1, 1])
@@ -134,7 +134,7 @@ def test_gamma_zero_leaves_the_focused_classes_without_gradient():
 def test_traced_gamma_equals_static_gamma():
   logits, labels, s = case(8)
   gammas = jnp.array([0.0, 0.25, 1.0, 2.0])
-  traced = jax.vmap(lambda g: losses.afw_dice(logits, labels, s, gamma=g))(gammas)
+  traced = jax.jit(jax.vmap(lambda g: losses.afw_dice(logits, labels, s, gamma=g)))(gammas)
   static = [losses.afw_dice(logits, labels, s, gamma=float(g)) for g in gammas]
   np.testing.assert_allclose(traced, static, rtol=1e-6)
 
@@ -142,7 +142,7 @@ def test_traced_gamma_equals_static_gamma():
 def test_power_is_exact_above_the_floor_and_continuous_finite_and_monotone_below():
   x = np.concatenate([[0.0], np.logspace(-30, 0, 400)]).astype(np.float32)
   for e in (0.1, 0.25, 0.5, 0.99):
-    y, dy = jax.vmap(jax.value_and_grad(functools.partial(power, exponent=e)))(jnp.asarray(x))
+    y, dy = jax.jit(jax.vmap(jax.value_and_grad(functools.partial(power, exponent=e))))(jnp.asarray(x))
     above = x > 1e-12
     np.testing.assert_allclose(y[above], x[above].astype(float) ** e, rtol=1e-5)
     assert y[0] == 0 and np.isfinite(dy).all() and (np.diff(y) >= 0).all()
@@ -155,7 +155,7 @@ def test_the_printed_equation_4_cannot_be_meant_and_the_form_used_does_not_fail_
   p, g = np.eye(3)[labels], np.eye(3)[labels]
   printed = 1 - 2 * ((p * g).sum((0, 1, 2)) + 1e-5) / ((p + g).sum((0, 1, 2)) + 1e-5)
   assert printed[1] == -1 and printed[0] < 0
-  value, grad = jax.value_and_grad(losses.afw_dice)(jnp.asarray(logits, jnp.float32), labels, None)
+  value, grad = jax.jit(jax.value_and_grad(losses.afw_dice))(jnp.asarray(logits, jnp.float32), labels, None)
   assert value == 0 and np.isfinite(grad).all()
 
 

@@ -67,7 +67,7 @@ def drawn(seed, shape, labels, scale, s_scale):
 @example(seed=0, shape=1, log_scale=-8, labels='background', s_scale=0.0, mask='none')
 def test_finite_in_value_and_gradient_whatever_is_drawn(seed, shape, log_scale, labels, s_scale, mask):
   x, y, s, some = drawn(seed, shape, labels, 10.0**log_scale, s_scale)
-  assert_finite(x, y, s, {'all': np.ones_like(some), 'none': np.zeros_like(some), 'some': some}[mask])
+  assert_finite(x, y, s, {'all': some | 1, 'none': some & 0, 'some': some}[mask])
 
 
 @settings(max_examples=500, deadline=None, derandomize=True, database=None)
@@ -82,7 +82,7 @@ def test_dice_terms_are_in_the_unit_interval(seed, log_scale, labels):
 TERMS = jax.jit(lambda x, y: [losses.dice_terms(x, y, squared=q, smooth=e) for q in (False, True) for e in (0.0, 1e-5)])
 
 
-@pytest.mark.parametrize('dtype, classes', [('float32', 2), ('bfloat16', 9), ('float16', 9), ('float32', 117), ('bfloat16', 117)])
+@pytest.mark.parametrize('dtype, classes', [('float32', 2), ('float16', 9), ('bfloat16', 117)])
 def test_extreme_logits_of_any_dtype(dtype, classes):
   rng = np.random.default_rng(0)
   y = rng.integers(0, classes, (2, 4, 4))
@@ -109,16 +109,15 @@ def test_half_precision_is_taken_to_float32_before_anything():
 def test_numpy_integer_dtypes_of_labels_agree():
   rng = np.random.default_rng(2)
   x, y = rng.standard_normal((1, 3, 4, 5)).astype(np.float32), rng.integers(0, 5, (1, 3, 4))
-  expected = losses.afw_loss(x, y.astype(np.int32), None)
+  dice_terms = jax.jit(losses.dice_terms)
+  expected = dice_terms(x, y.astype(np.int32))
   for dtype in (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int64):
-    assert losses.afw_loss(x, y.astype(dtype), None) == expected
+    np.testing.assert_array_equal(dice_terms(x, y.astype(dtype)), expected)
   with jax.enable_x64(True):  # 2 ** 32 must not wrap to class 0
-    far, masked = y.astype(np.int64), y[0, 0, 0]
-    far[0, 0, 0] += 2**32
-    mask = np.ones(y.shape, bool)
-    mask[0, 0, 0] = False
-    assert masked in range(5)
-    np.testing.assert_allclose(losses.afw_loss(x, far, None), losses.afw_loss(x, y, None, mask=mask), rtol=1e-6)
+    far, near = y.astype(np.int64), y.astype(np.int64)
+    far[0, 0, 0], near[0, 0, 0] = 2**32, -1
+    np.testing.assert_array_equal(dice_terms(x, far), dice_terms(x, near))
+    assert (dice_terms(x, far) != expected).any()
 
 
 RNG = np.random.default_rng(3)
@@ -179,7 +178,7 @@ def test_weights_repeat_pixels_and_axes_of_length_one_broadcast():
   repeated = [np.repeat(a.reshape(60, -1), weight.ravel(), axis=0) for a in (X, Y)]
   assert_same(JITTED(X, Y, S, weight.astype(np.float32)), JITTED(repeated[0], repeated[1][:, 0], S))
   per_image = np.array([1, 0, 1]).reshape(3, 1, 1)
-  assert_same(JITTED(X, Y, S, per_image), JITTED(X[[0, 2]], Y[[0, 2]], S))
+  assert_same(JITTED(X, Y, S, per_image), JITTED(X, Y, S, np.broadcast_to(per_image, Y.shape)))
 
 
 def test_labels_outside_count_nowhere():

@@ -23,7 +23,7 @@ NAMES = {
 }
 
 
-def case(seed=0, shape=(2, 6, 5), classes=4, scale=2.0):
+def case(seed=0, shape=(2, 5, 4), classes=4, scale=2.0):
   rng = np.random.default_rng(seed)
   return scale * rng.standard_normal((*shape, classes)), rng.integers(0, classes, shape)
 
@@ -85,7 +85,7 @@ def test_any_number_of_spatial_axes_is_one_sum_over_all_pixels(spatial):
 
 
 def test_optax_agrees():
-  logits, labels = case(1, (1, 9, 8))
+  logits, labels = case(1, (1, 5, 4))
   onehot = jax.nn.one_hot(labels, 4)
   ours = losses.cross_entropy(logits, labels)
   theirs = optax.losses.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits, jnp.float32), labels).mean()
@@ -138,15 +138,15 @@ def test_unified_focal_of_two_classes_is_the_published_binary_form(lam, delta, g
 
 
 def test_unified_focal_of_many_classes_with_a_rare_set():
-  logits, labels = case(6, classes=5)
-  p, g = softmax(logits), np.eye(5)[labels]
-  rare = np.array([0, 0, 1, 0, 1], bool)
+  logits, labels = case(6)
+  p, g = softmax(logits), np.eye(4)[labels]
+  rare = np.array([0, 1, 0, 1], bool)
   pt = (p * g).sum(-1)
   focal = np.where(rare[labels], -0.6 * np.log(pt), -0.4 * (1 - pt) ** 0.5 * np.log(pt)).mean()
   tp, fn, fp = ((a * b).sum((0, 1, 2)) for a, b in ((p, g), (1 - p, g), (p, 1 - g)))
   loss = 1 - (tp + 1e-5) / (tp + 0.6 * fn + 0.4 * fp + 1e-5)
   expected = 0.5 * focal + 0.5 * np.where(rare, loss**0.5, loss).mean()
-  np.testing.assert_allclose(losses.unified_focal_loss(logits, labels, rare=[2, 4]), expected, rtol=1e-5)
+  np.testing.assert_allclose(losses.unified_focal_loss(logits, labels, rare=[1, 3]), expected, rtol=1e-5)
 
 
 F32, INT = np.zeros((2, 4, 4, 3), np.float32), np.zeros((2, 4, 4), np.int32)

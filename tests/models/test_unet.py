@@ -1,0 +1,149 @@
+"""UNet against the numbers of the released network, and its options."""
+
+import json
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from afw_jax import convert, models
+from afw_jax.errors import InputError
+
+GOLDEN = Path(__file__).parents[1] / 'golden'
+
+
+def golden_weight(key, shape):
+  z = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32)
+  if key.endswith('running_var'):
+    return np.exp(0.2 * z)
+  if len(shape) == 1:
+    return 1 + 0.1 * z if key.endswith('weight') else 0.1 * z
+  return z / np.float32(np.sqrt(np.prod(shape[1:])))
+
+
+@pytest.fixture(scope='module')
+def golden():
+  facts = json.loads((GOLDEN / 'unet.json').read_text())
+  state = {key: golden_weight(key, shape) for key, shape in facts['state_dict'].items()}
+  image = np.random.default_rng(2024).random(facts['input_shape_channels_last'], dtype=np.float32)
+  with np.load(GOLDEN / 'unet.npz') as numbers:
+    return facts, convert.from_torch('unet', state), image, dict(numbers)
+
+
+@pytest.fixture(scope='module')
+def small():
+  model = models.build('unet', num_classes=4, size='testing')
+  image = jnp.asarray(np.random.default_rng(0).random((3, 32, 48, 1), dtype=np.float32))
+  return model, jax.jit(model.init)(jax.random.key(0), image), image
+
+
+def count(variables):
+  return sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+
+
+def shapes_of(model, channels):
+  return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, channels)))
+
+
+def test_eval_logits_are_the_released_networks(golden):
+  facts, variables, image, numbers = golden
+  logits = jax.jit(models.build('unet', num_classes=9).apply)(variables, image)
+  assert list(logits.shape) == facts['outputs']['eval']['shape'] and logits.dtype == jnp.float32
+  error = np.abs(np.asarray(logits).ravel()[numbers['eval_index']] - numbers['eval']).max()
+  assert error < 1e-4 * facts['outputs']['eval']['std']
+  assert count(variables) == facts['parameters']
+
+
+def test_train_logits_are_the_released_networks(golden):
+  facts, variables, image, numbers = golden
+  model = models.build('unet', num_classes=9, recipe='released')
+  logits, _ = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=['batch_stats']))(variables, image)
+  error = np.abs(np.asarray(logits).ravel()[numbers['train_index']] - numbers['train']).max()
+  assert error < 1e-4 * facts['outputs']['train']['std']
+
+
+@pytest.mark.parametrize('options, channels, classes, parameters', [
+  ({}, 1, 9, 7_852_233), ({}, 3, 9, 7_852_809), ({}, 3, 5, 7_852_677), ({}, 1, 5, 7_852_101),
+  ({'recipe': 'released'}, 1, 9, 7_852_809), ({'recipe': 'released'}, 3, 9, 7_852_809),
+  ({'head_kernel': 3}, 3, 9, 7_855_113)])
+def test_parameter_counts(options, channels, classes, parameters):
+  variables = shapes_of(models.build('unet', num_classes=classes, **options), channels)
+  assert count(variables) == parameters
+  assert sum(leaf.size for leaf in jax.tree.leaves(variables['batch_stats'])) == 5_888
+
+
+def test_released_repeats_one_channel_to_three(small):
+  _, _, image = small
+  model = models.build('unet', num_classes=4, size='testing', recipe='released')
+  variables = model.init(jax.random.key(0), image)
+  assert np.array_equal(model.apply(variables, image), model.apply(variables, jnp.concatenate([image] * 3, -1)))
+
+
+def test_in_eval_mode_a_case_does_not_depend_on_its_batch(small):
+  model, variables, image = small
+  apply = jax.jit(model.apply)
+  assert np.allclose(apply(variables, image)[1:2], apply(variables, image[1:2]), atol=1e-5)
+  assert np.allclose(apply(variables, image[::-1])[::-1], apply(variables, image), atol=1e-5)
+
+
+def test_jit_is_eager(small):
+  model, variables, image = small
+  eager, compiled = model.apply(variables, image), jax.jit(model.apply)(variables, image)
+  assert np.abs(eager - compiled).max() < 1e-4 * np.std(eager)
+
+
+def test_bfloat16_computes_low_and_keeps_float32(small):
+  model, variables, image = small
+  low = models.build('unet', num_classes=4, size='testing', dtype='bfloat16')
+  fresh = jax.jit(low.init)(jax.random.key(0), image)
+  logits, updates = jax.jit(lambda v, x: low.apply(v, x, train=True, mutable=['batch_stats']))(variables, image)
+  assert {leaf.dtype for leaf in jax.tree.leaves((fresh, logits, updates))} == {np.dtype('float32')}
+  full, _ = model.apply(variables, image, train=True, mutable=['batch_stats'])
+  error = np.abs(logits - full).max() / np.std(full)
+  assert 1e-4 < error < 0.5
+
+
+def test_float64_goes_through():
+  with jax.enable_x64(True):
+    model = models.build('unet', num_classes=3, features=(2, 3), dtype='float64')
+    image = np.random.default_rng(0).random((1, 4, 4, 1))
+    variables = jax.tree.map(lambda a: a.astype(jnp.float64), model.init(jax.random.key(0), image))
+    logits, updates = model.apply(variables, image, train=True, mutable=['batch_stats'])
+    assert {leaf.dtype for leaf in jax.tree.leaves((logits, updates))} == {np.dtype('float64')}
+
+
+@pytest.mark.parametrize('dtype', [np.int16, np.uint8, np.float16, np.float64, jnp.bfloat16])
+def test_any_image_dtype_gives_float32_logits(small, dtype):
+  model, variables, image = small
+  whole = np.round(100 * np.asarray(image))
+  got = model.apply(variables, jnp.asarray(whole, dtype))
+  assert got.dtype == jnp.float32 and np.allclose(got, model.apply(variables, whole), atol=1e-4)
+
+
+def test_constrain_sees_every_block_and_the_logits():
+  seen = []
+  model = models.build('unet', num_classes=3, features=(2, 4, 6), constrain=lambda x: seen.append(x.shape) or x)
+  jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 12, 1)))
+  assert seen == [(1, 8, 12, 2), (1, 4, 6, 4), (1, 2, 3, 6), (1, 4, 6, 4), (1, 8, 12, 2), (1, 8, 12, 3)]
+
+
+@pytest.mark.parametrize('shape, words', [((1, 200, 224, 1), ['200 x 224', '192 x 224', '208 x 224']),
+                                          ((1, 8, 20, 1), ['16 x 16', '16 x 32']),
+                                          ((224, 224, 1), ['(B, H, W, channels)']), ((1, 32, 32, 32, 1), ['(B, H, W, channels)'])])
+def test_images_it_cannot_take_are_refused_with_what_it_can(shape, words):
+  model = models.build('unet', num_classes=3, size='testing')
+  with pytest.raises(InputError) as caught:
+    model.init(jax.random.key(0), jnp.zeros(shape))
+  assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize('options, word', [({'recipe': 'papr'}, "'released'"), ({'size': 'huge'}, "'testing'"),
+                                           ({'head_kernel': 2}, '1, 3'), ({'features': (8,)}, 'two or more'),
+                                           ({'features': (8, 0)}, 'two or more'), ({'dtype': 'int32'}, 'bfloat16'),
+                                           ({'dtype': 'float23'}, 'bfloat16')])
+def test_option_values_that_cannot_work_are_refused_with_those_that_do(options, word):
+  with pytest.raises(InputError, match=word):
+    models.build('unet', num_classes=3, **options)
