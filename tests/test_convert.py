@@ -80,5 +80,5 @@ def test_weights_made_with_other_options_are_refused(state):
 
 
 def test_an_empty_dictionary_lists_everything_as_missing():
-  with pytest.raises(InputError, match='32 missing: '):
+  with pytest.raises(InputError, match='38 missing: '):
     convert.from_torch('unet', {}, features=(2, 3))

@@ -15,7 +15,8 @@ from afw_jax import losses
 from afw_jax.errors import InputError
 
 RNG = np.random.default_rng(0)
-X, Y, S = (2 * RNG.standard_normal((2, 5, 4, 4))).astype(np.float32), RNG.integers(0, 4, (2, 5, 4)), RNG.normal(0, 0.5, 4)
+X = (2 * RNG.standard_normal((2, 5, 4, 4))).astype(np.float32)
+Y, S = RNG.integers(0, 4, (2, 5, 4)), RNG.normal(0, 0.5, 4)
 CE = losses.cross_entropy(X, Y)
 SAME = [
   ('ce', {}, lambda: CE),
@@ -29,13 +30,16 @@ SAME = [
   ('afw', {'learned_weights': False}, lambda: losses.afw_dice(X, Y, None)),
   ('ce_dice', {}, lambda: CE + losses.dice_loss(X, Y)),
   ('ce_dice', {'recipe': 'released'}, lambda: 0.5 * CE + 0.5 * losses.dice_loss(X, Y, squared=True)),
-  ('ce_dice', {'ce_weight': 0.4, 'dice_weight': 0.6, 'squared': True}, lambda: 0.4 * CE + 0.6 * losses.dice_loss(X, Y, squared=True)),
+  ('ce_dice', {'ce_weight': 0.4, 'dice_weight': 0.6, 'squared': True},
+   lambda: 0.4 * CE + 0.6 * losses.dice_loss(X, Y, squared=True)),
   ('ce_dice', {'include_background': False}, lambda: CE + losses.dice_loss(X, Y, include_background=False)),
   ('ce_gd', {'gd_weight': 2.0}, lambda: CE + 2 * losses.generalised_dice_loss(X, Y)),
   ('focal_dice', {'focal_weight': 0.5}, lambda: 0.5 * losses.focal_loss(X, Y) + losses.dice_loss(X, Y)),
   ('ce_afw', {}, lambda: losses.afw_loss(X, Y, S)),
-  ('ce_afw', {'recipe': 'released', 'rare': (3,), 'gamma': 0.5}, lambda: losses.afw_loss(X, Y, S, recipe='released', rare=(3,), gamma=0.5)),
-  ('ce_afw', {'symmetric': True, 'reduction': 'mean'}, lambda: losses.afw_loss(X, Y, S, symmetric=True, reduction='mean')),
+  ('ce_afw', {'recipe': 'released', 'rare': (3,), 'gamma': 0.5},
+   lambda: losses.afw_loss(X, Y, S, recipe='released', rare=(3,), gamma=0.5)),
+  ('ce_afw', {'symmetric': True, 'reduction': 'mean'},
+   lambda: losses.afw_loss(X, Y, S, symmetric=True, reduction='mean')),
   ('ce_afw', {'learned_weights': False}, lambda: losses.afw_loss(X, Y, None)),
 ]
 
@@ -112,6 +116,7 @@ ours = {m for m in sys.modules if m.startswith('afw_jax') and not m.startswith('
 assert ours == {'afw_jax', 'afw_jax.errors'}, ours
 '''
   root = os.path.dirname(os.path.dirname(afw_jax.__file__))
-  done = subprocess.run([sys.executable, '-c', code], env={**os.environ, 'PYTHONPATH': root}, capture_output=True, text=True)
+  env = {**os.environ, 'PYTHONPATH': root}
+  done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert 'nan' not in done.stdout and done.stdout.count(',') == len(losses.LOSSES) - 1

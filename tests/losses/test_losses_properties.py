@@ -71,7 +71,10 @@ def test_finite_in_value_and_gradient_whatever_is_drawn(seed, shape, log_scale, 
 
 
 @settings(max_examples=500, deadline=None, derandomize=True, database=None)
-@given(seed=st.integers(0, 2**32 - 1), log_scale=st.floats(-3, 5), labels=st.sampled_from(['random', 'one pixel', 'perfect', 'wrong']))
+@given(
+  seed=st.integers(0, 2**32 - 1), log_scale=st.floats(-3, 5),
+  labels=st.sampled_from(['random', 'one pixel', 'perfect', 'wrong']),
+)
 def test_dice_terms_are_in_the_unit_interval(seed, log_scale, labels):
   x, y, _, _ = drawn(seed, 1, labels, 10.0**log_scale, 0.0)
   for terms in TERMS(x, y):
@@ -148,7 +151,8 @@ def test_order_of_organs_changes_nothing():
   order = np.r_[0, 1 + RNG.permutation(5)]
   got, expected = JITTED(X[..., order], np.argsort(order)[Y], S[order]), JITTED(X, Y, S)
   assert_same({**got, 'squared, gamma 0': expected['squared, gamma 0']}, expected)  # this one names a class
-  renamed = losses.afw_dice(X[..., order], np.argsort(order)[Y], S[order], squared=True, gamma=0.0, rare=np.argsort(order)[[1]])
+  options = {'squared': True, 'gamma': 0.0, 'rare': np.argsort(order)[[1]]}
+  renamed = losses.afw_dice(X[..., order], np.argsort(order)[Y], S[order], **options)
   np.testing.assert_allclose(renamed, expected['squared, gamma 0'], rtol=2e-6)
 
 

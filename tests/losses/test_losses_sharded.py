@@ -11,7 +11,8 @@ import afw_jax
 from afw_jax import losses
 
 CODE = '''
-import jax, numpy as np
+import jax
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from afw_jax import losses
 
@@ -23,7 +24,8 @@ s, mask = rng.normal(0, 0.5, 5).astype(np.float32), rng.random((8, 4, 6)) < 0.7
 mask[3] = False                                             # one shard has nothing
 
 def total(x, y, s, mask, axis_name=None):                   # every loss, each with a weight of its own
-  made = [losses.make_loss(n, axis_name=axis_name) for n in losses.LOSSES] + [losses.make_loss('afw', squared=True, axis_name=axis_name)]
+  made = [losses.make_loss(n, axis_name=axis_name) for n in losses.LOSSES]
+  made.append(losses.make_loss('afw', squared=True, axis_name=axis_name))
   values = jax.numpy.stack([fn(x, y, s, mask=mask)[0] for fn in made])
   return (values * np.arange(1, 1 + len(made))).sum(), values
 
@@ -61,7 +63,8 @@ same('pmap', ((None, v[0]), (hx, hs[0])))
 
 def test_eight_devices_equal_one():
   root = os.path.dirname(os.path.dirname(afw_jax.__file__))
-  env = {**os.environ, 'PYTHONPATH': root, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu'}
+  flags = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu'}
+  env = {**os.environ, 'PYTHONPATH': root, **flags}
   done = subprocess.run([sys.executable, '-c', CODE], env=env, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-3000:]
   assert done.stdout.count('same') == 4
