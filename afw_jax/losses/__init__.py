@@ -14,10 +14,10 @@
 (['contribution', 'dice', 'focused', 'weight'], (3,))
 
 Common to all:
-- Sums run over the whole batch and all spatial axes. Under jit with sharded arrays that is the global batch by itself; inside
-  shard_map, pmap or vmap name the mapped axis with `axis_name=` and the sums are psum-ed before anything nonlinear. Gradients
-  taken inside follow lax.psum: exact under shard_map; where each shard differentiates its own copy of the loss (pmap,
-  shard_map with check_vma=False) average the parameter gradients over the axis with pmean, as usual.
+- Sums run over the whole batch and all spatial axes. Under jit with sharded arrays that is the global batch by itself;
+  inside shard_map, pmap or vmap name the mapped axis with `axis_name=` and the sums are psum-ed before anything
+  nonlinear. Gradients taken inside follow lax.psum: exact under shard_map; where each shard differentiates its own copy
+  of the loss (pmap, shard_map with check_vma=False) average the parameter gradients with pmean, as usual.
 - float32 inside whatever comes in (bfloat16, float16), float64 if the logits are.
 - `mask` (B, *S), bool or weights, says what each pixel counts, also in the N of cross-entropy.
 - Labels outside [0, C) cannot be an error under jit: such a pixel counts nowhere, as if masked out.
@@ -30,6 +30,7 @@ from afw_jax.losses.terms import cross_entropy, dice_loss, dice_terms, focal_los
 from afw_jax.losses.tversky import focal_tversky_loss, tversky_loss, unified_focal_loss
 
 __all__ = [
-  'LOSSES', 'LossFn', 'afw_dice', 'afw_dice_terms', 'afw_loss', 'cross_entropy', 'dice_loss', 'dice_terms', 'focal_loss',
-  'focal_tversky_loss', 'generalised_dice_loss', 'loss_options', 'make_loss', 'tversky_loss', 'unified_focal_loss',
+  'LOSSES', 'LossFn', 'afw_dice', 'afw_dice_terms', 'afw_loss', 'cross_entropy', 'dice_loss', 'dice_terms',
+  'focal_loss', 'focal_tversky_loss', 'generalised_dice_loss', 'loss_options', 'make_loss',
+  'tversky_loss', 'unified_focal_loss',
 ]

@@ -29,9 +29,9 @@ def recipe_of(recipe, ce_weight, dice_weight, squared):
 def class_weights(log_sigma_sq) -> jax.Array:
   """1 / sigma_c^2 = exp(-s_c) of paper Eq. 6, finite in value and gradient for every s.
 
-  Below s = -30, a weight of 1e13, the exponential goes on as its tangent, up to 1e6 times its value there: s is still pushed
-  back up, and nothing overflows. Training does not come near: at balance exp(-s_c) is below 1 / focused loss, so that s_c
-  stays above -7 while that loss is above 1e-3.
+  Below s = -30, a weight of 1e13, the exponential goes on as its tangent, up to 1e6 times its value there: s is still
+  pushed back up, and nothing overflows. Training does not come near: at balance exp(-s_c) is below 1 / focused loss, so
+  that s_c stays above -7 while that loss is above 1e-3.
   """
   x = -log_sigma_sq
   return jnp.exp(jnp.minimum(x, STEEPEST)) * (1 + jnp.clip(x - STEEPEST, 0, 1e6))
@@ -65,7 +65,7 @@ def afw_dice_terms(
 
   Returns:
     Four (C,) arrays: 'dice', the plain Dice loss L_c; 'focused', L_c^gamma for focused classes and L_c for the others;
-    'weight', exp(-s_c); 'contribution', weight * focused, whose sum plus the correction is `afw_dice` (reduction='sum').
+    'weight', exp(-s_c); 'contribution', weight * focused, whose sum plus the correction is `afw_dice`.
 
   Raises:
     InputError: as for `afw_dice`.
@@ -93,8 +93,8 @@ def afw_dice(
 
     sum_{c not rare} exp(-s_c) L_c + sum_{c rare} exp(-s_c) L_c^gamma + correction,   s_c = ln sigma_c^2
 
-  L_c is `dice_terms`, not the printed Eq. 4, which is negative for a perfect class and -1 for an absent one, so that its power
-  0.25 would be NaN. The power is exact above L = 1e-12 and a chord to (0, 0) below, so its gradient is finite too.
+  L_c is `dice_terms`, not the printed Eq. 4, which is negative for a perfect class and -1 for an absent one, so that
+  its power 0.25 would be NaN. The power is exact above L = 1e-12 and a chord to (0, 0) below: its gradient is finite.
 
   Args:
     logits: (B, *S, C) floating; bfloat16 and float16 are taken to float32 first.
@@ -125,15 +125,16 @@ def afw_dice(
 
 
 def afw_loss(
-  logits, labels, log_sigma_sq, *, recipe='paper', ce_weight=None, dice_weight=None, squared=None, gamma=0.25, rare=None,
-  correction='eq6', smooth=1e-5, symmetric=False, reduction='sum', mask=None, axis_name=None,
+  logits, labels, log_sigma_sq, *, recipe='paper', ce_weight=None, dice_weight=None, squared=None, gamma=0.25,
+  rare=None, correction='eq6', smooth=1e-5, symmetric=False, reduction='sum', mask=None, axis_name=None,
 ) -> jax.Array:
   """ce_weight * cross-entropy + dice_weight * AFW-Dice: paper Eq. 7 or the released code.
 
   Args:
     recipe: 'paper', weights 1 and 1, linear denominators; 'released', 0.5 and 0.5, squared ones.
     ce_weight, dice_weight, squared: None takes the recipe's.
-    logits, labels, log_sigma_sq, gamma, rare, correction, smooth, symmetric, reduction, mask, axis_name: as for `afw_dice`.
+    logits, labels, log_sigma_sq, gamma, rare, correction, smooth, symmetric, reduction, mask, axis_name: as for
+      `afw_dice`.
 
   Returns:
     Scalar.

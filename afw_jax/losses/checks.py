@@ -22,11 +22,13 @@ def check_arrays(logits, labels, mask=None) -> None:
   if not jnp.issubdtype(labels.dtype, jnp.integer):
     raise InputError('labels', f'not of an integer dtype ({shapes})', 'Give class ids, not one-hot vectors or floats.')
   if logits.shape[:-1] != labels.shape or logits.ndim == 0:
-    raise InputError('labels', f'do not fit the logits ({shapes})', 'Give logits (B, *S, C), channels last, and labels (B, *S).')
+    cure = 'Give logits (B, *S, C), channels last, and labels (B, *S).'
+    raise InputError('labels', f'do not fit the logits ({shapes})', cure)
   if logits.shape[-1] < 2:
     raise InputError('logits', f'fewer than two classes ({shapes})', 'Give one channel per class, background first.')
   if mask is not None and (mask.ndim != labels.ndim or any(m not in (1, n) for m, n in zip(mask.shape, labels.shape))):
-    raise InputError('mask', f'shape {mask.shape} does not fit labels {labels.shape}', "Give the labels' shape (axes of 1 broadcast).")
+    problem = f'shape {mask.shape} does not fit labels {labels.shape}'
+    raise InputError('mask', problem, "Give the labels' shape (axes of 1 broadcast).")
 
 
 def check_log_sigma_sq(log_sigma_sq, num_classes: int) -> None:
@@ -36,8 +38,9 @@ def check_log_sigma_sq(log_sigma_sq, num_classes: int) -> None:
     InputError: another shape than (C,), or not a real dtype.
   """
   if log_sigma_sq.shape != (num_classes,) or jnp.issubdtype(log_sigma_sq.dtype, jnp.complexfloating):
-    raise InputError('log_sigma_sq', f'shape {log_sigma_sq.shape} {log_sigma_sq.dtype}, but logits have {num_classes} classes',
-                     f'Give one log-variance per class, background included: shape ({num_classes},).')
+    problem = f'shape {log_sigma_sq.shape} {log_sigma_sq.dtype}, but logits have {num_classes} classes'
+    cure = f'Give one log-variance per class, background included: shape ({num_classes},).'
+    raise InputError('log_sigma_sq', problem, cure)
 
 
 def check_number(name: str, value, *, low: float = 0.0, high: float = np.inf, above: bool = False) -> None:
@@ -54,7 +57,9 @@ def check_number(name: str, value, *, low: float = 0.0, high: float = np.inf, ab
   """
   if isinstance(value, bool | np.bool_) or not (isinstance(value, int | float | np.number) or hasattr(value, 'aval')):
     raise InputError(name, f'{value!r} is not a number', f'Give a number, {"above" if above else "at least"} {low:g}.')
-  if isinstance(value, int | float | np.number) and not (np.isfinite(value) and low <= value <= high and not (above and value == low)):
+  if not isinstance(value, int | float | np.number):
+    return
+  if not np.isfinite(value) or not low <= value <= high or (above and value == low):
     limits = f'{"above" if above else "at least"} {low:g}' + (f' and at most {high:g}' if np.isfinite(high) else '')
     raise InputError(name, f'{value!r} is out of range', f'Give a finite number {limits}.')
 
@@ -104,9 +109,12 @@ def focused_classes(num_classes: int, rare, symmetric: bool = False) -> np.ndarr
   if rare is None:
     return np.arange(num_classes) > 0
   if isinstance(rare, str | bytes) or not isinstance(rare, Collection):
-    raise InputError('rare', f'{rare!r} is not a sequence of class ids', 'Give for example rare=(2, 5), or None for every organ.')
+    cure = 'Give for example rare=(2, 5), or None for every organ.'
+    raise InputError('rare', f'{rare!r} is not a sequence of class ids', cure)
   ids = list(rare)
-  wrong = [i for i in ids if isinstance(i, bool | np.bool_) or not isinstance(i, int | np.integer) or not 0 <= i < num_classes]
+  whole = lambda i: isinstance(i, int | np.integer) and not isinstance(i, bool)
+  wrong = [i for i in ids if not (whole(i) and 0 <= i < num_classes)]
   if wrong:
-    raise InputError('rare', f'{wrong!r} are no class ids', f'Give integers from 0 to {num_classes - 1} (0 is the background).')
+    cure = f'Give integers from 0 to {num_classes - 1} (0 is the background).'
+    raise InputError('rare', f'{wrong!r} are no class ids', cure)
   return np.isin(np.arange(num_classes), np.array(ids, int))

@@ -88,7 +88,8 @@ def _ce_afw(
 _TERMS = {
   'ce_afw': _ce_afw, 'ce_dice': _ce_dice, 'ce_gd': _ce_gd, 'focal_dice': _focal_dice, 'afw': _afw, 'dice': _dice,
   'ce': _single(cross_entropy_of), 'gd': _single(generalised_dice_of), 'focal': _single(focal_of),
-  'tversky': _single(tversky_of), 'focal_tversky': _single(focal_tversky_of), 'unified_focal': _single(unified_focal_of),
+  'tversky': _single(tversky_of), 'focal_tversky': _single(focal_tversky_of),
+  'unified_focal': _single(unified_focal_of),
 }
 LOSSES = tuple(_TERMS)
 
@@ -111,14 +112,14 @@ def make_loss(name: str, *, axis_name=None, **options) -> LossFn:
     name: one of `LOSSES`. The four that the paper compares are 'focal_dice', 'ce_gd', 'ce_dice' and 'ce_afw'.
     axis_name: mapped axis whose shards make up the batch; None under plain jit, which needs none.
     **options: of the loss, by the names of its function (`loss_options(name)` lists them). 'ce_dice' and 'ce_afw' take
-      recipe='paper' (weights 1 and 1, linear denominators) or 'released' (0.5 and 0.5, squared), overridden by ce_weight,
-      dice_weight, squared; VA-TransUNet's mixture is ce_weight=0.4, dice_weight=0.6, squared=True. 'afw' and 'ce_afw'
-      take learned_weights=False for the paper's Table 3, which leaves log_sigma_sq unread.
+      recipe='paper' (weights 1 and 1, linear denominators) or 'released' (0.5 and 0.5, squared), overridden by
+      ce_weight, dice_weight, squared; VA-TransUNet's mixture is ce_weight=0.4, dice_weight=0.6, squared=True. 'afw' and
+      'ce_afw' take learned_weights=False for the paper's Table 3, which leaves log_sigma_sq unread.
 
   Returns:
-    fn(logits, labels, log_sigma_sq, *, mask=None) -> (loss, terms). loss is a scalar; terms are (C,) arrays: always 'dice',
-    the Dice loss of each class (the very term of the loss where it has one, else linear), and for AFW also 'focused', 'weight'
-    and 'contribution'. Losses without weights of their own leave log_sigma_sq unread.
+    fn(logits, labels, log_sigma_sq, *, mask=None) -> (loss, terms). loss is a scalar; terms are (C,) arrays: always
+    'dice', the Dice loss of each class (the very term of the loss where it has one, else linear), and for AFW also
+    'focused', 'weight' and 'contribution'. All losses but 'afw' and 'ce_afw' leave log_sigma_sq unread.
 
   Raises:
     InputError: an unknown name or option, or a value that cannot be right, here and not in the first step of training.

@@ -101,9 +101,9 @@ def power(x, exponent) -> jax.Array:
   """x ** exponent for x >= 0 with a finite gradient everywhere.
 
   x ** 0.25 has an infinite slope at 0, where a class that is absent and not predicted, or predicted perfectly, arrives.
-  Above FLOOR = 1e-12 this is exactly x ** exponent; below it the chord from (0, 0) takes over: continuous, monotone, exactly
-  0 at 0 (1 everywhere for exponent 0). A floor and not an offset (x + d) ** e - d ** e, which would bend the values above
-  it too. `where` stands on both sides of the power since the branch that is not taken is differentiated as well.
+  Above FLOOR = 1e-12 this is exactly x ** exponent; below it the chord from (0, 0) takes over: continuous, monotone,
+  exactly 0 at 0 (1 everywhere for exponent 0). A floor and not an offset (x + d) ** e - d ** e, which would bend the
+  values above it too. `where` stands on both sides of the power since the branch not taken is differentiated as well.
 
   Args:
     x: array, not negative.

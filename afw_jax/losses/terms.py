@@ -78,9 +78,9 @@ def dice_terms_of(px: Pixels, *, squared=False, smooth=1e-5) -> jax.Array:
 def dice_terms(logits, labels, *, squared=False, smooth=1e-5, mask=None, axis_name=None) -> jax.Array:
   """Dice loss of each class over the whole batch, L_Dice_c of paper Eq. 5.
 
-  Printed, Eq. 4 is 1 - 2 (sum p g + e) / (sum (p + g) + e). That cannot be meant: it sums over the classes where Eq. 5 needs
-  one term per class; it falls to -1 for a class that is absent and not predicted and below 0 for a perfect one, and a
-  negative number to the power 0.25 is NaN. Used instead, as in the released code, is one e in each term,
+  Printed, Eq. 4 is 1 - 2 (sum p g + e) / (sum (p + g) + e). That cannot be meant: it sums over the classes where Eq. 5
+  needs one term per class; it falls to -1 for a class that is absent and not predicted and below 0 for a perfect one,
+  and a negative number to the power 0.25 is NaN. Used instead, as in the released code, is one e in each term,
   1 - (2 sum p g + e) / (sum (p + g) + e), computed by the identity
 
     linear:   sum |p - g|   / (sum p   + sum g + e)
@@ -151,10 +151,10 @@ def generalised_dice_of(px: Pixels, *, smooth=1e-5) -> jax.Array:
 
 
 def generalised_dice_loss(logits, labels, *, smooth=1e-5, mask=None, axis_name=None) -> jax.Array:
-  """Generalised Dice (Sudre et al. 2017): 1 - (2 sum_c w_c sum p g + e) / (sum_c w_c sum (p + g) + e), w_c = 1 / (sum g)^2.
+  """Generalised Dice (Sudre et al. 2017): 1 - (2 sum_c w_c sum p g + e) / (sum_c w_c sum (p + g) + e).
 
-  Over the whole batch. A class absent from labels, whose weight would be infinite, takes the largest weight of the present
-  classes (MONAI's rule with batch=True). Computed by the identity of `dice_terms`, never negative.
+  w_c = 1 / (sum g)^2 over the whole batch. A class absent from labels, whose weight would be infinite, takes the
+  largest weight of the present classes (MONAI's rule with batch=True). Computed as in `dice_terms`, never negative.
 
   Args:
     logits: (B, *S, C) floating.

@@ -85,7 +85,9 @@ def focal_tversky_loss(
   )
 
 
-def unified_focal_of(px: Pixels, *, lam=0.5, delta=0.6, gamma=0.5, rare=None, smooth=1e-5, reduction='mean') -> jax.Array:
+def unified_focal_of(
+  px: Pixels, *, lam=0.5, delta=0.6, gamma=0.5, rare=None, smooth=1e-5, reduction='mean'
+) -> jax.Array:
   """`unified_focal_loss` of prepared pixels."""
   check_number('lam', lam, high=1)
   check_number('delta', delta, high=1)
@@ -108,8 +110,8 @@ def unified_focal_loss(
     aFL  = mean over pixels of delta CE on pixels of rare classes, (1 - delta) (1 - p_t)^gamma CE on the others;
     aFTL = over classes, (1 - mTI_c)^(1 - gamma) for rare ones and 1 - mTI_c for the others, where
     mTI  = tp / (tp + delta fn + (1 - delta) fp).
-  With two classes and rare = (1,) it is the published binary form. aFTL with delta = 0.5 is AFW-Dice (paper Eq. 5) without
-  weights, gamma here being 1 - its gamma.
+  With two classes and rare = (1,) it is the published binary form. aFTL with delta = 0.5 is AFW-Dice (paper Eq. 5)
+  without weights, gamma here being 1 - its gamma.
 
   Args:
     logits: (B, *S, C) floating.
