@@ -157,7 +157,8 @@ def _extended(*, max_angle_deg=20.0, scale=(0.85, 1.15), max_shift=0.05, gamma=(
     shift = jax.random.uniform(keys[2], (2,), minval=-max_shift, maxval=max_shift) * jnp.array(label.shape[-2:])
     exponent, gain = _log_uniform(keys[3], gamma), _log_uniform(keys[4], contrast)
     offset = jax.random.uniform(keys[5], (), minval=-brightness, maxval=brightness)
-    image = jnp.clip(gain * image ** exponent + offset, 0.0, 1.0)  # before resampling: outside stays 0
+    power = jnp.exp(exponent * jnp.log(jnp.maximum(image, 1e-8)))  # image ** exponent takes four times as long on a CPU
+    image = jnp.clip(gain * power + offset, 0.0, 1.0)  # before resampling: outside stays 0
     return resample(image, label, _mirror(keys[6], axes, p_mirror) @ rotation(angle) / zoom, shift)
 
   return sample

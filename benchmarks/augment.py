@@ -1,6 +1,6 @@
 """Augmentation on the device against scipy on the same slices: 24 images and label maps of 224 x 224, rotated.
 
-    python benchmarks/augment.py
+  PYTHONPATH=. python benchmarks/augment.py
 
 Prints images per second, interleaved and best of several, and how far the linear image is from scipy's.
 """

@@ -20,8 +20,9 @@ def get_config():
   config.data.size = (128, 128)
   config.data.spacing_mm = ()
   config.model.unet.features = (16, 32, 64, 128, 256)
+  config.optimizer.learning_rate = 0.02
   config.augment.name = 'extended'
   config.train.batch_size = 12
-  config.train.epochs = 60
+  config.train.epochs = 70
   config.train.validate_every_epochs = 10
   return config

@@ -11,15 +11,17 @@ def get_config():
   config = common.get_config()
   config.data.dataset = 'folder'
   config.data.root = 'runs/demo-data'
-  config.data.size = (112, 112)
-  config.data.spacing_mm = ()
+  config.data.size = (80, 112)  # 224 x 314 mm around the middle: the body without the air beside it
+  config.data.spacing_mm = (2.8, 2.8)
+  config.data.fit = 'crop_pad'
   config.data.interpolation = 'linear'
   config.data.window = '-150,350'
   config.model.unet.features = (16, 32, 64, 128, 256)
   config.augment.paper.mirror_axes = ()  # the organs of a mirrored abdomen change sides
   config.augment.paper.max_angle_deg = 15.0
+  config.optimizer.learning_rate = 0.02
   config.train.batch_size = 8
-  config.train.epochs = 12
-  config.train.validate_every_epochs = 3
+  config.train.epochs = 16
+  config.train.validate_every_epochs = 4
   config.train.checkpoint_every_steps = 100
   return config

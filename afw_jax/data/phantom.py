@@ -81,7 +81,7 @@ def native_geometry(shape, spacing_mm, axis_codes: str, centre_ras_mm=(0.0, 0.0,
 
 def write_phantoms(folder: str, *, num_cases: int = 23, num_val: int = 3, num_test: int = 4, num_new: int = 1,
                    seed: int = 0, shape: tuple[int, int, int] = (32, 120, 120), matrix_jitter: int = 8,
-                   fov_mm: tuple[float, float] = (355.0, 385.0), slice_mm: tuple[float, float] = (6.5, 7.8),
+                   fov_mm: tuple[float, float] = (340.0, 365.0), slice_mm: tuple[float, float] = (6.5, 7.8),
                    axis_codes: Sequence[str] = AXIS_CODES) -> list[str]:
   """Write a data set of phantoms that the data set 'folder' reads: images/, labels/ and dataset.json.
 

@@ -10,10 +10,10 @@ from scipy.interpolate import CubicSpline
 ORGANS = ('aorta', 'gallbladder', 'left_kidney', 'right_kidney', 'liver', 'pancreas', 'spleen', 'stomach')
 # tissue: mean HU and half the range over patients
 HU = {'air': (-1000, 0), 'lung': (-850, 30), 'fat': (-100, 8), 'muscle': (60, 6), 'skin': (40, 0), 'bone': (450, 60),
-      'marrow': (180, 40), 'disc': (85, 8), 'canal': (25, 5), 'vein': (140, 12), 'bowel_wall': (70, 10),
+      'marrow': (180, 40), 'disc': (85, 8), 'canal': (25, 5), 'vein': (132, 8), 'bowel_wall': (70, 10),
       'bowel': (25, 15), 'gas': (-900, 40), 'couch': (-200, 60), 'heart': (135, 10), 'sinus': (-40, 20),
       'liver': (110, 10), 'liver_vessel': (150, 12), 'spleen': (122, 10), 'cortex': (182, 12), 'medulla': (150, 12),
-      'aorta': (152, 12), 'pancreas': (90, 8), 'gallbladder': (10, 7), 'gallbladder_wall': (60, 8),
+      'aorta': (168, 12), 'pancreas': (90, 8), 'gallbladder': (10, 7), 'gallbladder_wall': (60, 8),
       'stomach_wall': (65, 8), 'stomach': (25, 15)}
 # tubes: points (x, y, z) and radii, in mm
 TUBES = {
@@ -26,7 +26,7 @@ TUBES = {
   'duodenum': ([(-20, -42, -6), (-44, -24, -8), (-47, -8, -36), (-12, 2, -46), (22, -4, -34)], [12, 12, 11, 10, 10]),
   'pancreas': ([(-26, -10, -30), (-25, -14, -10), (-6, -27, 2), (20, -26, 10), (48, -14, 19), (80, 4, 32)],
                [13, 15, 10, 11, 11, 10]),
-  'gallbladder': ([(-38, -30, 8), (-44, -42, -10), (-50, -52, -30)], [8, 14, 15]),
+  'gallbladder': ([(-38, -30, 8), (-44, -42, -10), (-50, -53, -32)], [8, 15, 17]),
   'colon': ([(-108, 8, -120), (-106, 2, -70), (-90, -42, -48), (-30, -68, -46), (35, -66, -36), (92, -34, -8),
              (112, 12, -40), (110, 16, -120)], [23, 24, 22, 20, 19, 19, 18, 17]),
 }

@@ -64,7 +64,7 @@ class Conv(nn.Module):
 def conv2d(x, kernel, padding: tuple[int, int]):
   """2D convolution at stride 1, whose weight gradient is written out for the CPU.
 
-  XLA's own weight gradient is 1.2 to 1.9 times slower there, and 60 times slower inside `lax.scan`; other platforms
+  XLA's own weight gradient is 1.2 to 1.9 times slower there, and 20 to 60 times slower inside `lax.scan`; other platforms
   keep theirs. The gradient is itself a convolution, with the batch as its channels: of x by the output's gradient, or
   of the output's gradient by x (the kernel then comes out reversed); the one with fewer channels slides.
 

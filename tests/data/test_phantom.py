@@ -16,7 +16,7 @@ SHAPE, SPACING_MM = (32, 104, 104), (7.0, 3.5, 3.5)
 # plausible adult volumes in mL, cut off by the ends of the scan only for the aorta
 VOLUME_ML = {'aorta': (45, 140), 'gallbladder': (10, 80), 'left_kidney': (80, 260), 'right_kidney': (80, 260),
              'liver': (800, 2000), 'pancreas': (40, 140), 'spleen': (80, 400), 'stomach': (120, 900)}
-MEDIAN_HU = {'aorta': 152, 'gallbladder': 10, 'left_kidney': 165, 'right_kidney': 165, 'liver': 110, 'pancreas': 90,
+MEDIAN_HU = {'aorta': 168, 'gallbladder': 10, 'left_kidney': 165, 'right_kidney': 165, 'liver': 110, 'pancreas': 90,
              'spleen': 122}
 
 

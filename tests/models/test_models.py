@@ -30,7 +30,7 @@ def test_a_train_step_of_the_testing_size_is_quick_and_reaches_every_parameter(n
   shape = (2, *(2 * n for n in shape[1:-1]), shape[-1])
   rng = np.random.default_rng(0)
   image, label = jnp.asarray(rng.random(shape, dtype=np.float32)), jnp.asarray(rng.integers(0, 3, shape[:-1]))
-  variables = jax.jit(model.init)(jax.random.key(0), image)
+  variables = models.init(model, jax.random.key(0), shape)
   rest = {key: value for key, value in variables.items() if key != 'params'}
 
   @jax.jit
