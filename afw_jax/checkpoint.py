@@ -147,6 +147,8 @@ def restore_state(folder: str, abstract: TrainState) -> tuple[TrainState, dict] 
     try:
       trees, meta = _load(folder, step, _split(abstract))
       return _join(**trees), meta
+    except (PermissionError, MemoryError):
+      raise  # says nothing about the checkpoint
     except Exception as error:  # Orbax raises bare Exception, ValueError, KeyError ... for a torn checkpoint
       broken = os.path.join(folder, str(step))
       _log.warning('%s cannot be used (%s): renamed to .corrupt, the one before it is tried', broken, error)

@@ -65,13 +65,16 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   # -- resume
   folder = os.path.join(workdir, 'checkpoints')
   last, best = os.path.join(folder, 'last'), os.path.join(folder, 'best')
+  _check_same_organs(last, index)
   restored = checkpoint.restore_state(last, abstract)
   if restored:
     state, meta = restored
     best_dsc = meta['best_dsc']
     _log.info('resumed from step %d of %d', int(state.step), total_steps)
   else:
-    state = jax.jit(init, out_shardings=everywhere)(init_key, image=jnp.zeros(image.shape, image.dtype))
+    # Runs once: optimising its compilation would only delay the first step (and changes no bit).
+    born = jax.jit(init, out_shardings=everywhere, compiler_options={'xla_backend_optimization_level': 0})
+    state = born(init_key, image=jnp.zeros(image.shape, image.dtype))
     best_dsc = None
   start = int(state.step)
   if start >= total_steps:
@@ -233,6 +236,14 @@ def _loss_options(options: dict, class_names: tuple[str, ...]) -> dict:
   if 'rare' in options:
     options['rare'] = tuple(class_names.index(name) for name in options['rare']) or None
   return options
+
+
+def _check_same_organs(folder: str, index: dict) -> None:
+  """The config of a workdir is fixed, but the data behind it can change: a checkpoint goes on with its own organs only."""
+  meta = checkpoint.read_meta(folder)
+  if meta and meta['data']['organs'] != index['organs']:
+    raise InputError(folder, f'its checkpoints know {meta["data"]["organs"]}, the data now has {index["organs"]}',
+                     'Choose another --workdir for the changed data.')
 
 
 def _plain(options: dict) -> dict:

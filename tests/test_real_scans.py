@@ -1,0 +1,74 @@
+"""The main job on real scans: overfit one CT and predict it back on its own grid; train on MR end to end."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from afw_jax import metrics
+from afw_jax.data import volumes
+
+REAL = os.environ.get('AFW_REAL_DATA')
+pytestmark = pytest.mark.skipif(not REAL, reason='AFW_REAL_DATA is not set (a folder with real scans)')
+ORGANS = {'spleen': 1, 'right_kidney': 2, 'left_kidney': 3, 'gallbladder': 4, 'liver': 5, 'stomach': 6, 'pancreas': 7, 'aorta': 52}
+
+
+@pytest.fixture(scope='module')
+def overfitted(tmp_path_factory, run_main):
+  """One CT with eight of its 117 organs, learned by heart."""
+  root, ct = tmp_path_factory.mktemp('ct'), pathlib.Path(REAL) / 'totalsegmentator'
+  for folder, source in (('images', 'example_ct_sm.nii.gz'), ('labels', 'example_seg.nii.gz')):
+    (root / folder).mkdir()
+    shutil.copy(ct / source, root / folder / 'ct.nii.gz')
+  (root / 'dataset.json').write_text(json.dumps({
+      'channel_names': {'0': 'CT'}, 'labels': {'background': 0, **ORGANS}, 'file_ending': '.nii.gz',
+      'other_labels': 'background', 'split': {'train': ['ct'], 'val': [], 'test': []}}))
+  workdir = root / 'run'
+  run_main('--config=configs/folder.py', f'--config.data.root={root}', f'--workdir={workdir}', '--config.data.spacing_mm=()',
+           '--config.data.fractions=()', '--config.data.fit=crop_pad', '--config.data.size=(112, 128)', '--config.eval.split=train',
+           '--config.model.unet.features=(16, 32, 64, 128, 256)', '--config.augment.name=none', '--config.optimizer.learning_rate=0.03',
+           '--config.train.batch_size=10', '--config.train.epochs=90', '--config.train.checkpoint_every_steps=1000')
+  return workdir
+
+
+def test_overfit_one_ct_and_predict_it_back(overfitted, run_main):
+  ct = pathlib.Path(REAL) / 'totalsegmentator'
+  out = overfitted / 'back.nii.gz'
+  run_main('--mode=predict', f'--workdir={overfitted}', f'--input={ct}/example_ct_sm.nii.gz', f'--output={out}')
+  pred, true = volumes.read_label(out), volumes.read_label(ct / 'example_seg.nii.gz')
+  volumes.check_pair(volumes.read_image(ct / 'example_ct_sm.nii.gz'), pred)
+  scores = metrics.score_case(pred.array, true.array, spacing_mm=true.spacing_mm, labels=ORGANS)
+  dsc = {organ: s['dsc'] for organ, s in scores.items()}
+  assert np.mean(list(dsc.values())) >= 0.90, dsc
+
+
+def test_predict_the_whole_scan_on_its_exact_grid(overfitted, run_main):
+  scan = pathlib.Path(REAL) / 'totalsegmentator' / 'example_ct.nii.gz'
+  run_main('--mode=predict', f'--workdir={overfitted}', f'--input={scan}', f'--output={overfitted}/whole')
+  image, label = nib.load(scan), nib.load(overfitted / 'whole' / 'example_ct.nii.gz')
+  assert label.shape == image.shape and label.get_data_dtype() == np.uint8
+  np.testing.assert_array_equal(label.affine, image.affine)
+  assert image.header.get_zooms() == label.header.get_zooms()
+  assert {1, 5} <= set(np.unique(label.dataobj)) <= {0, *ORGANS.values()}
+
+
+def test_a_dicom_series_in_a_label_map_out(overfitted, run_main):
+  dicom = pathlib.Path(REAL) / 'chaos_ct' / '1' / 'DICOM_anon'
+  done = run_main('--mode=predict', f'--workdir={overfitted}', f'--input={dicom}', f'--output={overfitted}/dicom')
+  label = volumes.read_label(overfitted / 'dicom' / 'DICOM_anon.nii.gz')
+  scan = volumes.read_image(dicom)
+  volumes.check_pair(scan, label)
+  assert 'mL' in done.stdout
+
+
+def test_mr_scans_train_end_to_end(tmp_path, run_main):
+  run_main('--config=configs/chaos.py', f'--config.data.root={REAL}/chaos_mr_t2', f'--workdir={tmp_path}/run', '--config.data.num_cases=4',
+           '--config.data.size=(32, 32)', '--config.model.unet.features=(4, 8, 8, 8, 8)', '--config.train.epochs=1')
+  records = [json.loads(p.read_text()) for p in (tmp_path / 'run' / 'cases').glob('*.json')]
+  assert len(records) == 1 and records[0]['split'] == 'val'  # CHAOS has no test labels: three to train, one to validate
+  assert set(records[0]['scores']) == {'liver', 'right_kidney', 'left_kidney', 'spleen'}
+  assert 'val' in (tmp_path / 'run' / 'report' / 'report.md').read_text()
