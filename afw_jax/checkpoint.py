@@ -8,6 +8,7 @@ flipped bit is restored silently), so each leaf is fingerprinted on the device w
 import logging
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from afw_jax.step import TrainState
 _log = logging.getLogger('afw_jax')
 
 PyTree = Any
+_WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # a full disk reaches us as any of these
 _UINT = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 
 
@@ -67,13 +69,21 @@ def open_manager(folder: str, *, keep: int) -> ocp.CheckpointManager:
 def save(manager: ocp.CheckpointManager, state: TrainState, meta: dict) -> None:
   """Starts saving (in the background) under the state's own step; call `finish` before leaving."""
   trees = _split(state)
+  _check_space(manager.directory, sum(a.nbytes for a in jax.tree.leaves(trees)))
   meta = {**meta, 'step': int(state.step), 'fingerprint': fingerprint(trees)}
   try:
     manager.check_for_errors()
     manager.save(int(state.step), force=True, args=ocp.args.Composite(
         meta=ocp.args.JsonSave(meta), **{k: ocp.args.StandardSave(v) for k, v in trees.items()}))
-  except OSError as error:
+  except _WRITE_ERRORS as error:
     raise _unwritable(manager, error) from error
+
+
+def _check_space(folder: os.PathLike, needed: int) -> None:
+  free = shutil.disk_usage(folder).free
+  if free < needed:
+    raise InputError(folder, f'{free >> 20} MiB are free on this disk, a checkpoint needs {needed >> 20} MiB',
+                     'Free space, then start the same command again: the checkpoints before it are kept.')
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
@@ -81,12 +91,12 @@ def finish(manager: ocp.CheckpointManager) -> None:
   try:
     manager.wait_until_finished()
     manager.check_for_errors()
-  except OSError as error:
+  except _WRITE_ERRORS as error:
     raise _unwritable(manager, error) from error
 
 
 def _unwritable(manager, error) -> InputError:
-  return InputError(manager.directory, f'the checkpoint could not be written ({error})',
+  return InputError(manager.directory, f'the checkpoint could not be written (... {str(error)[-120:]})',
                     'Free space on the disk or fix the permissions, then start the same command again.')
 
 

@@ -4,6 +4,7 @@ Modes: prepare, train, evaluate, report, predict; all (the default) = prepare wh
 evaluate and report. The same command again goes on where it stopped.
 """
 
+import errno
 import glob
 import logging
 import os
@@ -25,6 +26,7 @@ from afw_jax.data import prepare  # noqa: E402
 from afw_jax.errors import InputError, InputErrors  # noqa: E402
 
 _log = logging.getLogger('afw_jax')
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'predict')
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Path of a config file, configs/*.py.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; by default runs/<name of the config>.')
@@ -65,11 +67,20 @@ def _run(argv: list[str]) -> None:
     _dispatch()
   except (InputError, InputErrors, FloatingPointError) as error:
     _fail(str(error))
+  except KeyboardInterrupt:
+    print('interrupted; the same command goes on from here', file=sys.stderr, flush=True)
+    os._exit(130)
+  except OSError as error:
+    if error.errno not in _DISK:
+      raise
+    _fail(f'{error.filename or _WORKDIR.value}: cannot be written ({error.strerror}). '
+          'Free space on the disk or mend the permissions, then start the same command again: what was saved is kept.')
 
 
 def _fail(message: str) -> None:
-  print(f'error: {message}', file=sys.stderr)
-  sys.exit(2)
+  sys.stdout.flush()
+  print(f'error: {message}', file=sys.stderr, flush=True)
+  os._exit(2)  # threads that still write (checkpoints, events) would add pages of their own to this line
 
 
 def _dispatch() -> None:

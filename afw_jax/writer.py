@@ -1,5 +1,6 @@
 """What a run leaves behind of itself: config.json, environment.json, metrics.jsonl and TensorBoard events."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -73,16 +74,23 @@ class MetricWriter:
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """One record of a step."""
-    try:
+    with self._errors():
       self._file.write(json.dumps({'step': step, **scalars}) + '\n')
-    except OSError as error:
-      raise InputError(self._file.name, f'cannot be written ({error})', 'Free space, then start the same command again.') from error
-    if self._tensorboard:
-      for name, value in scalars.items():
-        self._tensorboard.add_scalar(name, value, step)
+      if self._tensorboard:
+        for name, value in scalars.items():
+          self._tensorboard.add_scalar(name, value, step)
 
   def close(self) -> None:
     """Flushes both."""
-    self._file.close()
-    if self._tensorboard:
-      self._tensorboard.close()
+    with self._errors():
+      self._file.close()
+      if self._tensorboard:
+        self._tensorboard.close()
+
+  @contextlib.contextmanager
+  def _errors(self):
+    try:
+      yield
+    except OSError as error:
+      raise InputError(self._file.name, f'cannot be written ({error})',
+                       'Free space on the disk, then start the same command again.') from error

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 
@@ -37,8 +38,10 @@ def phantoms(tmp_path_factory):
 @pytest.fixture(scope='session')
 def run_main():
   """Runs the door to its end and returns the finished process."""
-  def run(*arguments, check=0, **extra):
-    done = subprocess.run(command(*arguments), cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=300)
+  def run(*arguments, check=0, largest_file=None, **extra):
+    limit = largest_file and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file)))
+    done = subprocess.run(command(*arguments), cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=300,
+                          preexec_fn=limit)
     if check is not None:
       assert done.returncode == check, done.stderr[-3000:]
     return done

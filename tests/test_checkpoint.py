@@ -117,3 +117,12 @@ def test_fingerprint_notices_swapped_rows():
   a = jnp.arange(12.0).reshape(3, 4)
   assert checkpoint.fingerprint({'a': a}) != checkpoint.fingerprint({'a': a[::-1]})
   assert checkpoint.fingerprint({'a': a}) == checkpoint.fingerprint({'a': a + 0})
+
+
+def test_a_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
+  state = make_state()
+  save(tmp_path, state)
+  monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda path: type('Usage', (), {'free': 1000})())
+  with pytest.raises(InputError, match='Free space'):
+    save(tmp_path, make_state(6))
+  assert equal(checkpoint.restore_state(str(tmp_path), abstract(state))[0], state)
