@@ -1,7 +1,7 @@
 """The door: `python -m afw_jax.main --config=configs/synapse.py --workdir=runs/synapse`.
 
-Modes: prepare, train, evaluate, report, predict; all (the default) = prepare where there is no store, then train,
-evaluate and report. The same command again goes on where it stopped.
+Modes: prepare, train, evaluate, report, compare, predict; all (the default) = prepare where there is no store, then
+train, evaluate and report. The same command again goes on where it stopped.
 """
 
 import errno
@@ -27,12 +27,12 @@ from afw_jax.errors import InputError, InputErrors  # noqa: E402
 
 _log = logging.getLogger('afw_jax')
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
-MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'predict')
+MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'compare', 'predict')
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Path of a config file, configs/*.py.', lock_config=True)
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; by default runs/<name of the config>.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; by default runs/<name of the config>. compare: several, with commas.')
 _MODE = flags.DEFINE_enum('mode', 'all', MODES, 'What to do.')
 _INPUT = flags.DEFINE_string('input', None, 'predict: a NIfTI file, a DICOM folder, or a folder of scans.')
-_OUTPUT = flags.DEFINE_string('output', None, 'predict: a folder, or a .nii.gz file for one scan.')
+_OUTPUT = flags.DEFINE_string('output', None, 'predict: a folder, or a .nii.gz file for one scan. compare: a .md file.')
 _CHECKPOINT = flags.DEFINE_enum('checkpoint', 'best', ('best', 'last'), 'predict: which checkpoint.')
 _PROBABILITIES = flags.DEFINE_bool('probabilities', False, 'predict: also write the probability of each organ.')
 _LARGEST = flags.DEFINE_bool('largest_component', False, 'predict: keep the largest connected part of each organ only.')
@@ -98,6 +98,8 @@ def _dispatch() -> None:
     _predict(workdir)
   elif mode == 'report':
     _report(workdir)
+  elif mode == 'compare':
+    _compare(workdir.split(','))
   elif config is None:
     raise InputError('--config', 'is not given', f'--mode={mode} needs one, for instance --config=configs/demo.py.')
   else:
@@ -155,6 +157,14 @@ def _window(text: str) -> str | tuple[float, ...] | None:
 def _report(workdir: str) -> None:
   for line in report.summary(workdir):
     print(line)
+
+
+def _compare(workdirs: list[str]) -> None:
+  text = report.compare(workdirs)
+  print(text)
+  if _OUTPUT.value:
+    with open(_OUTPUT.value, 'w') as f:
+      f.write(text)
 
 
 def _predict(workdir: str) -> None:

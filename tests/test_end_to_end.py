@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -87,3 +88,10 @@ def test_evaluate_again_under_another_convention(trained, demo, run_main):
   run_main(*demo, f'--workdir={trained}', '--mode=evaluate', '--config.eval.convention=transunet', '--config.eval.checkpoint=last')
   assert 'transunet' in (trained / 'report' / 'report.md').read_text()
   run_main(*demo, f'--workdir={trained}', '--mode=evaluate')
+
+
+def test_two_runs_are_compared_on_the_same_cases(trained, run_main, tmp_path):
+  shutil.copytree(trained, tmp_path / 'other')
+  done = run_main('--mode=compare', f'--workdir={trained},{tmp_path}/other', f'--output={tmp_path}/compare.md')
+  text = (tmp_path / 'compare.md').read_text()
+  assert text.strip() == done.stdout.strip() and '2 common case(s)' in text and 'Wilcoxon' in text and '+0.00' in text
