@@ -80,7 +80,9 @@ def _run(argv: list[str]) -> None:
 def _fail(message: str) -> None:
   sys.stdout.flush()
   print(f'error: {message}', file=sys.stderr, flush=True)
-  os._exit(2)  # threads that still write (checkpoints, events) would add pages of their own to this line
+  # Threads that still read or write (checkpoints, events) would add pages of their own to this line.
+  os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+  os._exit(2)
 
 
 def _dispatch() -> None:

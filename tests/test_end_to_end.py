@@ -30,7 +30,8 @@ def test_metrics_have_every_step_once(trained):
   assert [r['step'] for r in records if 'val/dsc' in r] == [8, 16, 24]
   first = records[0]
   assert {f'weight/{c}' for c in ('background', *ORGANS)} <= set(first) and first['data_wait_s'] >= 0
-  assert first['train/lr'] == pytest.approx(0.01) and records[-2]['train/loss'] < first['train/loss']
+  rate = json.loads((trained / 'config.json').read_text())['optimizer']['learning_rate']
+  assert first['train/lr'] == pytest.approx(rate) and records[-2]['train/loss'] < first['train/loss']
 
 
 def test_predictions_lie_on_the_scans_grid(trained, phantoms):

@@ -67,7 +67,7 @@ def test_a_torn_checkpoint_does_not_predict(run_main, trained, phantoms, tmp_pat
       if os.path.basename(folder) == 'd':
         os.truncate(os.path.join(folder, name), os.path.getsize(os.path.join(folder, name)) // 2)
   line = one_line(run_main('--mode=predict', f'--workdir={tmp_path}/torn', f'--input={phantoms}/imagesTs',
-                           f'--output={tmp_path}/out', check=None))
+                           f'--output={tmp_path}/out', check=None), quiet=False)  # as in the test of the full disk
   assert 'checkpoints/best' in line and not list(tmp_path.glob('out/*.nii.gz'))
 
 

@@ -26,6 +26,8 @@ class Conv(nn.Module):
     padding: zeros added on both sides of each axis; None keeps the size at stride 1 (odd kernels).
     groups: feature groups (the number of input channels: depthwise).
     use_bias: whether a bias is added.
+    bias_gradient: False where a BatchNorm with the batch's statistics follows: that takes the bias out again, so its
+      gradient is zero but for rounding, and leaving it out saves a pass over the output's gradient.
     dtype: compute dtype; the parameters are float32.
   """
 
@@ -36,6 +38,7 @@ class Conv(nn.Module):
   dilation: int | Sequence[int] = 1
   groups: int = 1
   use_bias: bool = True
+  bias_gradient: bool = True
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -56,7 +59,8 @@ class Conv(nn.Module):
         x, kernel, strides, [(p, p) for p in padding], rhs_dilation=dilation, feature_group_count=self.groups,
         dimension_numbers=(f'N{letters}C', f'{letters}IO', f'N{letters}C'))
     if self.use_bias:
-      y = y + self.param('bias', init, (self.features,), jnp.float32).astype(self.dtype)
+      bias = self.param('bias', init, (self.features,), jnp.float32).astype(self.dtype)
+      y = y + (bias if self.bias_gradient else lax.stop_gradient(bias))
     return y
 
 
@@ -64,9 +68,9 @@ class Conv(nn.Module):
 def conv2d(x, kernel, padding: tuple[int, int]):
   """2D convolution at stride 1, whose weight gradient is written out for the CPU.
 
-  XLA's own weight gradient is 1.2 to 1.9 times slower there, and 20 to 60 times slower inside `lax.scan`; other platforms
-  keep theirs. The gradient is itself a convolution, with the batch as its channels: of x by the output's gradient, or
-  of the output's gradient by x (the kernel then comes out reversed); the one with fewer channels slides.
+  XLA's own weight gradient is 20 to 60 times slower inside `lax.scan` there (the same outside, for most shapes); other
+  platforms keep theirs. The gradient is itself a convolution, with the batch as its channels: of x by the output's
+  gradient, or of the output's gradient by x (the kernel then comes out reversed); the one with fewer channels slides.
 
   Args:
     x: (B, H, W, Cin).

@@ -26,7 +26,7 @@ class ConvBlock(nn.Module):
   @nn.compact
   def __call__(self, x, *, train: bool = False):
     for i in (1, 2):
-      x = Conv(self.features, 3, dtype=self.dtype, name=f'conv{i}')(x)
+      x = Conv(self.features, 3, bias_gradient=not train, dtype=self.dtype, name=f'conv{i}')(x)
       x = nn.relu(BatchNorm(name=f'bn{i}')(x, train=train))
     return x
 
