@@ -68,6 +68,8 @@ def open_manager(folder: str, *, keep: int) -> ocp.CheckpointManager:
 
 def save(manager: ocp.CheckpointManager, state: TrainState, meta: dict) -> None:
   """Starts saving (in the background) under the state's own step; call `finish` before leaving."""
+  if any(saved >= int(state.step) for saved in manager.all_steps()):
+    return  # a run killed between two saves comes by again with the same bits
   trees = _split(state)
   _check_space(manager.directory, sum(a.nbytes for a in jax.tree.leaves(trees)))
   meta = {**meta, 'step': int(state.step), 'fingerprint': fingerprint(trees)}

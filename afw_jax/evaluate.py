@@ -1,5 +1,6 @@
 """Evaluation: every case as a volume on its own grid -> label NIfTI, per-case scores, overlays."""
 
+import importlib.util
 import logging
 import os
 import shutil
@@ -37,11 +38,16 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   if trained.organs != tuple(index['organs']):
     raise InputError(workdir, f'its checkpoint knows {trained.organs}, the data has {tuple(index["organs"])}',
                      'Evaluate on the data set that it was trained for.')
+  if trained.meta['data']['options'] != index['options']:
+    raise InputError(store_dir, 'was prepared otherwise than the data this network was trained on (grid, window or labels)',
+                     'Evaluate with the data options of its config.json.')
   split, case_ids = choose_split(index, options.split)
   _log.info('evaluating %d cases of split %s with checkpoint step %d', len(case_ids), split, trained.meta['step'])
-  folders = {name: os.path.join(workdir, name) for name in ('cases', 'predictions', 'pictures')}
-  for folder in folders.values():  # scores of another checkpoint or split must not mix with these
-    shutil.rmtree(folder, ignore_errors=True)
+  # Until all is scored the results of an earlier evaluation stay as they are, and never mix with these.
+  staging = os.path.join(workdir, '.evaluating')
+  shutil.rmtree(staging, ignore_errors=True)
+  folders = {name: os.path.join(staging, name) for name in ('cases', 'predictions', 'pictures')}
+  for folder in folders.values():
     os.makedirs(folder)
 
   mean_dsc = {}
@@ -59,11 +65,23 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
         'checkpoint_step': trained.meta['step'], 'scores': scores})
     mean_dsc[case_id] = float(np.nanmean([s['dsc'] for s in scores.values()]))
 
+  if importlib.util.find_spec('matplotlib'):
+    _draw(trained, store_dir, mean_dsc, folders['pictures'], options)
+  else:
+    _log.warning('no pictures: matplotlib is not installed (pip install ".[viz]")')
+  for name, folder in folders.items():
+    shutil.rmtree(os.path.join(workdir, name), ignore_errors=True)
+    os.replace(folder, os.path.join(workdir, name))
+  os.rmdir(staging)
+
+
+def _draw(trained: predict.Trained, store_dir: str, mean_dsc: dict[str, float], folder: str, options: ml_collections.ConfigDict) -> None:
+  """Overlays of cases from the worst to the best."""
   ranked = sorted(mean_dsc, key=mean_dsc.get)
   chosen = {ranked[round(i)]: None for i in np.linspace(0, len(ranked) - 1, min(options.num_pictures, len(ranked)))}
   for case_id in chosen:
-    draw_case(os.path.join(folders['pictures'], f'{case_id}.png'), trained, store.read_case(store_dir, case_id),
-              label_case(trained, store.read_case(store_dir, case_id), options), mean_dsc[case_id])
+    case = store.read_case(store_dir, case_id)
+    draw_case(os.path.join(folder, f'{case_id}.png'), trained, case, label_case(trained, case, options), mean_dsc[case_id])
 
 
 def choose_split(index: dict, wanted: str) -> tuple[str, list[str]]:
@@ -76,7 +94,7 @@ def choose_split(index: dict, wanted: str) -> tuple[str, list[str]]:
     wanted = 'val'
   if not splits[wanted]:
     raise InputError('eval.split', f'the split {wanted!r} of {index["name"]} has no case',
-                     'Choose another with --config.eval.split, or set data.test_fraction or data.val_fraction.')
+                     'Choose another with --config.eval.split, or give it a share with data.fractions.')
   return wanted, splits[wanted]
 
 

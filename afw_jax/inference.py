@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
+from afw_jax.errors import InputError
+
 Array = jax.Array
 PyTree = Any
 # (variables, image (B, *S, 1) raw, window (B, 2)) -> probabilities (B, *S, C)
@@ -24,6 +26,8 @@ def mirror_averaged(predict_step: PredictStep, axes: Sequence[int]) -> PredictSt
   """
   if not axes:
     return predict_step
+  if len(set(axes)) != len(axes) or not set(axes) <= {0, 1}:
+    raise InputError('mirror_axes', f'{tuple(axes)} are not axes of a slice', 'Use 0 (front-back), 1 (left-right) or both.')
   flips = [tuple(a + 1 for a in c) for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
 
   def averaged(variables, image, window):

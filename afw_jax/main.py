@@ -68,7 +68,7 @@ def _run(argv: list[str]) -> None:
   except (InputError, InputErrors, FloatingPointError) as error:
     _fail(str(error))
   except KeyboardInterrupt:
-    print('interrupted; the same command goes on from here', file=sys.stderr, flush=True)
+    print('interrupted', file=sys.stderr, flush=True)
     os._exit(130)
   except OSError as error:
     if error.errno not in _DISK:
@@ -174,7 +174,7 @@ def _predict(workdir: str) -> None:
     raise InputError('--input and --output', 'are both needed to predict', 'Give a scan or a folder of scans, and where to write.')
   _cache('~/.cache/afw_jax/xla')
   rows = predict.predict(
-      workdir, _INPUT.value, _OUTPUT.value, which=_CHECKPOINT.value, mirror_axes=tuple(int(a) for a in _MIRROR.value),
+      workdir, _INPUT.value, _OUTPUT.value, which=_CHECKPOINT.value, mirror_axes=tuple(int(a) if a in ('0', '1') else a for a in _MIRROR.value),
       largest_component=_LARGEST.value, save_probabilities=_PROBABILITIES.value)
   organs = list(rows[0]['volume_ml'])
   print('\nOrgan volumes, mL\n' + ''.join(f'{name:>14}' for name in ('scan', *organs)))

@@ -139,7 +139,7 @@ def _markdown_report(run: Run, folder: str, drawn: list[str]) -> str:
     '## Lowest cases', markdown(['case', 'DSC (%)', heading(run, 'hd95_pooled_mm', 'HD95'), 'missed', 'false'], rows),
     'Every case and organ: `scores.csv`.',
   ]
-  pictures = [*drawn, *sorted(glob.glob(os.path.join(run.workdir, 'pictures', '*.png')))]
+  pictures = [*drawn, *sorted(glob.glob(os.path.join(glob.escape(run.workdir), 'pictures', '*.png')))]
   if pictures:
     parts += ['## Pictures', *(f'![{os.path.basename(p)[:-4]}]({os.path.relpath(p, folder)})' for p in pictures)]
   return '\n\n'.join(parts) + '\n'

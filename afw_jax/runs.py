@@ -54,7 +54,7 @@ def read_run(workdir: str) -> Run:
     InputError: a file is missing or torn, or the cases were not scored alike (convention, tolerance, split, organs).
   """
   config = _read(os.path.join(workdir, 'config.json'), 'Give the --workdir of a trained run.')
-  paths = sorted(glob.glob(os.path.join(workdir, 'cases', '*.json')))
+  paths = sorted(glob.glob(os.path.join(glob.escape(workdir), 'cases', '*.json')))
   if not paths:
     raise InputError(os.path.join(workdir, 'cases'), 'holds no scores', 'Run --mode=evaluate first.')
   records = [_read(path, 'Run --mode=evaluate again.') for path in paths]

@@ -65,7 +65,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   # -- resume
   folder = os.path.join(workdir, 'checkpoints')
   last, best = os.path.join(folder, 'last'), os.path.join(folder, 'best')
-  _check_same_organs(last, index)
+  _check_same_data(last, index)
   restored = checkpoint.restore_state(last, abstract)
   if restored:
     state, meta = restored
@@ -83,7 +83,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   meta = {
       'config': json.loads(config.to_json_best_effort()), 'total_steps': total_steps,
       'model': {'name': config.model.name, 'num_classes': len(class_names), 'options': _plain(model_options)},
-      'data': {k: index[k] for k in ('name', 'modality', 'organs', 'output_ids', 'window', 'options')},
+      'data': {k: index[k] for k in ('name', 'modality', 'organs', 'output_ids', 'window', 'options', 'splits')},
   }
 
   # -- steps
@@ -143,9 +143,10 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
         if best_dsc is None or scores['val/dsc'] > best_dsc:
           best_dsc = scores['val/dsc']
           checkpoint.save(managers['best'], state, {**meta, 'best_dsc': best_dsc})
+          checkpoint.finish(managers['best'])  # before `last` says that it is there
         clock.update(time=time.perf_counter(), step=done)  # validation is not counted as training time
       checkpoint.save(managers['last'], state, {**meta, 'best_dsc': best_dsc})
-      if received and done < total_steps:
+      if received:
         for manager in managers.values():
           checkpoint.finish(manager)
         _log.warning('interrupted: saved at step %d of %d; the same command goes on from here', done, total_steps)
@@ -157,6 +158,13 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
 
 def check_options(config: ml_collections.ConfigDict) -> None:
   """Raises InputError for what the config asks of network, loss, augmentation or schedule and cannot have; takes no time."""
+  for section, key in (('train', 'batch_size'), ('train', 'epochs'), ('train', 'log_every_steps'), ('eval', 'batch_size'),
+                       ('train', 'checkpoint_every_steps'), ('train', 'validate_every_epochs')):
+    if config[section][key] < 1:
+      raise InputError(f'{section}.{key}', f'is {config[section][key]}', 'Give 1 or more.')
+  for key, known in (('convention', metrics.UNITS), ('split', ('train', 'val', 'test')), ('checkpoint', ('best', 'last'))):
+    if config.eval[key] not in known:
+      raise InputError(f'eval.{key}', f'{config.eval[key]!r} is unknown', f'Use one of {", ".join(known)}.')
   _augmentation(config)
   _schedule(config, 1)
   options = dict(config.loss.get(config.loss.name, {}))
@@ -238,12 +246,13 @@ def _loss_options(options: dict, class_names: tuple[str, ...]) -> dict:
   return options
 
 
-def _check_same_organs(folder: str, index: dict) -> None:
-  """The config of a workdir is fixed, but the data behind it can change: a checkpoint goes on with its own organs only."""
+def _check_same_data(folder: str, index: dict) -> None:
+  """The config of a workdir is fixed, but the data behind it can change: a checkpoint goes on with its own only."""
   meta = checkpoint.read_meta(folder)
-  if meta and meta['data']['organs'] != index['organs']:
-    raise InputError(folder, f'its checkpoints know {meta["data"]["organs"]}, the data now has {index["organs"]}',
-                     'Choose another --workdir for the changed data.')
+  for key in ('organs', 'options', 'splits'):
+    if meta and meta['data'][key] != index[key]:
+      raise InputError(folder, f'its checkpoints were trained with {key} {meta["data"][key]}, the data now has {index[key]}',
+                       'Choose another --workdir for the changed data.')
 
 
 def _plain(options: dict) -> dict:

@@ -1,14 +1,17 @@
 """What a run leaves behind of itself: config.json, environment.json, metrics.jsonl and TensorBoard events."""
 
 import contextlib
+import errno
 import importlib.metadata
 import importlib.util
 import json
 import os
 import platform
+import shutil
 
 import jax
 
+import afw_jax
 from afw_jax.errors import InputError
 
 PACKAGES = ('afw_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'scipy', 'nibabel', 'pydicom')
@@ -32,7 +35,7 @@ def environment() -> dict:
   installed = {d.metadata['Name']: d.version for d in importlib.metadata.distributions()}
   return {
       'python': platform.python_version(), 'platform': platform.platform(), 'cpu_count': os.cpu_count(),
-      'packages': {name: installed.get(name, 'not installed') for name in PACKAGES},
+      'packages': {name: installed.get(name, 'not installed') for name in PACKAGES} | {'afw_jax': afw_jax.__version__},
       'devices': [str(d) for d in jax.devices()], 'processes': jax.process_count(),
       'xla_flags': os.environ.get('XLA_FLAGS', ''), 'nproc': os.environ.get('NPROC', ''),
   }
@@ -77,6 +80,8 @@ class MetricWriter:
     with self._errors():
       self._file.write(json.dumps({'step': step, **scalars}) + '\n')
       if self._tensorboard:
+        if shutil.disk_usage(self._file.name).free < 1 << 20:  # its thread would die and leave this one waiting
+          raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         for name, value in scalars.items():
           self._tensorboard.add_scalar(name, value, step)
 

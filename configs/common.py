@@ -37,6 +37,11 @@ def get_config() -> ml_collections.ConfigDict:
       symmetric=False,  # the same exponent for the background (Table 4)
       learned_weights=True))  # False: equal weights (Table 3)
   loss.ce_dice = ml_collections.ConfigDict(dict(recipe='paper'))  # paper 1 / 1 linear | released 0.5 / 0.5 squared
+  loss.ce_gd = ml_collections.ConfigDict(dict(ce_weight=1.0, gd_weight=1.0))
+  loss.focal_dice = ml_collections.ConfigDict(dict(focal_weight=1.0, dice_weight=1.0, gamma=2.0))
+  loss.tversky = ml_collections.ConfigDict(dict(fp_weight=0.3, fn_weight=0.7))
+  loss.focal_tversky = ml_collections.ConfigDict(dict(fp_weight=0.3, fn_weight=0.7, gamma=4 / 3))
+  loss.unified_focal = ml_collections.ConfigDict(dict(lam=0.5, delta=0.6, gamma=0.5))
 
   config.optimizer = optimizer = ml_collections.ConfigDict()
   optimizer.learning_rate = 0.01
@@ -48,6 +53,10 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.augment = augment = ml_collections.ConfigDict()
   augment.name = 'paper'  # none paper released extended
+  augment.extended = ml_collections.ConfigDict(dict(
+      max_angle_deg=20.0, scale=(0.85, 1.15), max_shift=0.05, gamma=(0.75, 1.33), contrast=(0.85, 1.15), brightness=0.08,
+      mirror_axes=()))
+  augment.released = ml_collections.ConfigDict(dict(p_flip=0.5, p_rotate=0.5))
   augment.paper = ml_collections.ConfigDict(dict(mirror_axes=(0, 1), max_angle_deg=30.0))
 
   config.train = train = ml_collections.ConfigDict()

@@ -10,12 +10,18 @@ find_python() {
   echo "error: python 3.11 or newer is needed; install it (for instance: apt-get install python3 python3-venv)" >&2
   return 1
 }
-stamp=.venv/requirements.sha256
-wanted=$(sha256sum requirements.txt | cut -d' ' -f1)
-if [ ! -x .venv/bin/python ] || [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+stamp=.venv/requirements.txt # what was installed; written last
+if [ ! -f "$stamp" ] || [ "$(<"$stamp")" != "$(<requirements.txt)" ]; then
   python=$(find_python) || exit 1
   echo "Installing the pinned requirements into .venv (once) ..."
-  [ -x .venv/bin/python ] || "$python" -m venv .venv
+  if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+    rm -rf .venv
+    if ! "$python" -m venv .venv; then
+      rm -rf .venv
+      echo "error: $python cannot make .venv; on Debian and Ubuntu: apt-get install python3-venv" >&2
+      exit 1
+    fi
+  fi
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt || exit 1
-  echo "$wanted" > "$stamp"
+  echo "$(<requirements.txt)" > "$stamp"
 fi

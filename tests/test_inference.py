@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from afw_jax import inference
+from afw_jax.errors import InputError
 
 
 def threshold_step(variables, image, window):
@@ -57,3 +59,9 @@ def test_largest_component_per_organ():
   out = inference.largest_components(labels, 4)
   assert (out == 1).sum() == 18 and out[3, 9, 9] == 0 and (out == 2).sum() == 5
   assert (labels == 1).sum() == 19  # the input is untouched
+
+
+@pytest.mark.parametrize('axes', [(2,), (-1,), (0, 0), ('x',)])
+def test_axes_that_a_slice_has_not(axes):
+  with pytest.raises(InputError, match='mirror_axes'):
+    inference.mirror_averaged(threshold_step, axes)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -14,8 +15,8 @@ from conftest import ROOT, command, environment
 from afw_jax import checkpoint
 
 
-def fingerprints(workdir):
-  meta = checkpoint.read_meta(os.path.join(workdir, 'checkpoints', 'last'))
+def fingerprints(workdir, which='last'):
+  meta = checkpoint.read_meta(os.path.join(workdir, 'checkpoints', which))
   return meta['step'], meta['fingerprint'], meta['best_dsc']
 
 
@@ -52,6 +53,7 @@ def test_kill_minus_9_and_sigterm_change_no_bit(trained, demo, tmp_path):
     assert code == (-9 if how == signal.SIGKILL else 143)
   assert start(arguments, workdir).wait(120) == 0
   assert fingerprints(workdir) == fingerprints(trained)
+  assert fingerprints(workdir, 'best') == fingerprints(trained, 'best')
   assert losses(workdir) == losses(trained)
   assert 'resumed from step' in open(f'{workdir}.log').read()
 
@@ -67,3 +69,13 @@ def test_a_signal_saves_the_step_under_way(demo, trained, tmp_path, stop):
   assert process.wait(60) == {signal.SIGINT: 130, signal.SIGTERM: 143}[stop]
   step, _, _ = fingerprints(workdir)
   assert step >= 2 and np.isfinite(losses(workdir)[-1][1])
+
+
+def test_killed_between_the_best_and_the_last_checkpoint(demo, trained, tmp_path):
+  workdir = tmp_path / 'between'
+  arguments = (*demo, f'--config.data.store={next((trained.parent / "stores").iterdir())}')
+  assert start(arguments, str(workdir)).wait(120) == 0
+  shutil.rmtree(workdir / 'checkpoints' / 'last' / '24')  # best/24 or an older one is there, last/24 is not
+  assert start(arguments, str(workdir)).wait(120) == 0, open(f'{workdir}.log').read()[-2000:]
+  assert fingerprints(workdir) == fingerprints(trained)
+  assert fingerprints(workdir, 'best') == fingerprints(trained, 'best')

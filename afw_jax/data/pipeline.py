@@ -25,19 +25,19 @@ def records(store_dir: str, case_ids: Sequence[str]) -> list[tuple[str, int]]:
     One (case id, slice number) for each slice.
 
   Raises:
-    InputError: no case is named, or cases differ in slice shape or image dtype and so cannot share a batch.
+    InputError: no case is named, or cases differ in slice shape and so cannot share a batch.
   """
   if not case_ids:
     raise InputError(store_dir, 'no case to train on', 'Name at least one case id in the training split')
   found, first, first_id = [], None, None
   for case_id in case_ids:
     image = store.read_case(store_dir, case_id).arrays['image']
-    kind = (image.shape[1:], image.dtype)
+    kind = image.shape[1:]
     if first is None:
       first, first_id = kind, case_id
     if kind != first:
       raise InputError(f'{store_dir} case {case_id}',
-                       f'slices are {kind[0]} {kind[1]} but those of {first_id} are {first[0]} {first[1]}',
+                       f'slices are {kind} but those of {first_id} are {first}',
                        'Prepare every case with the same options into a new store')
     found += [(case_id, z) for z in range(image.shape[0])]
   return found
@@ -49,6 +49,8 @@ class SliceSource:
   def __init__(self, store_dir: str, case_ids: Sequence[str]):
     self.store_dir, self.case_ids = str(store_dir), tuple(case_ids)
     self.records = records(self.store_dir, self.case_ids)
+    dtypes = {store.read_case(self.store_dir, case_id).arrays['image'].dtype for case_id in self.case_ids}
+    self.dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)  # some scans have fractions: all as float32
     self._case = functools.lru_cache(_OPEN_CASES)(functools.partial(store.read_case, self.store_dir))
 
   def __reduce__(self):
@@ -63,7 +65,7 @@ class SliceSource:
   def __getitem__(self, index) -> dict[str, np.ndarray]:
     case_id, z = self.records[int(index)]
     case = self._case(case_id)
-    return {'image': np.array(case.arrays['image'][z])[..., None],  # copies one slice out of the memory map
+    return {'image': np.array(case.arrays['image'][z], self.dtype)[..., None],  # copies one slice out of the memory map
             'label': np.array(case.arrays['label'][z]),
             'window': np.asarray(case.meta['window'], np.float32),
             'index': np.int32(index)}

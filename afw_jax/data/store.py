@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import shutil
+import threading
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from afw_jax.errors import InputError
 FORMAT = 1
 STAGING = '.staging'  # a store inside the store: cases wait here until all of them are fine
 _TMP = '.tmp-'
+_HEADERS = threading.Lock()  # numpy parses a header with `ast`, which two threads at once break (SystemError, Python 3.11)
 _CURES = {errno.ENOSPC: 'Free some disk space and run it again: finished cases are kept',
           errno.EDQUOT: 'Your disk quota is used up: free some space and run it again: finished cases are kept',
           errno.EFBIG: 'A limit on file size is in force (ulimit -f): raise it and run it again'}
@@ -107,7 +109,8 @@ def read_case(store: str | os.PathLike, case_id: str, *, verify: bool = False) -
         raise InputError(path, f'has {size} bytes instead of {entry["bytes"]}', cure)
       if verify and _sha256(path) != entry['sha256']:
         raise InputError(path, 'is damaged (its checksum is wrong)', cure)
-      arrays[name] = np.load(path, mmap_mode='r', allow_pickle=False)
+      with _HEADERS:
+        arrays[name] = np.load(path, mmap_mode='r', allow_pickle=False)
     except FileNotFoundError as e:
       raise InputError(path, 'no such file', cure) from e
     except InputError:

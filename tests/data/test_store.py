@@ -1,3 +1,4 @@
+import concurrent.futures
 import errno
 import json
 import os
@@ -142,3 +143,11 @@ def test_one_writer_at_a_time(tmp_path):
     pass
   with store.lock(tmp_path):
     pass
+
+
+def test_many_threads_may_open_cases_at_once(tmp_path):
+  for i in range(4):
+    store.write_case(tmp_path, f'c{i}', {'image': np.zeros((2, 3, 3), np.int16)}, {})
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    cases = list(pool.map(lambda i: store.read_case(tmp_path, f'c{i % 4}'), range(1500)))
+  assert all(case.arrays['image'].shape == (2, 3, 3) for case in cases)
