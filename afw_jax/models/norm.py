@@ -12,8 +12,7 @@ class BatchNorm(nn.Module):
 
   With `train` the statistics are those of the batch, and 'batch_stats' (mean, var) move towards them. Under `jit` the
   batch is the global batch, however it is sharded. The variance is the mean of squared deviations, never
-  E[x^2] - E[x]^2, which cancels; it is then applied as x * k + c with one k and c per channel, which costs one pass
-  over x, and a third of the usual (x - mean) * r * scale + bias on a CPU.
+  E[x^2] - E[x]^2, which cancels; it is then applied as x * k + c with one k and c per channel.
 
   Args:
     momentum: share of the old running statistics kept (PyTorch's momentum of 0.1 is 0.9 here).
