@@ -79,9 +79,11 @@ def _run(argv: list[str]) -> None:
 
 def _fail(message: str) -> None:
   sys.stdout.flush()
-  print(f'error: {message}', file=sys.stderr, flush=True)
-  # Threads that still read or write (checkpoints, events) would add pages of their own to this line.
+  sys.stderr.flush()
+  # Threads that still read or write (checkpoints, events) would write into this line: it leaves by a way of its own.
+  terminal = os.dup(2)
   os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+  os.write(terminal, f'\nerror: {message}\n'.encode())
   os._exit(2)
 
 
