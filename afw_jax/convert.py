@@ -4,6 +4,9 @@ What differs from network to network is data in the network's own module:
   TORCH_NAMES     (pattern, replacement) pairs for `re.sub`, applied in turn to our dotted module path, give PyTorch's
   TORCH_CLASSES   keys of weights whose axis 0 is the number of classes (the first one present counts)
   TORCH_CHANNELS  keys of weights whose axis 1 is the number of image channels (likewise)
+and, where it needs them,
+  TORCH_IGNORED   patterns of PyTorch's keys that have no counterpart: dead parameters, second names of shared ones
+  torch_image     (model, arrays, channels) -> shape of an image for which the parameters have the shapes of `arrays`
 """
 
 import re
@@ -18,8 +21,10 @@ from afw_jax import models
 from afw_jax.errors import InputError
 
 # Our leaf's name -> PyTorch's; a leaf that is not here (a position table, say) is called the same in both.
-LEAVES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
-IGNORED = re.compile(r'(^|\.)num_batches_tracked$')
+LEAVES = {'kernel': 'weight', 'transposed_kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
+# Leaves with two channel axes, ours last -> where PyTorch has them; linear layers and convolutions alike.
+CHANNEL_AXES = {'kernel': (1, 0), 'transposed_kernel': (0, 1)}
+IGNORED = r'(^|\.)num_batches_tracked$'
 
 
 def from_torch(name: str, state_dict: Mapping[str, np.ndarray], **options) -> dict:
@@ -40,9 +45,12 @@ def from_torch(name: str, state_dict: Mapping[str, np.ndarray], **options) -> di
   num_classes = options.pop('num_classes', None)
   models.check_options(name, options)
   module = models.module_of(name)
-  arrays = {key: np.asarray(value) for key, value in state_dict.items() if not IGNORED.search(key)}
-  model = models.build(name, num_classes or _side(arrays, module.TORCH_CLASSES, 0, 2), **options)
-  image = jnp.zeros(module.smallest_image(model, _side(arrays, module.TORCH_CHANNELS, 1, 3)))
+  ignored = re.compile('|'.join((IGNORED, *getattr(module, 'TORCH_IGNORED', ()))))
+  arrays = {key: np.asarray(value) for key, value in state_dict.items() if not ignored.search(key)}
+  model = models.build(name, num_classes or int(_side(arrays, module.TORCH_CLASSES, 0, 2)), **options)
+  channels = _side(arrays, module.TORCH_CHANNELS, 1, 3)
+  image = module.torch_image(model, arrays, channels) if hasattr(module, 'torch_image') else module.smallest_image(model, channels)
+  image = jax.ShapeDtypeStruct(image, jnp.float32)
   needed = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), image))
 
   keys = {path: torch_key(path, module.TORCH_NAMES) for path in needed}
@@ -76,10 +84,12 @@ def _side(arrays, keys, axis, otherwise):
 
 
 def _torch_shape(path, shape):
-  """(*kernel, in, out) -> (out, in, *kernel), for convolutions and linear layers alike."""
-  return (shape[-1], shape[-2], *shape[:-2]) if path[-1] == 'kernel' else shape
+  """(*kernel, in, out) -> (out, in, *kernel), or (in, out, *kernel) where the convolution is transposed."""
+  if path[-1] not in CHANNEL_AXES:
+    return shape
+  return (*(shape[-2:][CHANNEL_AXES[path[-1]].index(axis)] for axis in (0, 1)), *shape[:-2])
 
 
 def _from_torch_layout(path, array):
   array = array.astype(np.float32)
-  return jnp.asarray(np.moveaxis(array, (1, 0), (-2, -1)) if path[-1] == 'kernel' else array)
+  return jnp.asarray(np.moveaxis(array, CHANNEL_AXES[path[-1]], (-2, -1)) if path[-1] in CHANNEL_AXES else array)

@@ -62,3 +62,29 @@ class Conv(nn.Module):
 
 def _per_axis(value, rank):
   return (value,) * rank if isinstance(value, int) else tuple(value)
+
+
+class Linear(nn.Module):
+  """Linear layer over the last axis, with PyTorch's initialisation unless another is given.
+
+  Args:
+    features: output channels.
+    use_bias: whether a bias is added.
+    kernel_init, bias_init: initialisers (key, shape, dtype); None is PyTorch's default.
+    dtype: compute dtype; the parameters are float32.
+  """
+
+  features: int
+  use_bias: bool = True
+  kernel_init: Callable | None = None
+  bias_init: Callable | None = None
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    default = uniform_fan_in(x.shape[-1])
+    kernel = self.param('kernel', self.kernel_init or default, (x.shape[-1], self.features), jnp.float32)
+    y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+    if self.use_bias:
+      y = y + self.param('bias', self.bias_init or default, (self.features,), jnp.float32).astype(self.dtype)
+    return y

@@ -1,4 +1,4 @@
-"""Batch normalisation with PyTorch's conventions."""
+"""Normalisation with PyTorch's conventions: statistics in float32 at least, two-pass, output in the input's dtype."""
 
 import math
 
@@ -44,3 +44,52 @@ class BatchNorm(nn.Module):
       mean, var = running_mean.value, running_var.value
     k = scale * lax.rsqrt(var + self.eps)
     return (wide * k + (bias - mean * k)).astype(x.dtype)
+
+
+def _normalised(x, axes, eps):
+  """(x - mean) / sqrt(var + eps) over `axes`, two-pass, at least in float32."""
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  mean = wide.mean(axes, keepdims=True)
+  var = jnp.square(wide - lax.stop_gradient(mean)).mean(axes, keepdims=True)  # d var / d mean is exactly zero
+  k = lax.rsqrt(var + eps)
+  return wide * k - mean * k
+
+
+def _scaled(module, x):
+  """x times the parameter 'scale' plus 'bias', per channel."""
+  channels = x.shape[-1:]
+  scale = module.param('scale', nn.initializers.ones, channels, jnp.float32)
+  return x * scale + module.param('bias', nn.initializers.zeros, channels, jnp.float32)
+
+
+class InstanceNorm(nn.Module):
+  """Per sample and channel over all spatial axes, without scale and bias, as PyTorch's: eps 1e-5, no running statistics."""
+
+  eps: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x):
+    return _normalised(x, tuple(range(1, x.ndim - 1)), self.eps).astype(x.dtype)
+
+
+class GroupNorm(nn.Module):
+  """Per sample over the spatial axes and each of `groups` groups of neighbouring channels, then scale and bias."""
+
+  groups: int
+  eps: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x):
+    grouped = x.reshape(*x.shape[:-1], self.groups, x.shape[-1] // self.groups)
+    axes = (*range(1, x.ndim - 1), x.ndim)
+    return _scaled(self, _normalised(grouped, axes, self.eps).reshape(x.shape)).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+  """Over the last axis, then scale and bias. PyTorch's default eps; TransUNet and VAN use 1e-6."""
+
+  eps: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x):
+    return _scaled(self, _normalised(x, -1, self.eps)).astype(x.dtype)

@@ -1,9 +1,6 @@
 """UNet against the numbers of the released network, and its options."""
 
-import json
-import zlib
-from pathlib import Path
-
+import golden_weights
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,26 +9,13 @@ import pytest
 from afw_jax import convert, models
 from afw_jax.errors import InputError
 
-GOLDEN = Path(__file__).parents[1] / 'golden'
 FEATURES = (4, 8, 16)
-
-
-def golden_weight(key, shape):
-  z = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32)
-  if key.endswith('running_var'):
-    return np.exp(0.2 * z)
-  if len(shape) == 1:
-    return 1 + 0.1 * z if key.endswith('weight') else 0.1 * z
-  return z / np.float32(np.sqrt(np.prod(shape[1:])))
 
 
 @pytest.fixture(scope='module')
 def golden():
-  facts = json.loads((GOLDEN / 'unet.json').read_text())
-  state = {key: golden_weight(key, shape) for key, shape in facts['state_dict'].items()}
-  image = np.random.default_rng(2024).random(facts['input_shape_channels_last'], dtype=np.float32)
-  with np.load(GOLDEN / 'unet.npz') as numbers:
-    return facts, convert.from_torch('unet', state), image, dict(numbers)
+  facts, state, image, numbers = golden_weights.load('unet')
+  return facts, convert.from_torch('unet', state), image, numbers
 
 
 @pytest.fixture(scope='module')

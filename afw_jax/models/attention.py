@@ -1,0 +1,27 @@
+"""Scaled dot-product attention, the one place that chooses its kernel."""
+
+import jax
+import jax.numpy as jnp
+
+
+def attend(query, key, value):
+  """softmax(q k^T / sqrt(d)) v by `jax.nn.dot_product_attention`.
+
+  Args:
+    query: (B, N, heads, d).
+    key, value: (B, M, heads, d).
+
+  Returns:
+    (B, N, heads, d) of query's dtype.
+  """
+  return jax.nn.dot_product_attention(query, key, value, implementation=kernel(query.dtype, query.shape[-1]))
+
+
+def kernel(dtype, head_channels: int) -> str:
+  """'cudnn' (flash attention) where that can: NVIDIA GPUs since Ampere, 16-bit floats, heads of up to 128 channels in
+  multiples of 8. Otherwise 'xla', whose softmax is float32.
+  """
+  device = jax.devices()[0]
+  ampere = device.platform == 'gpu' and float(getattr(device, 'compute_capability', None) or 0) >= 8
+  fits = dtype in (jnp.bfloat16, jnp.float16) and head_channels % 8 == 0 and head_channels <= 128
+  return 'cudnn' if ampere and fits and 'NVIDIA' in device.device_kind else 'xla'
