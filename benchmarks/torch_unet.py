@@ -41,3 +41,8 @@ class UNet(nn.Module):
     for level in reversed(range(self.deepest)):
       x = getattr(self, f'conv{level}_{self.deepest - level}')(torch.cat([skips[level], self.up(x)], 1))
     return self.seg_head(x)
+
+
+def make(num_classes, channels=1, image_size=None):
+  """UNet at the paper's widths; it takes images of any size."""
+  return UNet(channels, num_classes)
