@@ -168,11 +168,11 @@ def main() -> None:
         f'threads, XLA flag {FLAG}, load before {os.getloadavg()[0]:.2f}, {args.rounds} rounds\n')
   print('| network | work | side | median s | min s | ours / it (median) | ours / it (min) |\n|---|---|---|---|---|---|---|')
   for network in args.network:
-    _, shape, batch = WORK[network]
+    _, shape, usual_batch = WORK[network]
     shape = tuple(args.side or shape)
     sides = make_sides(network, shape)
     rng = np.random.default_rng(0)
-    for i, batch in enumerate(args.batch or [batch]):
+    for i, batch in enumerate(args.batch or [usual_batch]):
       image = rng.random((batch, *shape, 1), dtype=np.float32)
       label = rng.integers(0, CLASSES, (batch, *shape))
       if i == 0:

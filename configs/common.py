@@ -12,8 +12,8 @@ def get_config() -> ml_collections.ConfigDict:
   data.dataset = 'synapse'  # synapse chaos_ct chaos_mr_t1in chaos_mr_t1out chaos_mr_t2 chaos4 abdomenct1k folder
   data.root = 'data/synapse'  # where the raw scans are
   data.store = ''  # where prepared scans go; '' = stores/<dataset>-<options> beside the workdir
-  data.size = (224, 224)  # working grid in-plane, pixels
-  data.spacing_mm = (1.0, 1.0)  # in-plane (y, x) spacing before `fit`; () = the scan's own
+  data.size = (224, 224)  # working grid: (h, w) slices, (d, h, w) volumes, () volumes of whatever size the spacing gives
+  data.spacing_mm = (1.0, 1.0)  # (y, x) or (z, y, x) spacing before `fit`; () = the scan's own
   data.fit = 'resize'  # to `size`: resize | crop_pad
   data.interpolation = 'cubic'  # of the image: cubic | linear
   data.window = ''  # paper [50, 350] HU | transunet [-125, 275] HU | percentile | LOW,HIGH; '' = the data set's own
@@ -23,9 +23,25 @@ def get_config() -> ml_collections.ConfigDict:
   data.keep_defective = False  # cases with known defects
 
   config.model = model = ml_collections.ConfigDict()
-  model.name = 'unet'
+  model.name = 'unet'  # unet unetpp transunet vatransunet (2D), unetr unetrpp (3D)
+  model.size = 'full'  # full | testing: small and quick, to try things out
   model.dtype = 'float32'  # compute dtype: float32 | bfloat16
-  model.unet = ml_collections.ConfigDict(dict(recipe='paper', head_kernel=1, features=(32, 64, 128, 256, 512)))
+  model.remat = False  # compute activations again in the backward pass: less memory, more time
+  model.pretrained = ''  # file of published weights for the encoder of transunet or vatransunet
+  model.unet = ml_collections.ConfigDict(dict(recipe='paper', head_kernel=1, features=()))  # () = 32 64 128 256 512
+  model.unetpp = ml_collections.ConfigDict(dict(deep_supervision=False, features=(), repeat_to_rgb=False))
+  model.transunet = ml_collections.ConfigDict(dict(
+      encoder='r50',  # r50 | vit
+      n_skip=3,
+      reading='transunet',  # of the published weights: transunet (its figures) | google (their makers')
+      dropout_rate=0.1))
+  model.vatransunet = ml_collections.ConfigDict(dict(drop_path_rate=0.1))
+  model.unetr = ml_collections.ConfigDict(dict(
+      patch_embedding='perceptron',  # perceptron | conv
+      feature_size=16, conv_block=True, res_block=True, qkv_bias=False, dropout_rate=0.0))
+  model.unetrpp = ml_collections.ConfigDict(dict(
+      epa_layout='released',  # released: with the scrambled axes of the published code | fixed
+      deep_supervision=True))
 
   config.loss = loss = ml_collections.ConfigDict()
   loss.name = 'ce_afw'  # ce_afw ce_dice ce_gd focal_dice and the others of afw_jax.losses.LOSSES
@@ -52,10 +68,11 @@ def get_config() -> ml_collections.ConfigDict:
   optimizer.clip_norm = 0.0  # 0 = no clipping
 
   config.augment = augment = ml_collections.ConfigDict()
-  augment.name = 'paper'  # none paper released extended
+  augment.name = 'paper'  # none paper released extended, volume (3D)
   augment.extended = ml_collections.ConfigDict(dict(
       max_angle_deg=20.0, scale=(0.85, 1.15), max_shift=0.05, gamma=(0.75, 1.33), contrast=(0.85, 1.15), brightness=0.08,
       mirror_axes=()))
+  augment.volume = ml_collections.ConfigDict(dict(mirror_axes=(0, 1, 2), max_angle_deg=(30.0, 15.0, 15.0), scale=(0.85, 1.15)))
   augment.released = ml_collections.ConfigDict(dict(p_flip=0.5, p_rotate=0.5))
   augment.paper = ml_collections.ConfigDict(dict(mirror_axes=(0, 1), max_angle_deg=30.0))
 
@@ -63,6 +80,9 @@ def get_config() -> ml_collections.ConfigDict:
   train.batch_size = 24
   train.epochs = 150
   train.steps_per_epoch = 0  # 0 = once over the data
+  train.patch_size = ()  # (d, h, w) crops to train a 3D network on; () = whole slices or volumes
+  train.foreground = 1 / 3  # share of the crops that hold an organ for sure
+  train.crops_per_case = 1  # crops of a case in one epoch
   train.log_every_steps = 10
   train.checkpoint_every_steps = 200
   train.validate_every_epochs = 10
@@ -73,8 +93,9 @@ def get_config() -> ml_collections.ConfigDict:
   evaluation.convention = 'strict'  # strict | transunet | monai
   evaluation.nsd_tolerance_mm = 2.0
   evaluation.mirror_axes = ()  # axes to average over at test time
+  evaluation.overlap = 0.5  # of neighbouring windows, as a share of their side (3D)
   evaluation.largest_component = False
-  evaluation.batch_size = 8
+  evaluation.batch_size = 8  # slices or windows at once
   evaluation.num_pictures = 4  # cases drawn as overlays
 
   config.runtime = runtime = ml_collections.ConfigDict()  # never changes a result
