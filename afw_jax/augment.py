@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from afw_jax import augment_volume
 from afw_jax.errors import InputError
 
 Augment = Callable[[jax.Array, dict], dict]
@@ -97,9 +99,12 @@ def _axes(axes: Sequence[int]) -> tuple[int, ...]:
   return tuple(axes)
 
 
+def _flips(key, axes: Sequence[int], p: float, rank: int):
+  return jax.random.bernoulli(key, float(p), (rank,)) & jnp.array([axis in axes for axis in range(rank)])
+
+
 def _mirror(key, axes: tuple[int, ...], p: float):
-  flips = jax.random.bernoulli(key, float(p), (2,)) & jnp.array([0 in axes, 1 in axes])
-  return jnp.diag(jnp.where(flips, -1.0, 1.0))
+  return jnp.diag(jnp.where(_flips(key, axes, p, 2), -1.0, 1.0))
 
 
 def _none():
@@ -157,18 +162,60 @@ def _extended(*, max_angle_deg=20.0, scale=(0.85, 1.15), max_shift=0.05, gamma=(
     shift = jax.random.uniform(keys[2], (2,), minval=-max_shift, maxval=max_shift) * jnp.array(label.shape[-2:])
     exponent, gain = _log_uniform(keys[3], gamma), _log_uniform(keys[4], contrast)
     offset = jax.random.uniform(keys[5], (), minval=-brightness, maxval=brightness)
-    power = jnp.exp(exponent * jnp.log(jnp.maximum(image, 1e-8)))  # image ** exponent takes four times as long on a CPU
-    image = jnp.clip(gain * power + offset, 0.0, 1.0)  # before resampling: outside stays 0
+    image = _intensity(image, exponent, gain, offset)
     return resample(image, label, _mirror(keys[6], axes, p_mirror) @ rotation(angle) / zoom, shift)
 
   return sample
+
+
+def _volume(*, max_angle_deg=(30.0, 15.0, 15.0), p_rotate=1.0, scale=(0.85, 1.15), mirror_axes=(0, 1, 2), p_mirror=0.5,
+            voxel_aspect=(1.0, 1.0, 1.0), gamma=(1.0, 1.0), contrast=(1.0, 1.0), brightness=0.0):
+  scale, gamma, contrast = _range('scale', scale, 0.0), _range('gamma', gamma, 0.0), _range('contrast', contrast, 0.0)
+  for option, value in (('max_angle_deg', max_angle_deg), ('voxel_aspect', voxel_aspect)):
+    if not isinstance(value, Sequence) or len(value) != 3:
+      raise InputError(f'augment option {option}', f'{value} is not one number per axis', 'Give three: z, y, x')
+  for option, value in [('brightness', brightness), *(('max_angle_deg', angle) for angle in max_angle_deg)]:
+    _half_width(option, value)
+  if not all(0.0 < length < math.inf for length in voxel_aspect):
+    raise InputError('augment option voxel_aspect', f'is {tuple(voxel_aspect)}', 'Give positive lengths: z, y, x')
+  if not set(mirror_axes) <= {0, 1, 2}:
+    raise InputError('augment option mirror_axes', f'{tuple(mirror_axes)} names an axis a volume has not',
+                     'Use some of 0 (top-bottom), 1 (front-back), 2 (left-right), or none')
+  _probability('p_mirror', p_mirror)
+  _probability('p_rotate', p_rotate)
+  limits = np.array(max_angle_deg, np.float32)
+  mirrors_only = (not any(max_angle_deg) or p_rotate == 0) and scale == (1.0, 1.0)
+
+  def sample(key, image, label):
+    if label.ndim != 3:
+      raise InputError('augment volume', f'samples of shape {label.shape} are no volumes',
+                       "Use augment 'paper' or 'extended' for slices")
+    keys = jax.random.split(key, 7)
+    if gamma != (1.0, 1.0) or contrast != (1.0, 1.0) or brightness:
+      offset = jax.random.uniform(keys[6], (), minval=-brightness, maxval=brightness)
+      image = _intensity(image, _log_uniform(keys[4], gamma), _log_uniform(keys[5], contrast), offset)
+    flips = _flips(keys[0], mirror_axes, p_mirror, 3)
+    if mirrors_only:
+      return augment_volume.mirror(image, label, flips)
+    angles = jax.random.uniform(keys[1], (3,), minval=-limits, maxval=limits)
+    angles = jnp.where(jax.random.bernoulli(keys[2], float(p_rotate)), angles, 0.0)
+    matrix = augment_volume.rotation(angles, voxel_aspect) / _log_uniform(keys[3], scale)
+    return augment_volume.resample(image, label, jnp.where(flips, -1.0, 1.0)[:, None] * matrix)
+
+  return sample
+
+
+def _intensity(image, exponent, gain, offset):
+  """gain * image ** exponent + offset in [0, 1]; before resampling, so that outside stays 0."""
+  power = jnp.exp(exponent * jnp.log(jnp.maximum(image, 1e-8)))  # image ** exponent takes four times as long on a CPU
+  return jnp.clip(gain * power + offset, 0.0, 1.0)
 
 
 def _log_uniform(key, bounds: tuple[float, float]):
   return jnp.exp(jax.random.uniform(key, (), minval=math.log(bounds[0]), maxval=math.log(bounds[1])))
 
 
-_VARIANTS = {'none': _none, 'paper': _paper, 'released': _released, 'extended': _extended}
+_VARIANTS = {'none': _none, 'paper': _paper, 'released': _released, 'extended': _extended, 'volume': _volume}
 
 
 def make_augment(name: str, **options) -> Augment:
@@ -180,11 +227,14 @@ def make_augment(name: str, **options) -> Augment:
   Args:
     name: 'none'; 'paper' (section 3.1: mirror along either axis, rotation); 'released' (the authors' code: p .5 a
       quarter turn 0..3 and a mirror in one, else p .5 an integer angle -20..19 with the image nearest too);
-      'extended' (rotation, scaling, shift, gamma, contrast, brightness, for few scans).
+      'extended' (rotation, scaling, shift, gamma, contrast, brightness, for few scans); 'volume' (3D: mirrors along
+      and rotations about all three axes, scaling).
     **options: 'paper': mirror_axes=(0, 1), p_mirror=0.5 for each axis, max_angle_deg=30, p_rotate=1.
       'released': p_flip=0.5, p_rotate=0.5 of the rest. 'extended': max_angle_deg=20, scale=(0.85, 1.15),
       max_shift=0.05 of the side, gamma=(0.75, 1.33), contrast=(0.85, 1.15), brightness=0.08, mirror_axes=(),
-      p_mirror=0.5. Axis 0 is front-back, axis 1 left-right.
+      p_mirror=0.5. Axis 0 is front-back, axis 1 left-right. 'volume': max_angle_deg=(30, 15, 15) about z, y, x;
+      p_rotate=1, scale=(0.85, 1.15), mirror_axes=(0, 1, 2), p_mirror=0.5, voxel_aspect=(1, 1, 1), the lengths of a voxel
+      along z, y, x in any unit; gamma, contrast and brightness as 'extended', but off.
 
   Returns:
     (key, batch) -> batch with 'image' (B, *S, 1) float32 in [0, 1] and 'label' (B, *S) integer changed alike, shapes,

@@ -101,7 +101,8 @@ def choose_split(index: dict, wanted: str) -> tuple[str, list[str]]:
 def label_case(trained: predict.Trained, case: store.Case, options: ml_collections.ConfigDict) -> np.ndarray:
   """(D, H, W) class ids of a prepared case on its own grid."""
   labels, _ = inference.segment(trained.predict_step, trained.variables, case.arrays['image'], case.meta['window'],
-                                resample.restore_matrices(resample.Plan.from_json(case.meta['plan'])), batch_size=options.batch_size)
+                                resample.restore_matrices(resample.Plan.from_json(case.meta['plan'])),
+                                window_size=trained.input_size, batch_size=options.batch_size, overlap=options.overlap)
   return inference.largest_components(labels, len(trained.organs) + 1) if options.largest_component else labels
 
 

@@ -1,6 +1,6 @@
 """The door: `python -m afw_jax.main --config=configs/synapse.py --workdir=runs/synapse`.
 
-Modes: prepare, train, evaluate, report, compare, predict; all (the default) = prepare where there is no store, then
+Modes: prepare, train, evaluate, report, compare, predict, convert; all (the default) = prepare where there is no store, then
 train, evaluate and report. The same command again goes on where it stopped.
 """
 
@@ -20,23 +20,23 @@ from absl import app, flags  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from afw_jax import evaluate, predict, report, train  # noqa: E402
+from afw_jax import adopt, assembly, evaluate, predict, report, train  # noqa: E402
 from afw_jax import workdir as run_folder  # noqa: E402
 from afw_jax.data import prepare  # noqa: E402
 from afw_jax.errors import InputError, InputErrors  # noqa: E402
 
 _log = logging.getLogger('afw_jax')
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
-MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'compare', 'predict')
+MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'compare', 'predict', 'convert')
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Path of a config file, configs/*.py.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; by default runs/<name of the config>. compare: several, with commas.')
 _MODE = flags.DEFINE_enum('mode', 'all', MODES, 'What to do.')
-_INPUT = flags.DEFINE_string('input', None, 'predict: a NIfTI file, a DICOM folder, or a folder of scans.')
+_INPUT = flags.DEFINE_string('input', None, 'predict: a NIfTI file, a DICOM folder, or a folder of scans. convert: a file of PyTorch weights.')
 _OUTPUT = flags.DEFINE_string('output', None, 'predict: a folder, or a .nii.gz file for one scan. compare: a .md file.')
 _CHECKPOINT = flags.DEFINE_enum('checkpoint', 'best', ('best', 'last'), 'predict: which checkpoint.')
 _PROBABILITIES = flags.DEFINE_bool('probabilities', False, 'predict: also write the probability of each organ.')
 _LARGEST = flags.DEFINE_bool('largest_component', False, 'predict: keep the largest connected part of each organ only.')
-_MIRROR = flags.DEFINE_list('mirror_axes', [], 'predict: average over mirrored in-plane axes, 0 and/or 1.')
+_MIRROR = flags.DEFINE_list('mirror_axes', [], 'predict: average over mirrored axes, 0 the first of the network.')
 
 
 def main() -> None:
@@ -106,6 +106,8 @@ def _dispatch() -> None:
     _compare(workdir.split(','))
   elif config is None:
     raise InputError('--config', 'is not given', f'--mode={mode} needs one, for instance --config=configs/demo.py.')
+  elif mode == 'convert':
+    _convert(config, workdir)
   else:
     _train_and_score(mode, config, workdir)
 
@@ -120,7 +122,7 @@ def _cache(folder: str) -> None:
 def _train_and_score(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
   _cache(config.runtime.compilation_cache)
   if mode != 'prepare':
-    train.check_options(config)  # before any long work
+    assembly.check(config)  # before any long work
   run_folder.claim(workdir, config)
   store_dir = run_folder.store_path(config, workdir)
   if mode in ('all', 'prepare'):
@@ -133,10 +135,7 @@ def _train_and_score(mode: str, config: ml_collections.ConfigDict, workdir: str)
 
 
 def _prepare(data: ml_collections.ConfigDict, store_dir: str, workers: int, *, anew: bool) -> None:
-  choices = dict(
-      size=data.size, spacing_mm=(None, *(data.spacing_mm or (None, None))), fit=data.fit, order=data.interpolation,
-      window=_window(data.window), fractions=data.fractions or None, seed=data.split_seed, cases=data.num_cases or None,
-      keep_defective=data.keep_defective)
+  choices = assembly.data_choices(data)
   if os.path.exists(os.path.join(store_dir, 'dataset.json')) and not anew:
     differing = prepare.differences(store_dir, data.dataset, data.root, **choices)
     if differing:
@@ -151,11 +150,12 @@ def _prepare(data: ml_collections.ConfigDict, store_dir: str, workers: int, *, a
   _log.info('prepared %s into %s', ', '.join(f'{len(ids)} {part}' for part, ids in index['splits'].items()), store_dir)
 
 
-def _window(text: str) -> str | tuple[float, ...] | None:
-  try:
-    return tuple(float(v) for v in text.strip('()[]').split(',')) if ',' in text else text or None
-  except ValueError as error:
-    raise InputError('data.window', f'{text!r} is no window', 'Use paper, transunet, percentile or LOW,HIGH.') from error
+def _convert(config: ml_collections.ConfigDict, workdir: str) -> None:
+  if not _INPUT.value:
+    raise InputError('--input', 'is not given', 'Give the file of weights: .safetensors, .npz, .pth or .pt.')
+  assembly.check(config)
+  adopt.adopt(config, workdir, _INPUT.value)
+  print(f'{_INPUT.value} -> {workdir}: predict or evaluate with it, or train on from it.')
 
 
 def _report(workdir: str) -> None:
@@ -176,7 +176,7 @@ def _predict(workdir: str) -> None:
     raise InputError('--input and --output', 'are both needed to predict', 'Give a scan or a folder of scans, and where to write.')
   _cache('~/.cache/afw_jax/xla')
   rows = predict.predict(
-      workdir, _INPUT.value, _OUTPUT.value, which=_CHECKPOINT.value, mirror_axes=tuple(int(a) if a in ('0', '1') else a for a in _MIRROR.value),
+      workdir, _INPUT.value, _OUTPUT.value, which=_CHECKPOINT.value, mirror_axes=tuple(int(a) if a.isdecimal() else a for a in _MIRROR.value),
       largest_component=_LARGEST.value, save_probabilities=_PROBABILITIES.value)
   organs = list(rows[0]['volume_ml'])
   print('\nOrgan volumes, mL\n' + ''.join(f'{name:>14}' for name in ('scan', *organs)))

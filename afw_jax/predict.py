@@ -39,6 +39,11 @@ class Trained(NamedTuple):
     """Organ name -> class id."""
     return {organ: c for c, organ in enumerate(self.organs, 1)}
 
+  @property
+  def input_size(self) -> tuple[int, ...]:
+    """Spatial shape the network was trained on: (h, w) slices or (d, h, w) windows."""
+    return tuple(self.meta['model']['input_size'])
+
   def on_file(self, labels: np.ndarray) -> np.ndarray:
     """Class ids -> the ids that the data set's label files use."""
     table = np.zeros(len(self.organs) + 1, np.uint8)
@@ -68,7 +73,7 @@ def load(workdir: str, *, which: str = 'best', mirror_axes: Sequence[int] = ()) 
     raise InputError(workdir, 'there is no checkpoint in it', 'Train first (--mode=train), or give the --workdir of a finished run.')
   network = meta['model']
   model = models.build(network['name'], num_classes=network['num_classes'], **network['options'])
-  image = jax.ShapeDtypeStruct((1, *meta['data']['options']['size'], 1), jnp.float32)
+  image = jax.ShapeDtypeStruct((1, *network['input_size'], 1), jnp.float32)
   shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
   abstract = {'net': shapes['params'], 'batch_stats': shapes.get('batch_stats', {}),
               'log_sigma_sq': jax.ShapeDtypeStruct((network['num_classes'],), jnp.float32)}
@@ -78,15 +83,16 @@ def load(workdir: str, *, which: str = 'best', mirror_axes: Sequence[int] = ()) 
 
 
 def predict_volume(
-    trained: Trained, scan: volumes.Volume, *, batch_size: int = 8, largest_component: bool = False,
-    keep_probabilities: bool = False
+    trained: Trained, scan: volumes.Volume, *, batch_size: int | None = None, overlap: float = 0.5,
+    largest_component: bool = False, keep_probabilities: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None]:
   """The label map of a scan that was read with `volumes.read_image`.
 
   Args:
     trained: from `load`.
     scan: in the internal orientation.
-    batch_size: slices per call of the network.
+    batch_size: slices or windows per call of the network; None: eval.batch_size of its training.
+    overlap: share of a window's side that its neighbour covers again (networks that take whole slices have no windows).
     largest_component: keep the largest connected part of each organ only.
     keep_probabilities: also return them.
 
@@ -96,7 +102,8 @@ def predict_volume(
   plan, image, window = prepare.to_working(scan, trained.meta['data']['options'])
   labels, probabilities = inference.segment(
       trained.predict_step, trained.variables, image, window, resample.restore_matrices(plan),
-      batch_size=batch_size, keep_probabilities=keep_probabilities)
+      window_size=trained.input_size, batch_size=batch_size or trained.meta['config']['eval']['batch_size'],
+      overlap=overlap, keep_probabilities=keep_probabilities)
   if largest_component:
     labels = inference.largest_components(labels, len(trained.organs) + 1)
   return labels, probabilities
@@ -104,7 +111,7 @@ def predict_volume(
 
 def predict(
     workdir: str, input_path: str, output: str, *, which: str = 'best', mirror_axes: Sequence[int] = (),
-    largest_component: bool = False, save_probabilities: bool = False, batch_size: int = 8
+    largest_component: bool = False, save_probabilities: bool = False, batch_size: int | None = None, overlap: float = 0.5
 ) -> list[dict]:
   """Predicts one scan or a folder of scans.
 
@@ -112,7 +119,7 @@ def predict(
     workdir: of the trained run; window, grid and organ names come from its checkpoint.
     input_path: .nii/.nii.gz file, DICOM series folder, or a folder of either.
     output: a folder, or a .nii.gz file where the input is one scan.
-    which, mirror_axes, largest_component, batch_size: as in `load` and `predict_volume`.
+    which, mirror_axes, largest_component, batch_size, overlap: as in `load` and `predict_volume`.
     save_probabilities: also write <scan>_probability_<organ>.nii.gz.
 
   Returns:
@@ -137,7 +144,7 @@ def predict(
     if os.path.exists(target) and os.path.exists(path) and os.path.samefile(target, path):
       raise InputError(target, 'the output would overwrite the scan', 'Choose another --output.')
     scan = volumes.read_image(path)
-    labels, probabilities = predict_volume(trained, scan, batch_size=batch_size, largest_component=largest_component,
+    labels, probabilities = predict_volume(trained, scan, batch_size=batch_size, overlap=overlap, largest_component=largest_component,
                                            keep_probabilities=save_probabilities)
     volumes.write_label(target, trained.on_file(labels), scan.geometry)
     if save_probabilities:

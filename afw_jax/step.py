@@ -91,8 +91,8 @@ def make_predict_step(model, window: Callable[[Array, Array], Array]):
 
   def predict_step(variables: PyTree, image: Array, bounds: Array) -> Array:
     logits = model.apply(variables, window(image, bounds), train=False)
-    # A network with deep supervision answers full size first; the others only train it.
-    logits = logits[0] if isinstance(logits, (list, tuple)) else logits
+    # A network with deep supervision says which of its heads is the answer; the others only train it.
+    logits = logits[model.main_output] if isinstance(logits, (list, tuple)) else logits
     return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
 
   return predict_step

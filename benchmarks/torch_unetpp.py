@@ -34,6 +34,6 @@ class UNetPP(nn.Module):
     return self.final(rows[0][-1])
 
 
-def make(num_classes, channels=1, deep_supervision=False):
-  """UNet++ at the paper's widths."""
+def make(num_classes, channels=1, image_size=None, deep_supervision=False):
+  """UNet++ at the paper's widths; it takes images of any size."""
   return UNetPP(channels, num_classes, deep_supervision=deep_supervision)

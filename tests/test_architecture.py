@@ -9,17 +9,18 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'afw_jax'
 FILES = sorted(PACKAGE.rglob('*.py'))
 
-PURE = {'errors', 'losses', 'models', 'augment', 'optimizer', 'metrics', 'surface', 'statistics', 'xla_flags',
+PURE = {'errors', 'losses', 'models', 'augment', 'augment_volume', 'optimizer', 'metrics', 'surface', 'statistics', 'xla_flags',
         'data.datasets', 'data.specs_public', 'data.specs_folder', 'data.phantom_anatomy'}
-MECHANISM = {'step', 'inference', 'sharding', 'checkpoint', 'writer', 'convert', 'canvas', 'runs', 'tables', 'overlays', 'data.geometry', 'data.volumes', 'data.nifti',
+MECHANISM = {'step', 'inference', 'windows', 'sharding', 'checkpoint', 'writer', 'progress', 'convert', 'weights_file', 'pretrained', 'canvas', 'runs', 'tables', 'overlays', 'data.geometry', 'data.volumes', 'data.nifti',
              'data.dicom', 'data.png_masks', 'data.transunet', 'data.layouts', 'data.resample', 'data.store',
-             'data.pipeline', 'data.phantom', 'data.checks', 'data.pool'}
-COMPOSITION = {'train', 'evaluate', 'predict', 'report', 'figures', 'workdir', 'data.prepare'}
+             'data.pipeline', 'data.crops', 'data.cases', 'data.phantom', 'data.checks', 'data.pool'}
+COMPOSITION = {'adopt', 'assembly', 'train', 'evaluate', 'predict', 'report', 'figures', 'workdir', 'data.prepare'}
 LAYERS = [PURE, MECHANISM, COMPOSITION, {'main'}]
 # Which foreign library may be imported where; a name missing here may be imported anywhere.
 OWNERS = {
     'orbax': {'checkpoint'}, 'grain': {'data.pipeline'}, 'nibabel': {'data.nifti'}, 'pydicom': {'data.dicom'},
     'PIL': {'data.png_masks'}, 'h5py': {'data.transunet'}, 'matplotlib': {'canvas'}, 'tensorboardX': {'writer'},
+    'safetensors': {'weights_file'}, 'torch': {'weights_file'},
 }
 EVERYWHERE = {'jax', 'flax', 'optax', 'numpy', 'scipy', 'tqdm', 'absl', 'ml_collections', 'afw_jax'}
 

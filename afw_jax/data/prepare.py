@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from afw_jax.data import checks, datasets, layouts, resample, store, volumes
+from afw_jax.data import checks, crops, datasets, layouts, resample, store, volumes
 from afw_jax.data.pool import run_jobs
 from afw_jax.errors import InputError, InputErrors
 
@@ -55,7 +55,7 @@ def prepare(dataset: str, root: str | os.PathLike, store_dir: str | os.PathLike,
   request = make_request(dataset, size=size, spacing_mm=spacing_mm, fit=fit, order=order, window=window,
                          fractions=fractions, seed=seed, cases=cases, keep_defective=keep_defective)
   spec = datasets.spec(dataset, os.fspath(root))
-  options = _case_options(spec, request)
+  options = case_options(spec, request)
   files, excluded, notes = _select(spec, layouts.find_cases(spec, root), request)
   splits = _split(spec, files, request, notes)
   _check_store(store_dir)
@@ -105,7 +105,7 @@ def differences(store_dir: str | os.PathLike, dataset: str, root: str | os.PathL
   found = {key: (index['request'].get(key), value) for key, value in wanted.items()
            if index['request'].get(key) != value}
   if not found and root is not None and os.path.isdir(root):
-    options = json.loads(json.dumps(_case_options(datasets.spec(dataset, os.fspath(root)), wanted)))
+    options = json.loads(json.dumps(case_options(datasets.spec(dataset, os.fspath(root)), wanted)))
     found = {key: (index['options'].get(key), value) for key, value in options.items()
              if index['options'].get(key) != value}
   return found
@@ -127,13 +127,13 @@ def prepare_case(job: dict) -> dict:
   for place, staged in ((staging, True), (job['store'], False)):
     if store.is_complete(place, case.id, job['options_hash']):
       meta = store.read_case(place, case.id).meta
-      if meta['source_sha256'] == digests:
+      if meta['source_sha256'] == digests and 'foreground' in meta['arrays']:  # which older stores have not
         return {**result, 'meta': meta, 'staged': staged}
   checked = checks.read_checked(case, spec)
   if checked.problems:
     return {**result, 'problems': checked.problems}
   try:
-    arrays, meta = _to_store(checked, spec, options)
+    arrays, meta = _to_store(case.id, checked, spec, options)
   except InputError as e:
     return {**result, 'problems': [e]}
   meta.update(options_hash=job['options_hash'], source_sha256=digests, notes=checked.notes,
@@ -146,7 +146,7 @@ def digest(content: dict) -> str:
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _case_options(spec, request) -> dict:
+def case_options(spec, request) -> dict:
   """All that the arrays and meta of a case depend on, besides its files."""
   return dict(
     format=store.FORMAT, modality=spec.modality, organs=list(spec.organs), source=spec.source,
@@ -179,10 +179,11 @@ def to_working(scan: volumes.Volume, options: dict) -> tuple[resample.Plan, np.n
   return plan, resample.to_working(image, plan, options['order']), datasets.scan_window(image, options['window'])
 
 
-def _to_store(checked, spec, options) -> tuple[dict, dict]:
+def _to_store(case_id, checked, spec, options) -> tuple[dict, dict]:
   scan, geometry = checked.image, checked.image.geometry
   plan, image, window = to_working(scan, options)
   arrays = {'image': image, 'label': resample.to_working(checked.classes, plan, 0), 'native_label': checked.classes}
+  arrays['foreground'] = crops.foreground_voxels(arrays['label'], case_id)
   meta = dict(
     shape=list(plan.working), spacing_mm=list(plan.spacing_mm), native_shape=list(plan.native),
     native_spacing_mm=list(plan.native_spacing_mm), geometry=geometry.to_json(), plan=plan.to_json(),

@@ -212,12 +212,12 @@ def restore_matrix(plan: Plan, axis: int) -> np.ndarray:
   return (matrix * inside[:, None]).astype(np.float32)
 
 
-def restore_matrices(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-  """(My (H, h), Mx (W, w)) float32: native slice = My @ working slice @ Mx.T, per class of a probability map.
+def restore_matrices(plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(Mz (D, d), My (H, h), Mx (W, w)) float32: one along each axis of a class's probability map.
 
   Outside the working field of view all classes are 0, and argmax gives class 0, the background.
   """
-  return restore_matrix(plan, 1), restore_matrix(plan, 2)
+  return restore_matrix(plan, 0), restore_matrix(plan, 1), restore_matrix(plan, 2)
 
 
 def from_working(probabilities: np.ndarray, plan: Plan) -> np.ndarray:
@@ -230,10 +230,8 @@ def from_working(probabilities: np.ndarray, plan: Plan) -> np.ndarray:
   Returns:
     (D, H, W, C) float32; outside the working field of view the background (class 0) has probability 1.
   """
-  mz, my, mx = (restore_matrix(plan, axis) for axis in range(3))
-  out = np.asarray(probabilities, np.float32)
-  if plan.native[0] != plan.working[0] or plan.offset[0]:
-    out = np.tensordot(mz, out, (1, 0))
+  mz, my, mx = restore_matrices(plan)
+  out = np.tensordot(mz, np.asarray(probabilities, np.float32), (1, 0))
   out = np.stack([np.moveaxis(my @ np.moveaxis(classes, -1, 0) @ mx.T, 0, -1) for classes in out])
   seen = mz.sum(1)[:, None, None] * my.sum(1)[:, None] * mx.sum(1)
   out[..., 0] += 1 - seen

@@ -4,11 +4,14 @@ Every module of `MODELS` offers
 
   make(num_classes, **options) -> nn.Module      called as apply(variables, image, train=False)
   smallest_image(module, channels) -> shape      of an image that is enough to initialise it
+  RANK                                           2 (slices) or 3 (volumes)
   TORCH_NAMES, TORCH_CLASSES, TORCH_CHANNELS     what `afw_jax.convert` needs to read PyTorch weights
 
 and every network takes the options `size` ('testing' is small enough for a train step in well under a second), `dtype`
-(the compute dtype; parameters, the norms' statistics and the logits stay float32) and `constrain` (a function applied
-to the features after each block, for spatial sharding).
+(the compute dtype; parameters, the norms' statistics and the logits stay float32), `remat` (compute activations again in
+the backward pass) and `constrain` (a function applied to the features after each block, for spatial sharding). One with
+deep supervision answers with a list of logits, `main_output` is the index of its answer and `head_weights` what its heads
+weigh in training.
 """
 
 import difflib
@@ -21,7 +24,7 @@ import jax.numpy as jnp
 
 from afw_jax.errors import InputError
 
-MODELS = ('unet',)
+MODELS = ('unet', 'unetpp', 'transunet', 'vatransunet', 'unetr', 'unetrpp')
 
 
 def module_of(name: str):

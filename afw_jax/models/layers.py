@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from afw_jax.models.volume_conv import volume_conv
+
 
 def uniform_fan_in(fan_in: int) -> Callable:
   """PyTorch's default initialiser of convolution and linear layers, for weight AND bias: U(+-1/sqrt(fan_in))."""
@@ -51,9 +53,13 @@ class Conv(nn.Module):
     kernel = self.param('kernel', init, (*size, inputs, self.features), jnp.float32)
     letters = 'DHW'[-rank:]
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    y = lax.conv_general_dilated(
-      x, kernel, strides, [(p, p) for p in padding], rhs_dilation=dilation, feature_group_count=self.groups,
-      dimension_numbers=(f'N{letters}C', f'{letters}IO', f'N{letters}C'))
+    plain = set(strides) == set(dilation) == {self.groups} == {1} and padding == same and all(k % 2 for k in size)
+    if rank == 3 and plain:
+      y = volume_conv(x, kernel)
+    else:
+      y = lax.conv_general_dilated(
+        x, kernel, strides, [(p, p) for p in padding], rhs_dilation=dilation, feature_group_count=self.groups,
+        dimension_numbers=(f'N{letters}C', f'{letters}IO', f'N{letters}C'))
     if self.use_bias:
       bias = self.param('bias', init, (self.features,), jnp.float32).astype(self.dtype)
       y = y + (bias if self.bias_gradient else lax.stop_gradient(bias))

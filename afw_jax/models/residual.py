@@ -18,11 +18,13 @@ class ResBlock(nn.Module):
   Args:
     features: output channels.
     norm: 'instance' (without scale and bias, eps 1e-5) or 'batch' (BatchNorm with scale and bias).
+    shortcut: False leaves the shortcut out, and with it the residual.
     dtype: compute dtype; parameters and statistics are float32.
   """
 
   features: int
   norm: str = 'instance'
+  shortcut: bool = True
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -34,5 +36,6 @@ class ResBlock(nn.Module):
       return InstanceNorm(name=f'norm{i}')(x)
 
     y = convolved(2, 3, nn.leaky_relu(convolved(1, 3, x), SLOPE))
-    shortcut = x if x.shape[-1] == self.features else convolved(3, 1, x)
-    return nn.leaky_relu(y + shortcut.astype(y.dtype), SLOPE)
+    if self.shortcut:
+      y = y + (x.astype(y.dtype) if x.shape[-1] == self.features else convolved(3, 1, x))
+    return nn.leaky_relu(y, SLOPE)

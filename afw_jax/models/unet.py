@@ -24,7 +24,7 @@ class ConvBlock(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x, *, train: bool = False):
+  def __call__(self, x, train: bool = False):
     for i in (1, 2):
       x = Conv(self.features, 3, bias_gradient=not train, dtype=self.dtype, name=f'conv{i}')(x)
       x = nn.relu(BatchNorm(name=f'bn{i}')(x, train=train))
@@ -39,6 +39,7 @@ class UNet(nn.Module):
   repeat_to_rgb: bool = False
   head_kernel: int = 1
   dtype: jnp.dtype = jnp.float32
+  remat: bool = False
   constrain: Callable = identity
 
   @nn.compact
@@ -49,8 +50,10 @@ class UNet(nn.Module):
     if self.repeat_to_rgb and x.shape[-1] == 1:
       x = jnp.repeat(x, 3, axis=-1)
 
+    block_of = nn.remat(ConvBlock, static_argnums=(2,)) if self.remat else ConvBlock
+
     def block(level, step, x):
-      x = ConvBlock(self.features[level], dtype=self.dtype, name=f'conv{level}_{step}')(x, train=train)
+      x = block_of(self.features[level], dtype=self.dtype, name=f'conv{level}_{step}')(x, train)
       return self.constrain(x)
 
     skips = []
@@ -64,8 +67,9 @@ class UNet(nn.Module):
     return self.constrain(logits.astype(logits_dtype(self.dtype)))
 
 
-def make(num_classes: int, *, recipe: str = 'paper', size: str = 'full', features: Sequence[int] | None = None,
-         head_kernel: int = 1, dtype=jnp.float32, constrain: Callable = identity) -> UNet:
+def make(num_classes: int, *, recipe: str = 'paper', size: str = 'full', features: Sequence[int] = (),
+         head_kernel: int = 1, dtype=jnp.float32,
+         remat: bool = False, constrain: Callable = identity) -> UNet:
   """UNet: image (B, H, W, Cin) -> logits (B, H, W, num_classes), H and W divisible by 16 (five levels).
 
   Args:
@@ -73,9 +77,10 @@ def make(num_classes: int, *, recipe: str = 'paper', size: str = 'full', feature
     recipe: 'paper', or 'released': the authors' code, which repeats a one-channel image to three channels.
       At nine classes 7,852,233 parameters for one channel, 7,852,809 for three.
     size: 'full' (32, 64, 128, 256, 512 channels) or 'testing' (4, 8, 16, 32, 64).
-    features: channels per level, instead of those of `size`; any number of levels from two.
+    features: channels per level, instead of those of `size` (); any number of levels from two.
     head_kernel: 1, or 3 as in the variant of the authors' code with a 3x3 head (2,304 parameters more).
     dtype: compute dtype; parameters, running statistics and logits are float32.
+    remat: keep no block's inner activations for the backward pass but compute them again: less memory, more time.
     constrain: applied to the features after each block.
 
   Returns:
@@ -87,11 +92,11 @@ def make(num_classes: int, *, recipe: str = 'paper', size: str = 'full', feature
   check_choice('recipe', recipe, ('paper', 'released'))
   check_choice('size', size, tuple(SIZES))
   check_choice('head_kernel', head_kernel, (1, 3))
-  features = SIZES[size] if features is None else tuple(features)
+  features = tuple(features or SIZES[size])
   if len(features) < 2 or not all(isinstance(f, int) and f > 0 for f in features):
     raise InputError(f'model option features={features!r}', 'is not a list of channels per level',
                      f'give two or more positive integers, as {SIZES["full"]}')
-  return UNet(num_classes, features, recipe == 'released', head_kernel, compute_dtype(dtype), constrain)
+  return UNet(num_classes, features, recipe == 'released', head_kernel, compute_dtype(dtype), remat, constrain)
 
 
 def smallest_image(model: UNet, channels: int = 1) -> tuple[int, ...]:
@@ -100,6 +105,7 @@ def smallest_image(model: UNet, channels: int = 1) -> tuple[int, ...]:
   return 1, side, side, channels
 
 
+RANK = 2
 TORCH_NAMES = ((r'^head$', 'seg_head.0'),)
 TORCH_CLASSES = ('seg_head.0.weight',)
 TORCH_CHANNELS = ('conv0_0.conv1.weight',)

@@ -7,8 +7,9 @@ import time
 import numpy as np
 import pytest
 
-from afw_jax.data import pipeline, store
-from afw_jax.data.pipeline import SliceSource, records, steps_per_epoch, train_batches
+from afw_jax.data import cases, store
+from afw_jax.data.crops import CropSource, foreground_voxels
+from afw_jax.data.pipeline import SliceSource, VolumeSource, make_source, steps_per_epoch, train_batches
 from afw_jax.errors import InputError
 
 DEPTHS = {'a': 3, 'b': 4, 'c': 6}  # 13 slices, coprime to every batch size used here
@@ -17,7 +18,8 @@ IDS = list(DEPTHS)
 
 def put_case(folder, case_id, image, window=(50.0, 350.0)):
   label = (image % 9).astype(np.uint8)
-  store.write_case(folder, case_id, {'image': image, 'label': label, 'native_label': label}, {'window': list(window)})
+  store.write_case(folder, case_id, {'image': image, 'label': label, 'native_label': label,
+                                     'foreground': foreground_voxels(label, case_id)}, {'window': list(window)})
 
 
 @pytest.fixture(scope='module')
@@ -31,7 +33,7 @@ def folder(tmp_path_factory):
 
 def take(folder, count, **options):
   options = {'batch_size': 4, 'seed': 3, **options}
-  iterator = train_batches(folder, IDS, **options)
+  iterator = train_batches(SliceSource(folder, IDS), **options)
   batches = [next(iterator) for _ in range(count)]
   iterator.close()
   return batches
@@ -46,7 +48,7 @@ def assert_same(one, two):
 
 
 def test_a_batch_is_the_slices_its_index_names(folder):
-  rows = records(folder, IDS)
+  rows = SliceSource(folder, IDS).records
   assert rows == [(case_id, z) for case_id, depth in DEPTHS.items() for z in range(depth)]
   for batch in take(folder, 7):
     assert batch['image'].shape == (4, 4, 5, 1) and batch['image'].dtype == np.int16
@@ -98,10 +100,10 @@ def test_prefetch_changes_nothing(folder, prefetch):
 def test_worker_processes_change_nothing(folder):
   code = f"""
 import json
-from afw_jax.data.pipeline import train_batches
+from afw_jax.data.pipeline import SliceSource, train_batches
 if __name__ == '__main__':
   for workers, options in ((2, dict(start_step=2)), (2, dict(start_step=2, rank=1, world=2))):
-    it = train_batches({folder!r}, {IDS!r}, batch_size=4, seed=3, num_workers=workers, **options)
+    it = train_batches(SliceSource({folder!r}, {IDS!r}), batch_size=4, seed=3, num_workers=workers, **options)
     print(json.dumps([[int(i) for i in next(it)['index']] for _ in range(6)]))
     it.close()
 """
@@ -135,7 +137,7 @@ def test_batches_are_ready_before_they_are_asked_for(folder, monkeypatch):
       time.sleep(0.01)
       return super().__getitem__(index)
 
-  iterator = train_batches(folder, IDS, batch_size=4, seed=0, source=Slow(folder, IDS))
+  iterator = train_batches(Slow(folder, IDS), batch_size=4, seed=0)
   next(iterator)
   waits = []
   for _ in range(5):
@@ -147,9 +149,55 @@ def test_batches_are_ready_before_they_are_asked_for(folder, monkeypatch):
   assert np.median(waits) < 0.02  # reading one batch takes 0.04 s
 
 
+@pytest.mark.parametrize('prefetch', [1, 3])
+def test_reading_ahead_is_bounded(folder, prefetch):
+  read = []
+
+  class Counting(SliceSource):
+    def __getitem__(self, index):
+      read.append(index)
+      return super().__getitem__(index)
+
+  iterator = train_batches(Counting(folder, IDS), batch_size=4, seed=0, prefetch=prefetch)
+  for taken in range(1, 4):
+    next(iterator)
+    time.sleep(0.3)
+    assert len(read) <= 4 * (taken + prefetch)
+  iterator.close()
+
+
+@pytest.mark.parametrize('size, patch, kind, record', [
+  ([4, 5], None, SliceSource, ('a', 0)), ([3, 4, 5], (), VolumeSource, ('a',)), ([3, 4, 5], (2, 2, 2), CropSource, ('a', 0)),
+  ([4, 5], (2, 2, 2), CropSource, ('a', 0)), ([None, None, None], (2, 2, 2), CropSource, ('a', 0))])
+def test_one_door_to_all_samples(tmp_path, size, patch, kind, record):
+  for case_id in 'ab':
+    put_case(tmp_path, case_id, np.arange(60, dtype=np.int16).reshape(3, 4, 5))
+  store.write_index(tmp_path, {'options': {'size': size}})
+  source = make_source(tmp_path, ['a', 'b'], patch)
+  assert isinstance(source, kind) and source.records[0] == record
+  assert len(source) == len(source.records) == (6 if kind is SliceSource else 2) and 'c' not in {r[0] for r in source.records}
+  batch = next(train_batches(source, batch_size=2, seed=0))
+  assert batch['image'].shape == (2, *batch['label'].shape[1:], 1) and len(source.records[batch['index'][0]]) == len(record)
+
+
+def test_volumes_are_whole_and_share_a_shape(tmp_path):
+  image = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+  for case_id in 'ab':
+    put_case(tmp_path, case_id, image)
+  source = pickle.loads(pickle.dumps(VolumeSource(tmp_path, ['a', 'b'])))
+  element = source[1]
+  np.testing.assert_array_equal(element['image'][..., 0], image)
+  np.testing.assert_array_equal(element['label'], image % 9)
+  assert element['index'] == 1 and element['window'].tolist() == [50, 350]
+  element['image'][:] = 0  # a copy
+  put_case(tmp_path, 'deep', np.zeros((7, 4, 5), np.int16))
+  with pytest.raises(InputError, match=r'case deep: volumes are \(7, 4, 5\) but those of a are \(3, 4, 5\).*data.patch_size'):
+    VolumeSource(tmp_path, ['a', 'deep'])
+
+
 def test_other_sources_fit_the_same_pipe():
   volumes = [{'image': np.full((2, 3, 4, 1), i, np.float32), 'index': np.int32(i)} for i in range(5)]
-  iterator = train_batches('', [], batch_size=2, seed=0, source=volumes)
+  iterator = train_batches(volumes, batch_size=2, seed=0)
   batch = next(iterator)
   iterator.close()
   assert batch['image'].shape == (2, 2, 3, 4, 1)
@@ -173,24 +221,24 @@ def test_cases_that_cannot_share_a_batch_are_named(tmp_path):
   put_case(tmp_path, 'one', np.zeros((2, 4, 5), np.int16))
   put_case(tmp_path, 'wide', np.zeros((2, 4, 6), np.int16))
   with pytest.raises(InputError, match='case wide'):
-    records(tmp_path, ['one', 'wide'])
+    SliceSource(tmp_path, ['one', 'wide'])
   with pytest.raises(InputError, match='no case'):
-    records(tmp_path, [])
+    SliceSource(tmp_path, [])
   with pytest.raises(InputError, match='missing'):
-    records(tmp_path, ['one', 'missing'])
+    SliceSource(tmp_path, ['one', 'missing'])
 
 
 def test_integers_and_fractions_share_a_batch_as_fractions(tmp_path):
   put_case(tmp_path, 'whole', np.full((2, 4, 5), 7, np.int16))
   put_case(tmp_path, 'real', np.full((2, 4, 5), 0.5, np.float32))
-  batch = next(train_batches(tmp_path, ['whole', 'real'], batch_size=4, seed=0))
+  batch = next(train_batches(SliceSource(tmp_path, ['whole', 'real']), batch_size=4, seed=0))
   assert batch['image'].dtype == np.float32 and set(np.unique(batch['image'])) == {0.5, 7}
 
 
 def test_many_cases_need_few_open_files(tmp_path, monkeypatch):
-  monkeypatch.setattr(pipeline, '_OPEN_CASES', 2)
+  monkeypatch.setattr(cases, 'OPEN', 2)
   for i in range(6):
     put_case(tmp_path, f'c{i}', np.full((2, 4, 5), i, np.int16))
   source = SliceSource(tmp_path, [f'c{i}' for i in range(6)])
   assert [int(source[i]['image'][0, 0, 0]) for i in range(12)] == [i // 2 for i in range(12)]
-  assert source._case.cache_info().currsize == 2
+  assert source.cases.open.cache_info().currsize == 2

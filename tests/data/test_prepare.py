@@ -44,6 +44,9 @@ def test_what_a_store_holds(tmp_path):
     assert image.dtype == np.int16 and np.abs(image - expected).max() <= 0.51
     assert label.dtype == np.uint8
     np.testing.assert_array_equal(label, nearest)
+    foreground = case.arrays['foreground']
+    np.testing.assert_array_equal(label[tuple(foreground[:, 1:].T)], foreground[:, 0])
+    assert np.bincount(foreground[:, 0])[1:].tolist() == [min(500, (label == c).sum()) for c in (1, 2)]
     meta = case.meta
     assert meta['window'] == [50, 350] and meta['native_shape'] == list(SHAPE) and meta['shape'] == [6, 32, 32]
     np.testing.assert_allclose(meta['native_spacing_mm'], (3, 1.5, 1.25))
@@ -62,7 +65,7 @@ def test_processes_make_the_same_store(tmp_path):
   root = make(tmp_path / 'raw')
   prepare.prepare('folder', root, tmp_path / 'a', **SMALL)
   prepare.prepare('folder', root, tmp_path / 'b', **{**SMALL, 'workers': 2})
-  assert contents(tmp_path / 'a') == contents(tmp_path / 'b') and len(contents(tmp_path / 'a')) == 17
+  assert contents(tmp_path / 'a') == contents(tmp_path / 'b') and len(contents(tmp_path / 'a')) == 21
 
 
 def test_a_second_run_reads_nothing_again_and_changed_choices_do(tmp_path, monkeypatch):
@@ -79,6 +82,23 @@ def test_a_second_run_reads_nothing_again_and_changed_choices_do(tmp_path, monke
   wide = prepare.prepare('folder', root, tmp_path / 's', window='transunet', **SMALL)
   assert len(reads) == 5 and wide['options_hash'] != first['options_hash']
   assert store.read_case(tmp_path / 's', 'c1').meta['window'] == [-125, 275]
+
+
+def test_cases_of_an_older_version_are_made_again(tmp_path):
+  root = make(tmp_path / 'raw', n=2)
+  index = prepare.prepare('folder', root, tmp_path / 's', **SMALL)
+  before = contents(tmp_path / 's')
+  case = store.read_case(tmp_path / 's', 'c1')
+  arrays = {name: np.array(array) for name, array in case.arrays.items() if name != 'foreground'}
+  store.write_case(tmp_path / 's', 'c1', arrays, {k: v for k, v in case.meta.items() if k != 'meta_sha256'})
+  assert prepare.prepare('folder', root, tmp_path / 's', **SMALL) == index and contents(tmp_path / 's') == before
+
+
+def test_volumes_of_one_size(tmp_path):
+  root = make(tmp_path / 'raw', n=2)
+  index = prepare.prepare('folder', root, tmp_path / 's', size=(8, 24, 24), progress=False, workers=0)
+  assert index['options']['size'] == [8, 24, 24]
+  assert store.read_case(tmp_path / 's', 'c0').arrays['image'].shape == (8, 24, 24)
 
 
 def test_differences_name_the_choice(tmp_path):

@@ -137,7 +137,7 @@ def test_restoring_a_plane_gives_the_plane(shape, size, target, fit):
   plan = make_plan((1, *shape), (1, 1, 1), size=size, spacing=(None, target, target), fit=fit)
   if min(plan.resampled[1:]) < 2:
     return
-  my, mx = restore_matrices(plan)
+  _, my, mx = restore_matrices(plan)
   # to_working's own last row may be zero (zoom's rounding), so the working plane is computed from its definition
   at = [(np.arange(w) + o) * (n - 1) / ((w if fit == 'resize' else r) - 1)
         for w, o, n, r in zip(plan.working[1:], plan.offset[1:], shape, plan.resampled[1:])]
@@ -156,7 +156,7 @@ def test_outside_the_field_of_view_is_background():
   np.testing.assert_allclose(back.sum(-1), 1, atol=1e-6)
   labels = back.argmax(-1)
   assert (labels[:, 15:35, 15:35] == 2).all() and labels.sum() == 2 * 2 * 20 * 20
-  my, mx = restore_matrices(plan)
+  _, my, mx = restore_matrices(plan)
   assert not (my @ probabilities[0, ..., 2] @ mx.T)[:15].any()
 
 
@@ -168,6 +168,17 @@ def test_restore_rows_are_interpolation_weights():
       assert m.dtype == np.float32 and m.shape == (plan.native[axis], plan.working[axis]) and m.min() >= 0
       assert set(np.round(m.sum(1), 5)) <= ({1.0} if fit == 'resize' else {0.0, 1.0})
     np.testing.assert_array_equal(restore_matrix(plan, 0), np.eye(3, dtype=np.float32))
+
+
+def test_every_axis_comes_back_by_its_matrix():
+  plan = make_plan((10, 12, 12), (1.1, 1, 1), size=(10, 12, 12), spacing=(1.0, 1.0, 1.0), fit='crop_pad')
+  assert plan.resampled[0] == 11 and plan.offset[0] == 0  # cut by one: still not the scan's own grid
+  probabilities = np.random.default_rng(0).random((10, 12, 12, 2), np.float32)
+  mz, my, mx = restore_matrices(plan)
+  expected = np.einsum('Dd,Hh,Ww,dhwc->DHWc', mz, my, mx, probabilities)
+  seen = mz.sum(1) > 0
+  np.testing.assert_allclose(from_working(probabilities, plan)[seen], expected[seen], atol=1e-6)
+  assert mz.shape == (10, 10) and not np.array_equal(mz, np.eye(10))
 
 
 @pytest.mark.parametrize('fit', ['resize', 'crop_pad'])

@@ -1,0 +1,54 @@
+"""Cases of a store opened for random access: what they have in common, and a few of them memory-mapped at a time."""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from afw_jax.data import store
+from afw_jax.errors import InputError
+
+OPEN = 64  # cases kept memory-mapped at once by one process; each holds a few file descriptors
+
+
+class Cases:
+  """Cases by id; travels to another process by path only.
+
+  Args:
+    store_dir: a prepared store.
+    case_ids: cases of that store.
+    needs: arrays that every one of them must have.
+
+  Attributes:
+    shapes: case id -> (D, H, W) of the working grid.
+    dtype: of images that share a batch: the cases' own, or float32 where some scans have fractions and some have not.
+
+  Raises:
+    InputError: no case is named, or one is missing, damaged or lacks an array.
+  """
+
+  def __init__(self, store_dir: str, case_ids: Sequence[str], needs: Sequence[str] = ('image', 'label')):
+    self.store_dir, self.ids, self.needs = str(store_dir), tuple(case_ids), tuple(needs)
+    if not self.ids:
+      raise InputError(store_dir, 'no case to train on', 'Name at least one case id in the training split')
+    self.shapes, dtypes = {}, set()
+    for case_id in self.ids:
+      arrays = store.read_case(self.store_dir, case_id).arrays
+      missing = sorted(set(self.needs) - set(arrays))
+      if missing:
+        raise InputError(f'{store_dir} case {case_id}', f'has no {", ".join(missing)} (prepared by an older version?)',
+                         'Run --mode=prepare again')
+      self.shapes[case_id] = arrays['image'].shape
+      dtypes.add(arrays['image'].dtype)
+    self.dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+    self.open = functools.lru_cache(OPEN)(functools.partial(store.read_case, self.store_dir))
+
+  def __reduce__(self):
+    return type(self), (self.store_dir, self.ids, self.needs)
+
+  def check_equal(self, axes: slice, what: str, cure: str) -> None:
+    """Raises InputError, naming the first case that differs, where the cases' sizes along these axes are not equal."""
+    first, size = self.ids[0], self.shapes[self.ids[0]][axes]
+    for case_id, shape in self.shapes.items():
+      if shape[axes] != size:
+        raise InputError(f'{self.store_dir} case {case_id}', f'{what} {shape[axes]} but those of {first} are {size}', cure)

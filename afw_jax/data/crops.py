@@ -1,0 +1,120 @@
+"""Random crops of volumes: some around a voxel of an organ, the rest anywhere; only the crop's bytes are read."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from afw_jax.data.cases import Cases
+from afw_jax.errors import InputError
+
+VOXELS_PER_CLASS = 500  # that a case remembers: enough places to crop around, and small beside the label
+
+
+def foreground_voxels(label: np.ndarray, case_id: str) -> np.ndarray:
+  """Some voxels of every organ, so that crops find them without reading the label.
+
+  Args:
+    label: (D, H, W) class ids, 0 the background.
+    case_id: seeds the draw.
+
+  Returns:
+    (n, 4) int32 of (class, z, y, x), ordered by class and place: at most 500 for each class, all where there are fewer.
+  """
+  rng = np.random.default_rng(int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8], 'big'))
+  at = np.flatnonzero(label)
+  classes = label.ravel()[at]
+  rows = [np.empty((0, 4), np.int32)]
+  for c in np.unique(classes):
+    voxels = at[classes == c]
+    if len(voxels) > VOXELS_PER_CLASS:
+      voxels = np.sort(rng.choice(voxels, VOXELS_PER_CLASS, replace=False, shuffle=False))
+    rows.append(np.stack([np.full(len(voxels), c), *np.unravel_index(voxels, label.shape)], 1).astype(np.int32))
+  return np.concatenate(rows)
+
+
+def read_crop(array: np.ndarray, start: Sequence[int], size: Sequence[int], fill: float) -> np.ndarray:
+  """A copy of array[start:start + size], `fill` where that reaches beyond the array; of a memory map only this is read.
+
+  Args:
+    array: any rank.
+    start: first element along each axis; may be negative.
+    size: of the crop.
+    fill: for what lies outside.
+  """
+  source = tuple(slice(max(s, 0), min(s + n, m)) for s, n, m in zip(start, size, array.shape))
+  if all(part.stop - part.start == n for part, n in zip(source, size)):
+    return np.array(array[source])
+  out = np.full(size, fill, array.dtype)
+  out[tuple(slice(part.start - s, part.stop - s) for part, s in zip(source, start))] = array[source]
+  return out
+
+
+def darkest(window: Sequence[float], dtype: np.dtype) -> float:
+  """A value of this dtype that the window shows as 0: what lies outside a scan."""
+  if np.issubdtype(dtype, np.floating):
+    return float(window[0])
+  limits = np.iinfo(dtype)
+  return int(np.clip(np.floor(window[0]), limits.min, limits.max))
+
+
+class CropSource:
+  """Random crops of one size from volumes of any sizes, for Grain.
+
+  An element names its case only; `draw` makes the crop, with the generator that belongs to its place in the order.
+  (Crops around organs as in Isensee et al., nnU-Net, Nature Methods 2021; there a third of each batch.)
+
+  Args:
+    store_dir: a prepared store.
+    case_ids: cases of that store.
+    patch_size: (d, h, w) voxels of a crop; what a smaller volume lacks is filled evenly at both ends, the image with the
+      low end of its window, the label with background.
+    foreground: probability that a crop contains a random voxel of a random organ of the case (the voxel anywhere in
+      the crop); else it lies anywhere.
+    crops_per_case: crops of each case in one epoch.
+
+  Attributes:
+    records: one (case id, number) for each crop of an epoch.
+
+  Raises:
+    InputError: a size, share or number that makes no sense, or a case that lacks what crops need.
+  """
+
+  def __init__(self, store_dir: str, case_ids: Sequence[str], patch_size: Sequence[int], *, foreground: float = 1 / 3,
+               crops_per_case: int = 1):
+    if len(patch_size) != 3 or any(n != int(n) or n < 1 for n in patch_size):
+      raise InputError(f'patch_size {tuple(patch_size)}', 'is no size of a crop', 'Give whole numbers (d, h, w) above 0')
+    if not 0 <= foreground <= 1:
+      raise InputError(f'foreground {foreground}', 'is no probability', 'Use a number from 0 to 1')
+    if crops_per_case != int(crops_per_case) or crops_per_case < 1:
+      raise InputError(f'crops_per_case {crops_per_case}', 'is no number of crops', 'Give 1 or more')
+    self.patch_size, self.foreground, self.crops_per_case = tuple(map(int, patch_size)), foreground, int(crops_per_case)
+    self.cases = Cases(store_dir, case_ids, ('image', 'label', 'foreground'))
+    self.records = [(case_id, k) for case_id in self.cases.ids for k in range(self.crops_per_case)]
+
+  def __len__(self) -> int:
+    return len(self.records)
+
+  def __repr__(self) -> str:
+    return f'CropSource({self.cases.store_dir!r}, {len(self.cases.ids)} cases, {self.patch_size} crops)'
+
+  def __getitem__(self, index) -> dict[str, np.ndarray]:
+    return {'index': np.int32(index)}
+
+  def draw(self, element: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The crop of an element, a function of the element and the generator's state only."""
+    case = self.cases.open(self.records[int(element['index'])][0])
+    size = np.array(self.patch_size)
+    spare = np.array(case.arrays['image'].shape) - size
+    low, high = np.where(spare < 0, -(-spare // 2), 0), np.where(spare < 0, -(-spare // 2), spare)
+    voxels = np.asarray(case.arrays['foreground'])
+    if len(voxels) and rng.random() < self.foreground:
+      voxels = voxels[voxels[:, 0] == rng.choice(np.unique(voxels[:, 0])), 1:]
+      voxel = voxels[rng.integers(len(voxels))]
+      low, high = np.maximum(low, voxel - size + 1), np.minimum(high, voxel)
+    start = rng.integers(low, high + 1)
+    window = np.asarray(case.meta['window'], np.float32)
+    image = read_crop(case.arrays['image'], start, self.patch_size, darkest(case.meta['window'], case.arrays['image'].dtype))
+    return {'image': image.astype(self.cases.dtype, copy=False)[..., None],
+            'label': read_crop(case.arrays['label'], start, self.patch_size, 0),
+            'window': window, **element}

@@ -1,0 +1,67 @@
+"""Depthwise convolution (one kernel per channel) as shifted multiply-adds, in three forms written out by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+TAPS = 9  # of the weight gradient in one pass over the features; more gain little and take long to compile
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise(x, kernel, dilation: int = 1):
+  """Correlates each channel with its own odd kernel, keeping the size by zero padding.
+
+  A compiler's grouped convolution is 20 to 90 times slower than this on a CPU: it has no form for one channel per
+  group. Here every tap is a shifted copy of x times a row of weights, which fuse into one loop over the channels; the
+  gradient towards x is the same with the kernel mirrored, the one towards the kernel a few sums over the pixels. Pads
+  and slices only: a sharded axis exchanges its border rows.
+
+  Args:
+    x: (B, H, W, C).
+    kernel: (k, l, 1, C), k and l odd.
+    dilation: distance of the taps, in pixels.
+
+  Returns:
+    (B, H, W, C) of x's dtype; the sums are float32 (float64 for a float64 x).
+  """
+  return _forward(x, kernel, dilation)
+
+
+def _shifted(x, shape, dilation):
+  """Per tap (row by row), x moved so that the pixel under the tap lies at the output's position; in the sums' dtype."""
+  margins = [dilation * (k - 1) // 2 for k in shape]
+  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((m, m, 0) for m in margins), (0, 0, 0)])
+  height, width = x.shape[1:3]
+  for i in range(shape[0]):
+    for j in range(shape[1]):
+      top, left = dilation * i, dilation * j
+      yield padded[:, top:top + height, left:left + width]
+
+
+@functools.partial(jax.jit, static_argnums=2, inline=False)
+def _forward(x, kernel, dilation):
+  weights = kernel.reshape(-1, x.shape[-1]).astype(jnp.promote_types(x.dtype, jnp.float32))
+  return sum(tap * w for tap, w in zip(_shifted(x, kernel.shape[:2], dilation), weights)).astype(x.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3), inline=False)
+def _kernel_gradient(x, grad, shape, dilation):
+  products = [tap * grad for tap in _shifted(x, shape, dilation)]
+  zero = jnp.zeros((), products[0].dtype)
+  sums = []
+  for first in range(0, len(products), TAPS):
+    some = products[first:first + TAPS]
+    sums += lax.reduce(some, [zero] * len(some), lambda a, b: [u + v for u, v in zip(a, b)], (2,))
+  return jnp.stack([s.sum((0, 1)) for s in sums]).reshape(*shape, 1, -1)
+
+
+def _backward(dilation, saved, grad):
+  x, kernel = saved
+  return (_forward(grad, kernel[::-1, ::-1], dilation),
+          _kernel_gradient(x, grad, kernel.shape[:2], dilation).astype(kernel.dtype))
+
+
+depthwise.defvjp(lambda x, kernel, dilation: (_forward(x, kernel, dilation), (x, kernel)), _backward)

@@ -1,0 +1,144 @@
+"""Sliding windows: a volume of any size through a network that sees windows of one size, slices streamed as they are done.
+
+Windows overlap and are averaged with gaussian weights, as in nnU-Net (Isensee et al., Nature Methods 2021). Only the
+slices that windows still to come can reach are held, in a ring as deep as a window, on the device.
+"""
+
+import functools
+import itertools
+import math
+import sys
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from afw_jax.data.crops import darkest, read_crop
+from afw_jax.errors import InputError
+
+Array = jax.Array
+
+_BLOCK = 8  # slices given away at a time
+_PATIENCE_S = 3  # a prediction that takes longer shows a bar
+
+
+def window_starts(size: int, window: int, overlap: float) -> list[int]:
+  """First voxels of the windows along one axis: no further apart than (1 - overlap) windows, evenly, the last at the end.
+
+  Args:
+    size: voxels of the volume; one window where it is not longer than that.
+    window: voxels of the window.
+    overlap: share of the window that neighbours have in common at least, in [0, 1).
+  """
+  room = max(size - window, 0)
+  steps = math.ceil(room / max(window * (1 - overlap), 1) - 1e-9)
+  return [round(room * i / steps) for i in range(steps + 1)] if steps else [0]
+
+
+def gaussian_weights(window: int) -> np.ndarray:
+  """(window,) float32 weights along one axis: a gaussian of sigma window / 8 about voxel window // 2, which weighs 1.
+
+  A window's weights are the product over its axes. In float32 none is zero (the least is exp(-24)), so none needs
+  replacing by the smallest other, as in half precision.
+  """
+  return np.exp(-0.5 * ((np.arange(window) - window // 2) / (window / 8)) ** 2).astype(np.float32)
+
+
+def predict_windows(
+    predict_step, variables, image: np.ndarray, window: Sequence[float], *, window_size: Sequence[int],
+    overlap: float = 0.5, batch_size: int
+) -> Iterator[tuple[int, Array]]:
+  """Runs a 3D network over a volume of any size.
+
+  Args:
+    predict_step: jitted, (variables, image (B, d, h, w, 1) raw, window (B, 2)) -> probabilities (B, d, h, w, C).
+    variables: of the network.
+    image: (D, H, W) raw intensities on the working grid, may be memory-mapped. What it lacks to a window is filled
+      evenly at both ends with the low end of the intensity window.
+    window: (lo, hi) intensities of this scan.
+    window_size: (d, h, w) voxels of the sliding window.
+    overlap: of neighbouring windows along each axis, in [0, 1).
+    batch_size: windows per call; the last call is padded, so there is one compilation.
+
+  Yields:
+    (first slice, probabilities (n, H, W, C) float32 on the device), in z order, each slice once.
+
+  Raises:
+    InputError: a window size or overlap that makes no sense.
+  """
+  if len(window_size) != 3 or any(n != int(n) or n < 1 for n in window_size):
+    raise InputError(f'window_size {tuple(window_size)}', 'is no size of a window', 'Give whole numbers (d, h, w) above 0.')
+  if not 0 <= overlap < 1:
+    raise InputError('overlap', f'{overlap} is no share of a window', 'Use 0 or more, below 1.')
+  window_size = tuple(map(int, window_size))
+  before = [max(n - m, 0) // 2 for n, m in zip(window_size, image.shape)]
+  starts = [window_starts(m, n, overlap) for n, m in zip(window_size, image.shape)]
+  weights = [gaussian_weights(n) for n in window_size]
+  # The windows are a full grid and the weights a product over axes; so is their sum, of which only the axes are kept.
+  totals = [np.zeros(max(n, m), np.float32) for n, m in zip(window_size, image.shape)]
+  for total, weight, firsts in zip(totals, weights, starts):
+    for first in firsts:
+      total[first:first + len(weight)] += weight
+  rows, columns = (slice(b, b + m) for b, m in zip(before[1:], image.shape[1:]))
+  depth, block = len(totals[0]), min(_BLOCK, window_size[0])
+  predictions = _predicted(predict_step, variables, image, window, window_size, before, starts, batch_size)
+  sums, given = None, 0  # slices of the filled volume
+  for corners, predicted in itertools.chain(predictions, [([(depth, 0, 0)], None)]):  # at the end all slices are done
+    if sums is None:
+      sums = jnp.zeros((window_size[0], len(totals[1]), len(totals[2]), predicted.shape[-1]), jnp.float32)
+    for b, (z, y, x) in enumerate(corners):
+      for first in range(given, z, block):
+        last = min(first + block, z)
+        share = np.ones(block, np.float32)
+        share[:last - first] = totals[0][first:last]
+        sums, means = _take(sums, first, last - first, share, totals[1], totals[2])
+        low, high = max(first, before[0]), min(last, before[0] + image.shape[0])
+        if low < high:
+          yield low - before[0], means[low - first:high - first, rows, columns]
+      given = z
+      if predicted is not None:
+        sums = _add(sums, predicted, b, z, y, x, *weights)
+
+
+def _predicted(predict_step, variables, image, window, size, before, starts, batch_size):
+  """(corners of some windows, their probabilities on the device), z slowest; one call ahead of what is asked for."""
+  corners = list(itertools.product(*starts))
+  batch_size = min(batch_size, len(corners))
+  bounds = np.broadcast_to(np.asarray(window, np.float32), (batch_size, 2))
+  outside = darkest(window, image.dtype)
+  pending = None
+  with tqdm.tqdm(total=len(corners), desc='windows', unit='window', leave=False, delay=_PATIENCE_S,
+                 disable=not sys.stderr.isatty()) as bar:
+    for i in range(0, len(corners), batch_size):
+      part = corners[i:i + batch_size]
+      crops = [read_crop(image, np.subtract(corner, before), size, outside) for corner in part]
+      crops += crops[-1:] * (batch_size - len(part))
+      coming = (part, predict_step(variables, np.stack(crops)[..., None], bounds))
+      if pending:
+        yield pending
+        jax.block_until_ready(pending[1])  # never more than two calls under way: their results take memory
+        bar.update(len(pending[0]))
+      pending = coming
+    yield pending
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add(sums: Array, predicted: Array, b: Array, z: Array, y: Array, x: Array, *weights: Array) -> Array:
+  """Adds window b of a batch at (z, y, x); slice z lies at z modulo the depth of `sums`, which is the window's."""
+  of_z, of_y, of_x = weights
+  share = of_z[:, None, None, None] * (of_y[:, None] * of_x)[..., None]
+  ring = jnp.roll(jax.lax.dynamic_index_in_dim(predicted, b, keepdims=False) * share, z, 0)
+  corner = (jnp.zeros_like(y), y, x, jnp.zeros_like(y))
+  return jax.lax.dynamic_update_slice(sums, jax.lax.dynamic_slice(sums, corner, ring.shape) + ring, corner)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _take(sums: Array, first: Array, count: Array, share: Array, rows: Array, columns: Array) -> tuple[Array, Array]:
+  """The means of `count` finished slices (the rest of the block is to be ignored), whose places are emptied."""
+  at = (first + jnp.arange(len(share))) % len(sums)
+  taken = sums[at]
+  waiting = (jnp.arange(len(share)) >= count)[:, None, None, None]
+  return sums.at[at].set(jnp.where(waiting, taken, 0), unique_indices=True), (
+      taken / (share[:, None, None, None] * (rows[:, None] * columns)[..., None]))
