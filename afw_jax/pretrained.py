@@ -68,9 +68,9 @@ def load(name: str, path: str, variables: dict, *, image_shape: tuple[int, ...] 
   if name not in NETWORKS:
     raise InputError(f'pretrained weights {path!r}', f'no published encoder exists for {name}',
                      f'leave the option out, or take a network that has one: {", ".join(NETWORKS)}')
+  model = models.build(name, options.pop('num_classes', 2), **options)
   ours = traverse_util.flatten_dict(variables)
   if name == 'transunet':
-    model = models.build(name, options.pop('num_classes', 2), **options)
     needed = vit_shapes(ours, model.heads)
     published, files_alone = f'{VIT}/{"R50%2BViT-B_16" if model.encoder == "r50" else "ViT-B_16"}.npz', VIT_FILES_ALONE
   else:

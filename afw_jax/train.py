@@ -181,7 +181,8 @@ def validate(predict_step, variables, store_dir: str, index: dict, size: tuple[i
 
 def _with_pretrained(state: step.TrainState, config: ml_collections.ConfigDict, options: dict, everywhere) -> step.TrainState:
   """The fresh state with the published weights of config.model.pretrained where they belong."""
-  variables = pretrained.load(config.model.name, config.model.pretrained, step.variables_of(state), **options)
+  variables = pretrained.load(config.model.name, config.model.pretrained, step.variables_of(state),
+                               image_shape=assembly.input_size(config), **options)
   net, batch_stats = jax.device_put((variables['params'], variables.get('batch_stats', {})), everywhere)
   return state._replace(params={**state.params, 'net': net}, batch_stats=batch_stats)
 

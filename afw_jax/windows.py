@@ -93,11 +93,12 @@ def predict_windows(
         last = min(first + block, z)
         share = np.ones(block, np.float32)
         share[:last - first] = totals[0][first:last]
-        sums, means = _take(sums, first, last - first, share, totals[1], totals[2])
+        means = _means(sums, first, share, totals[1], totals[2])
         low, high = max(first, before[0]), min(last, before[0] + image.shape[0])
         if low < high:
           yield low - before[0], means[low - first:high - first, rows, columns]
-      given = z
+      if z > given:
+        sums, given = _emptied(sums, given, z - given), z
       if predicted is not None:
         sums = _add(sums, predicted, b, z, y, x, *weights)
 
@@ -134,11 +135,17 @@ def _add(sums: Array, predicted: Array, b: Array, z: Array, y: Array, x: Array, 
   return jax.lax.dynamic_update_slice(sums, jax.lax.dynamic_slice(sums, corner, ring.shape) + ring, corner)
 
 
+@jax.jit
+def _means(sums: Array, first: Array, share: Array, rows: Array, columns: Array) -> Array:
+  """As many slices from `first` on as there are shares: their sums by the summed weights, a product over axes."""
+  taken = sums[(first + jnp.arange(len(share))) % len(sums)]
+  return taken / (share[:, None, None, None] * (rows[:, None] * columns)[..., None])
+
+
 @functools.partial(jax.jit, donate_argnums=0)
-def _take(sums: Array, first: Array, count: Array, share: Array, rows: Array, columns: Array) -> tuple[Array, Array]:
-  """The means of `count` finished slices (the rest of the block is to be ignored), whose places are emptied."""
-  at = (first + jnp.arange(len(share))) % len(sums)
-  taken = sums[at]
-  waiting = (jnp.arange(len(share)) >= count)[:, None, None, None]
-  return sums.at[at].set(jnp.where(waiting, taken, 0), unique_indices=True), (
-      taken / (share[:, None, None, None] * (rows[:, None] * columns)[..., None]))
+def _emptied(sums: Array, first: Array, count: Array) -> Array:
+  """Makes room for slices to come."""
+  def empty(i, sums):
+    return jax.lax.dynamic_update_index_in_dim(sums, jnp.zeros_like(sums[0]), (first + i) % len(sums), 0)
+
+  return jax.lax.fori_loop(0, count, empty, sums)

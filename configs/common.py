@@ -1,6 +1,7 @@
 """What every config starts from: the paper's training (section 3.1). A config file changes what differs."""
 
 import ml_collections
+from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -32,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
   model.unetpp = ml_collections.ConfigDict(dict(deep_supervision=False, features=(), repeat_to_rgb=False))
   model.transunet = ml_collections.ConfigDict(dict(
       encoder='r50',  # r50 | vit
-      n_skip=3,
+      n_skip=config_dict.placeholder(int),  # skip connections, 0 to 3; unset = 3 with r50, 0 with vit
       reading='transunet',  # of the published weights: transunet (its figures) | google (their makers')
       dropout_rate=0.1))
   model.vatransunet = ml_collections.ConfigDict(dict(drop_path_rate=0.1))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import scipy.ndimage
 from flax import traverse_util
 
@@ -113,7 +114,8 @@ def google_encoder(file, image, groups=4, heads=4):
     y = nn.relu(norm(f'{at}/gn2', conv(f'{at}/conv2', y, strides)))
     y = norm(f'{at}/gn3', conv(f'{at}/conv3', y))
     x = nn.relu(y + norm(f'{at}/gn_proj', conv(f'{at}/conv_proj', x, strides)))
-    quarter = x if block == 1 else quarter
+    if block == 1:
+      quarter = x
   x = nn.Conv(32, (1, 1)).apply(under('embedding'), x).reshape(len(image), -1, 32)
   x = x + file['Transformer/posembed_input/pos_embedding'][:, 1:]
   for i in range(2):
@@ -221,7 +223,7 @@ def test_a_file_that_does_not_fit_is_refused_with_every_reason(google_file, fres
   np.savez(other, **bad)
   with pytest.raises(InputError) as caught:
     pretrained.load('transunet', other, fresh, size='testing')
-  for words in (other, '2 missing: gn_root/bias, Transformer/encoder_norm/scale;', '1 unknown: opt/step;', '3 of another shape',
+  for words in (other, '2 missing: Transformer/encoder_norm/scale, gn_root/bias;', '1 unknown: opt/step;', '3 of another shape',
                 'conv_root/kernel is (7, 7, 1, 8), not (7, 7, 3, 8)', 'is (8, 1), not (8,)', 'is (1, 5, 33), not (1, any, 32)',
                 '1 not of finite numbers: embedding/bias', 'R50%2BViT-B_16.npz'):
     assert words in str(caught.value), words
@@ -289,9 +291,11 @@ def van_file(state):
 
 def test_van_weights_go_into_vatransunet(van, tmp_path):
   fresh, other, state = van
-  path = str(tmp_path / 'van_tiny_754.npz')
-  np.savez(path, **van_file(state))
-  for found in (pretrained.load('vatransunet', path, fresh, size='testing'),):
+  np.savez(tmp_path / 'van_tiny_754.npz', **van_file(state))
+  safetensors.numpy.save_file({key: np.ascontiguousarray(value) for key, value in van_file(state).items()},
+                              tmp_path / 'van_tiny_754.safetensors')
+  for ending in ('npz', 'safetensors'):
+    found = pretrained.load('vatransunet', str(tmp_path / f'van_tiny_754.{ending}'), fresh, size='testing')
     for key, value in traverse_util.flatten_dict(found).items():
       source = other if key[1] == 'van' else fresh
       assert np.array_equal(value, traverse_util.flatten_dict(source)[key]), key

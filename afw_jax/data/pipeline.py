@@ -57,7 +57,7 @@ class VolumeSource:
 
   def __init__(self, store_dir: str, case_ids: Sequence[str]):
     self.cases = Cases(store_dir, case_ids)
-    self.cases.check_equal(slice(None), 'volumes are', 'Set data.patch_size (d, h, w) to train on crops of one size, or '
+    self.cases.check_equal(slice(None), 'volumes are', 'Set train.patch_size (d, h, w) to train on crops of one size, or '
                            'prepare all volumes with one data.size (d, h, w)')
     self.records = [(case_id,) for case_id in self.cases.ids]
 

@@ -29,16 +29,16 @@ def depthwise(x, kernel, dilation: int = 1):
   return _forward(x, kernel, dilation)
 
 
-def _shifted(x, shape, dilation):
+def _shifted(x, shape, dilation, spare=0):
   """Per tap (row by row), x moved so that the pixel under the tap lies at the output's position; in the sums' dtype."""
   margins = [dilation * (k - 1) // 2 for k in shape]
   x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((m, m, 0) for m in margins), (0, 0, 0)])
-  height, width = x.shape[1:3]
+  padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((m, m, 0) for m in margins), (0, spare, 0)])
+  height, width, channels = x.shape[1:]
   for i in range(shape[0]):
     for j in range(shape[1]):
       top, left = dilation * i, dilation * j
-      yield padded[:, top:top + height, left:left + width]
+      yield padded[:, top:top + height, left:left + width, :channels]
 
 
 @functools.partial(jax.jit, static_argnums=2, inline=False)
@@ -49,7 +49,9 @@ def _forward(x, kernel, dilation):
 
 @functools.partial(jax.jit, static_argnums=(2, 3), inline=False)
 def _kernel_gradient(x, grad, shape, dilation):
-  products = [tap * grad for tap in _shifted(x, shape, dilation)]
+  # pixels 1 KB apart fall into the same few lines of a CPU's cache, where summing over a row takes 1.5 times as long
+  spare = 0 if x.shape[-1] % 256 else 16
+  products = [tap * grad for tap in _shifted(x, shape, dilation, spare)]
   zero = jnp.zeros((), products[0].dtype)
   sums = []
   for first in range(0, len(products), TAPS):

@@ -77,6 +77,7 @@ class EPA(nn.Module):
                     for kernel in (key_kernel, spatial_kernel))
     temperature = self.param('temperature2', nn.initializers.ones, (self.heads, 1, 1), jnp.float32)
     keys = (keys * query_scale[..., None, :] * temperature).astype(self.dtype)
+    # (p, d) and not (d, p): jaxlib 0.10 on a CPU cannot take products of bf16 into float32 whose left side is transposed.
     logits = jnp.einsum('bhpd,bnhd->bhpn', keys, query, preferred_element_type=wide)
     # Softmax over the mixtures, divided by its sum after the product: a pass less over the largest array, both ways.
     weights = jnp.exp(logits - lax.stop_gradient(logits.max(2, keepdims=True)))

@@ -14,15 +14,32 @@ import jax.numpy as jnp
 
 from afw_jax.errors import InputError
 from afw_jax.models.epa import LAYOUTS, EPABlock
-from afw_jax.models.layers import Conv
+from afw_jax.models.layers import Conv, uniform_fan_in
 from afw_jax.models.norm import GroupNorm
 from afw_jax.models.options import check_choice, check_image, compute_dtype, identity, logits_dtype
 from afw_jax.models.residual import ResBlock
 from afw_jax.models.transposed import UpConv
 
 RANK = 3
-# widths of the four stages, learned mixtures of tokens in each of them and in the decoder, EPA blocks per stage
-SIZES = {'full': ((32, 64, 128, 256), (64, 64, 64, 32), 64, 3), 'testing': ((8, 16, 32, 64), (8, 8, 8, 4), 8, 1)}
+# widths of the encoder's stages, learned mixtures of tokens in each of them and in the decoder, EPA blocks per stage
+SIZES = {'full': ((32, 64, 128, 256), (64, 64, 64, 32), 64, 3), 'testing': ((8, 16, 32), (8, 8, 4), 8, 1)}
+
+
+class PatchConv(nn.Module):
+  """Convolution of D, H and W without overlap (kernel = stride, no bias) as one matrix product over patches: the input's
+  gradient of XLA's strided 3D convolutions takes forty times longer on a CPU.
+  """
+
+  features: int
+  size: Sequence[int]
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (*self.size, x.shape[-1], self.features)
+    kernel = self.param('kernel', uniform_fan_in(math.prod(shape[:-1])), shape, jnp.float32).astype(self.dtype)
+    patches = x.reshape(x.shape[0], *(m for n, k in zip(x.shape[1:-1], self.size) for m in (n // k, k)), x.shape[-1])
+    return jnp.einsum('bdphqwrc,pqrco->bdhwo', patches.astype(self.dtype), kernel)
 
 
 class UNETRPP(nn.Module):
@@ -64,13 +81,12 @@ class UNETRPP(nn.Module):
     skips, x = [], image
     for i, (width, projected) in enumerate(zip(widths, mixtures)):
       groups = x.shape[-1] if i else 1
-      factor = 2 if i else self.stem
-      x = Conv(width, factor, factor, 0, use_bias=False, dtype=self.dtype, name=f'down{i}')(x)
+      x = PatchConv(width, (2, 2, 2) if i else self.stem, self.dtype, name=f'down{i}')(x)
       x = stage(f'stage{i}', GroupNorm(groups, name=f'down{i}_norm')(x), projected, **inits)
       skips.append(x)
 
     decoded = [skips.pop()]
-    for name, skip in zip((5, 4, 3), reversed(skips)):
+    for name, skip in zip(range(len(skips) + 2, 2, -1), reversed(skips)):
       x = UpConv(skip.shape[-1], 2, dtype=self.dtype, name=f'up{name}')(decoded[-1]) + skip
       decoded.append(stage(f'decoder{name}', self.constrain(x), decoder_mixtures))
     width = widths[0] // 2
@@ -99,12 +115,13 @@ def make(num_classes: int, *, size: str = 'full', epa_layout: str = 'released', 
 
   Args:
     num_classes: number of classes, background included.
-    size: 'full' (32 to 256 channels, three blocks per stage) or 'testing' (8 to 64 channels, one).
+    size: 'full' (four stages of 32 to 256 channels, three blocks each) or 'testing' (three of 8 to 32, one block each).
     epa_layout: 'released', the published code, whose spatial attention mixes up tokens and channels when it lays them out
       (its weights need that), or 'fixed'. Its author found the same accuracy with both.
     deep_supervision: True: a list of logits at full size, at 1 / stem and at 1 / (2 stem); the first is the answer.
       False: the first alone, with 1,372 parameters less at fourteen classes.
-    stem: how much the first convolution reduces D, H and W; every side must be divisible by eight times that.
+    stem: how much the first convolution reduces D, H and W; every side must be divisible by eight times that
+      ('testing': four times).
     attention_dropout, channel_dropout: share of attention weights and of channels dropped in training.
     dtype: compute dtype; parameters, statistics, attention weights and logits are float32.
     remat: compute the blocks again in the backward pass instead of keeping what is inside them.
@@ -133,7 +150,11 @@ def make(num_classes: int, *, size: str = 'full', epa_layout: str = 'released', 
 
 def strides(model: UNETRPP) -> tuple[int, ...]:
   """What D, H and W must be divisible by."""
-  return tuple(8 * n for n in model.stem)
+  return tuple(_reduction(model) * n for n in model.stem)
+
+
+def _reduction(model):
+  return 2 ** (len(SIZES[model.size][0]) - 1)
 
 
 def smallest_image(model: UNETRPP, channels: int = 1) -> tuple[int, ...]:
@@ -144,7 +165,7 @@ def smallest_image(model: UNETRPP, channels: int = 1) -> tuple[int, ...]:
 def torch_image(model: UNETRPP, arrays, channels: int) -> tuple[int, ...]:
   """Shape of an image with as many voxels as the PyTorch weights were made for."""
   table = arrays.get('unetr_pp_encoder.stages.0.0.pos_embed')
-  deepest = 1 if table is None else max(table.shape[1] // 8**3, 1)
+  deepest = 1 if table is None else max(table.shape[1] // _reduction(model) ** 3, 1)
   depth, height, width = strides(model)
   return 1, depth, height, deepest * width, channels
 

@@ -1,9 +1,9 @@
 """3D convolution at stride 1, in the form that is fastest where the program will run.
 
 On GPUs and TPUs it is `lax.conv_general_dilated`. XLA's 3D convolution for CPUs is three to five times slower than its
-2D one, forward and backward, so there the planes of the volume become a batch of images: one 2D convolution with the
-depth's taps as so many more channels, on whichever side has fewer, and sums of shifted planes. Programs compiled for
-another platform than this machine's take that platform's form.
+2D one, forward and backward, so there one 2D convolution does it: the taps of the third axis become so many more
+channels, on whichever side has fewer, and their results are shifted and added. A program compiled for another platform
+than this machine's takes that platform's form. Every form splits over devices along the batch, D and H.
 """
 
 import functools
@@ -30,7 +30,7 @@ def volume_conv(x, kernel):
 
 @jax.custom_vjp
 def _conv(x, kernel):
-  return lax.platform_dependent(x, kernel, cpu=_planes, default=_volumes)
+  return lax.platform_dependent(x, kernel, cpu=_images, default=_volumes)
 
 
 def _forward(x, kernel):
@@ -39,8 +39,8 @@ def _forward(x, kernel):
 
 def _backward(kept, grad):
   x, kernel = kept
-  x_grad = lax.platform_dependent(grad, kernel, cpu=_planes_x_grad, default=functools.partial(_volumes_x_grad, x))
-  kernel_grad = lax.platform_dependent(x, grad, cpu=functools.partial(_planes_kernel_grad, kernel.shape[:3]),
+  x_grad = lax.platform_dependent(grad, kernel, cpu=_images_x_grad, default=functools.partial(_volumes_x_grad, x))
+  kernel_grad = lax.platform_dependent(x, grad, cpu=functools.partial(_images_kernel_grad, kernel.shape[:3]),
                                        default=functools.partial(_volumes_kernel_grad, kernel))
   return x_grad, kernel_grad
 
@@ -61,57 +61,70 @@ def _volumes_kernel_grad(kernel, x, grad):
   return jax.linear_transpose(lambda kernel: _volumes(x, kernel), kernel)(grad)[0]
 
 
-def _planes(x, kernel):
+def _images(x, kernel):
+  """By 2D convolutions over two of the three axes; the taps of the third one become channels.
+
+  Of a batch of one the planes are the images; in larger batches D stays an axis and the rows are joined to one, a zero
+  column between them, because a batch joined with planes could not be split over devices along D.
+  """
   dtype = x.dtype
   x, kernel = _at_least_float32(x), _at_least_float32(kernel)
-  depth, *size, inputs, outputs = kernel.shape
+  axis = 1 if len(x) == 1 else 2
+  taps, *size = (kernel.shape[0], *kernel.shape[1:3]) if axis == 1 else (kernel.shape[1], kernel.shape[0], kernel.shape[2])
+  inputs, outputs = kernel.shape[3:]
   if inputs < outputs:  # y[d] = sum over t of x[d + t] k[t]
-    wide = jnp.concatenate([_shift(x, t) for t in _taps(depth)], -1)
-    return _images(wide, jnp.moveaxis(kernel, 0, 2).reshape(*size, depth * inputs, outputs)).astype(dtype)
-  parts = _images(x, jnp.moveaxis(kernel, 0, 3).reshape(*size, inputs, depth * outputs))
-  return sum(_shift(part, t) for part, t in zip(jnp.split(parts, depth, -1), _taps(depth))).astype(dtype)
+    wide, kernel = _joined(x, axis, taps), jnp.moveaxis(kernel, axis - 1, 2).reshape(*size, taps * inputs, outputs)
+    return _convolved(wide, kernel, axis).astype(dtype)
+  parts = _convolved(x, jnp.moveaxis(kernel, axis - 1, 3).reshape(*size, inputs, taps * outputs), axis)
+  return sum(_shift(part, axis, t) for part, t in zip(jnp.split(parts, taps, -1), _offsets(taps))).astype(dtype)
 
 
-def _planes_x_grad(grad, kernel):
-  return _planes(grad, jnp.flip(kernel, (0, 1, 2)).swapaxes(3, 4))
-
-
-def _planes_kernel_grad(size, x, grad):
-  depth, *size = size
-  inputs, outputs, dtype = x.shape[-1], grad.shape[-1], x.dtype
-  x, grad = _at_least_float32(x), _at_least_float32(grad)
-  if inputs < outputs:
-    wide = jnp.concatenate([_shift(x, t) for t in _taps(depth)], -1)
-    return jnp.moveaxis(_images_kernel_grad(size, wide, grad).reshape(*size, depth, inputs, outputs), 2, 0).astype(dtype)
-  wide = jnp.concatenate([_shift(grad, -t) for t in _taps(depth)], -1)
-  return jnp.moveaxis(_images_kernel_grad(size, x, wide).reshape(*size, inputs, depth, outputs), 3, 0).astype(dtype)
-
-
-def _images(x, kernel):
-  """2D convolution of every plane of x with one kernel (kh, kw, Cin, Cout)."""
-  y = lax.conv_general_dilated(x.reshape(-1, *x.shape[2:]), kernel, (1, 1), [(k // 2, k // 2) for k in kernel.shape[:2]],
-                               dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-  return y.reshape(*x.shape[:-1], kernel.shape[-1])
+def _images_x_grad(grad, kernel):
+  return _images(grad, jnp.flip(kernel, (0, 1, 2)).swapaxes(3, 4))
 
 
 def _images_kernel_grad(size, x, grad):
-  """Gradient of `_images` in its kernel: a convolution with planes for channels, and channels of x for images.
+  """A 2D convolution with windows of D x H, the channels of x for images, and (batch, W) for channels."""
+  inputs, outputs, dtype = x.shape[-1], grad.shape[-1], x.dtype
+  x, grad = _at_least_float32(x), _at_least_float32(grad)
+  few = inputs < outputs
+  x, grad = (_joined(x, 3, size[2]), grad) if few else (x, _joined(grad, 3, size[2], -1))
+  # The transpositions are written out because without them XLA's CPU kernels fall back to a loop inside `lax.scan`.
+  x = x.transpose(4, 1, 2, 0, 3).reshape(x.shape[-1], *x.shape[1:3], -1)
+  grad = grad.transpose(1, 2, 0, 3, 4).reshape(*grad.shape[1:3], -1, grad.shape[-1])
+  y = _conv_2d(x, grad, [(k // 2, k // 2) for k in size[:2]])  # (channels of x, kd, kh, channels of grad)
+  if few:
+    return y.reshape(size[2], inputs, *size[:2], outputs).transpose(2, 3, 0, 1, 4).astype(dtype)
+  return y.reshape(inputs, *size[:2], size[2], outputs).transpose(1, 2, 3, 0, 4).astype(dtype)
 
-  The transpositions are written out because without them XLA's CPU kernels fall back to a loop inside `lax.scan`.
-  """
-  x, grad = (a.reshape(-1, *a.shape[2:]) for a in (x, grad))
-  y = lax.conv_general_dilated(x.transpose(3, 1, 2, 0), grad.transpose(1, 2, 0, 3), (1, 1), [(k // 2, k // 2) for k in size],
-                               dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-  return y.transpose(1, 2, 0, 3)
+
+def _convolved(x, kernel, axis):
+  """2D convolution of the images in x with a kernel (k1, k2, Cin, Cout); `axis` is the one without taps."""
+  columns = x.shape[3]
+  if axis == 2:
+    gap = kernel.shape[1] // 2
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, gap if a == 3 else 0, 0) for a in range(x.ndim)])
+  images = x.reshape(-1, *x.shape[2:]) if axis == 1 else x.reshape(*x.shape[:2], -1, x.shape[-1])
+  y = _conv_2d(images, kernel, [(k // 2, k // 2) for k in kernel.shape[:2]])
+  return y.reshape(*x.shape[:-1], kernel.shape[-1])[:, :, :, :columns]
 
 
-def _taps(depth):
-  return range(-(depth // 2), depth // 2 + 1)
+def _conv_2d(images, kernel, padding):
+  return lax.conv_general_dilated(images, kernel, (1, 1), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
-def _shift(x, by):
-  """x[:, d + by] at d, zero outside; a pad, so that a sharded axis exchanges only the planes at its edges."""
-  return lax.pad(x, jnp.zeros((), x.dtype), [(-by, by, 0) if axis == 1 else (0, 0, 0) for axis in range(x.ndim)])
+def _joined(x, axis, taps, sign=1):
+  """x shifted to each tap along `axis`, side by side in the channels."""
+  return jnp.concatenate([_shift(x, axis, sign * t) for t in _offsets(taps)], -1)
+
+
+def _offsets(taps):
+  return range(-(taps // 2), taps // 2 + 1)
+
+
+def _shift(x, axis, by):
+  """x[i + by] at i of `axis`, zero outside; a pad, so that a sharded axis exchanges only its edges."""
+  return lax.pad(x, jnp.zeros((), x.dtype), [(-by, by, 0) if a == axis else (0, 0, 0) for a in range(x.ndim)])
 
 
 def _at_least_float32(x):

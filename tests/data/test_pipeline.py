@@ -191,7 +191,7 @@ def test_volumes_are_whole_and_share_a_shape(tmp_path):
   assert element['index'] == 1 and element['window'].tolist() == [50, 350]
   element['image'][:] = 0  # a copy
   put_case(tmp_path, 'deep', np.zeros((7, 4, 5), np.int16))
-  with pytest.raises(InputError, match=r'case deep: volumes are \(7, 4, 5\) but those of a are \(3, 4, 5\).*data.patch_size'):
+  with pytest.raises(InputError, match=r'case deep: volumes are \(7, 4, 5\) but those of a are \(3, 4, 5\).*train.patch_size'):
     VolumeSource(tmp_path, ['a', 'deep'])
 
 
