@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from afw_jax import augment, losses, metrics, models, optimizer, sharding
+from afw_jax import augment, losses, metrics, models, optimizer, pretrained, sharding
 from afw_jax.errors import InputError
 
 
@@ -94,7 +94,9 @@ def check(config: ml_collections.ConfigDict) -> None:
   options.pop('rare', None)  # organ names: checked when the data are known
   losses.make_loss(config.loss.name, **options)
   sharding.check_batch(config.train.batch_size, sharding.make_mesh())
-  model, _ = network(config, 2)
+  model, options = network(config, 2)
+  if config.model.pretrained:
+    pretrained.check(config.model.name, config.model.pretrained, encoder=options.get('encoder', 'r50'))
   image = jax.ShapeDtypeStruct((1, *input_size(config), 1), jnp.float32)
   jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
 

@@ -42,6 +42,18 @@ VAN_PREFIX = 'van.'  # of the encoder in VATransUNet
 VAN_FILES_ALONE = re.compile(r'^head\.|num_batches_tracked$')
 
 
+def check(name: str, path: str, *, encoder: str = 'r50') -> str:
+  """Where the encoder's weights are published; InputError where there are none, or no file at `path`."""
+  models.module_of(name)
+  if name not in NETWORKS:
+    raise InputError(f'pretrained weights {path!r}', f'no published encoder exists for {name}',
+                     f'leave the option out, or take a network that has one: {", ".join(NETWORKS)}')
+  published = VAN if name == 'vatransunet' else f'{VIT}/{"R50%2BViT-B_16" if encoder == "r50" else "ViT-B_16"}.npz'
+  if not os.path.isfile(path):
+    raise InputError(path, 'no such file', f'The weights are published at {published} : download them and give the path')
+  return published
+
+
 def load(name: str, path: str, variables: dict, *, image_shape: tuple[int, ...] | None = None, **options) -> dict:
   """Replaces the encoder's parameters by published ones; what was taken is logged.
 
@@ -64,23 +76,16 @@ def load(name: str, path: str, variables: dict, *, image_shape: tuple[int, ...] 
     InputError: no published encoder, no such file (it says where to get it), or keys that are unknown, missing or of
       another shape than the network needs, all listed.
   """
-  module = models.module_of(name)
-  if name not in NETWORKS:
-    raise InputError(f'pretrained weights {path!r}', f'no published encoder exists for {name}',
-                     f'leave the option out, or take a network that has one: {", ".join(NETWORKS)}')
+  published = check(name, path, encoder=options.get('encoder', 'r50'))
   model = models.build(name, options.pop('num_classes', 2), **options)
   ours = traverse_util.flatten_dict(variables)
   if name == 'transunet':
-    needed = vit_shapes(ours, model.heads)
-    published, files_alone = f'{VIT}/{"R50%2BViT-B_16" if model.encoder == "r50" else "ViT-B_16"}.npz', VIT_FILES_ALONE
+    needed, files_alone = vit_shapes(ours, model.heads), VIT_FILES_ALONE
   else:
-    needed = van_shapes(ours, module.TORCH_NAMES)
-    published, files_alone = VAN, VAN_FILES_ALONE
-  if not os.path.isfile(path):
-    raise InputError(path, 'no such file', f'The weights are published at {published} : download them and give the path')
+    needed, files_alone = van_shapes(ours, models.module_of(name).TORCH_NAMES), VAN_FILES_ALONE
   arrays = weights_file.read(path)
   taken = {key: value for key, value in arrays.items() if not files_alone.search(key)}
-  _check(path, name, taken, needed, published)
+  _check_keys(path, name, taken, needed, published)
 
   new = dict(ours)
   for key, (ours_at, _) in needed.items():
@@ -129,7 +134,7 @@ def van_shapes(ours: dict, names) -> dict[str, tuple[tuple[str, ...], tuple[int,
   return needed
 
 
-def _check(path, name, taken, needed, published):
+def _check_keys(path, name, taken, needed, published):
   missing = [key for key in needed if key not in taken]
   unknown = [key for key in taken if key not in needed]
   both = [(key, taken[key], shape) for key, (_, shape) in needed.items() if key in taken]

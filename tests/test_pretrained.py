@@ -1,6 +1,5 @@
 """Published encoders: files of the same keys and shapes, made here, are read and mean what the published ones mean."""
 
-import json
 import pathlib
 
 import flax.linen as nn
@@ -8,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 import scipy.ndimage
 from flax import traverse_util
 
-from afw_jax import convert, models, pretrained
+from afw_jax import models, pretrained
 from afw_jax.errors import InputError
-from afw_jax.models import transunet, vatransunet
+from afw_jax.models import transunet
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 FULL = {'width': 64, 'depths': (3, 4, 9), 'hidden': 768, 'layers': 12, 'heads': 12, 'mlp': 3072, 'side': 14}
@@ -175,16 +173,6 @@ def test_full_size_keys_and_shapes_are_the_published_ones():
     assert {key: shape for key, (_, shape) in needed.items()} == {**shapes, table: (1, None, 768)}
 
 
-def test_full_size_van_keys_and_shapes_are_the_published_ones():
-  facts = json.loads((GOLDEN / 'vatransunet.json').read_text())
-  model = vatransunet.make(9)
-  variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 1), jnp.float32))
-  needed = pretrained.van_shapes(traverse_util.flatten_dict(variables), vatransunet.TORCH_NAMES)
-  wanted = {key.removeprefix('van.'): tuple(shape) for key, shape in facts['state_dict'].items() if key.startswith('van.')}
-  assert {key: shape for key, (_, shape) in needed.items()} == wanted
-  assert sum(np.prod(s) for key, s in wanted.items() if 'running' not in key) == 3_848_800
-
-
 @pytest.mark.parametrize('image_shape, grid', [((48, 64), (3, 4)), ((64, 48), (4, 3)), ((64, 64), (4, 4)), ((16, 16), (1, 1))])
 def test_the_table_of_positions_is_resized_to_any_grid(google_file, image_shape, grid):
   arrays, path = google_file
@@ -267,54 +255,3 @@ def test_networks_without_a_published_encoder_are_told_those_that_have_one(tmp_p
     pretrained.load('unet', str(tmp_path / 'x.npz'), {'params': {}})
   with pytest.raises(InputError, match='no network has this name'):
     pretrained.load('resnet', str(tmp_path / 'x.npz'), {'params': {}})
-
-
-@pytest.fixture(scope='module')
-def van():
-  """(fresh variables, other variables, these as PyTorch's state dict) of the testing size."""
-  model = vatransunet.make(3, size='testing')
-  shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.float32))
-  rng = np.random.default_rng(0)
-  fresh, other = (jax.tree.map(lambda leaf: rng.random(leaf.shape, dtype=np.float32), shapes) for _ in range(2))
-  state = {}
-  for path, leaf in traverse_util.flatten_dict(other).items():
-    leaf = np.moveaxis(leaf, (-2, -1), (1, 0)) if path[-1] == 'kernel' else leaf
-    state[convert.torch_key(path, vatransunet.TORCH_NAMES)] = leaf
-  return fresh, other, state
-
-
-def van_file(state):
-  file = {key.removeprefix('van.'): value for key, value in state.items() if key.startswith('van.')}
-  counters = {key.replace('running_mean', 'num_batches_tracked'): np.int64(7) for key in file if 'running_mean' in key}
-  return {**file, **counters, 'head.weight': np.zeros((10, 8), np.float32), 'head.bias': np.zeros(10, np.float32)}
-
-
-def test_van_weights_go_into_vatransunet(van, tmp_path):
-  fresh, other, state = van
-  np.savez(tmp_path / 'van_tiny_754.npz', **van_file(state))
-  safetensors.numpy.save_file({key: np.ascontiguousarray(value) for key, value in van_file(state).items()},
-                              tmp_path / 'van_tiny_754.safetensors')
-  for ending in ('npz', 'safetensors'):
-    found = pretrained.load('vatransunet', str(tmp_path / f'van_tiny_754.{ending}'), fresh, size='testing')
-    for key, value in traverse_util.flatten_dict(found).items():
-      source = other if key[1] == 'van' else fresh
-      assert np.array_equal(value, traverse_util.flatten_dict(source)[key]), key
-  # the converter of whole networks says the same
-  whole = convert.from_torch('vatransunet', state, size='testing')
-  for collection in ('params', 'batch_stats'):
-    jax.tree.map(np.testing.assert_array_equal, found[collection]['van'], whole[collection]['van'])
-
-
-def test_van_weights_that_do_not_fit_are_refused(van, tmp_path):
-  fresh, _, state = van
-  file = van_file(state)
-  del file['norm4.bias']
-  file['patch_embed1.proj.weight'] = file['patch_embed1.proj.weight'][:, :1]
-  file['block9.0.layer_scale_1'] = np.zeros(8)
-  path = str(tmp_path / 'van.npz')
-  np.savez(path, **file)
-  with pytest.raises(InputError) as caught:
-    pretrained.load('vatransunet', path, fresh, size='testing')
-  for words in ('1 missing: norm4.bias', '1 unknown: block9.0.layer_scale_1', 'patch_embed1.proj.weight is (4, 1, 7, 7), not (4, 3, 7, 7)',
-                'VAN-Tiny-original'):
-    assert words in str(caught.value), words
