@@ -42,7 +42,7 @@ WORK = {
     'transunet': ({'dropout_rate': 0.0}, (224, 224), 4),
     'vatransunet': ({'drop_path_rate': 0.0}, (224, 224), 4),
     'unetr': ({}, (96, 96, 96), 1),
-    'unetrpp': ({'dropout_rate': 0.0, 'attention_dropout_rate': 0.0}, (64, 128, 128), 1),
+    'unetrpp': ({'attention_dropout': 0.0, 'channel_dropout': 0.0}, (64, 128, 128), 1),
 }
 
 
@@ -130,6 +130,9 @@ def make_sides(name: str, sides: tuple[int, ...]) -> dict:
   for layout_name, layout in (('torch channels_last', last), ('torch default', torch.contiguous_format)):
     model = make()
     model.load_state_dict(state)
+    for layer in model.modules():
+      if isinstance(layer, torch.nn.modules.dropout._DropoutNd):
+        layer.p = 0.0
     made[layout_name] = TorchSide(model, layout)
   return made
 

@@ -125,9 +125,9 @@ class TransUNet(nn.Module):
     return self.segmentation_head(x)
 
 
-def make(num_classes: int, side: int = 224) -> nn.Module:
+def make(num_classes, channels=1, image_size=(224, 224)):
   """R50-ViT-B_16 with three skips, for square images of this side; MLP initialised as the released code does."""
-  network = TransUNet(num_classes, side)
+  network = TransUNet(num_classes, image_size[0])
   for layer in network.transformer['encoder'].layer:
     for linear in layer.ffn.values():
       nn.init.xavier_uniform_(linear.weight)

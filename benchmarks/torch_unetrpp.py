@@ -132,5 +132,6 @@ class UNETRPP(nn.Module):
     return self.out1(self.decoder2(up3, self.encoder1(x))), self.out2(up3), self.out3(up4)
 
 
-def make(num_classes, channels=1, image=(64, 128, 128)):
-  return UNETRPP(channels, num_classes, image)
+def make(num_classes, channels=1, image_size=(64, 128, 128)):
+  """UNETR++ in its Synapse configuration, for volumes of exactly this size."""
+  return UNETRPP(channels, num_classes, image_size)

@@ -144,6 +144,6 @@ class VATransUNet(nn.Module):
     return self.seg_head(self.decoder(self.van(x.repeat(1, 3, 1, 1) if x.shape[1] == 1 else x)))
 
 
-def make(num_classes: int) -> nn.Module:
-  """The network as its authors train it, nine classes giving 8,189,209 parameters."""
-  return VATransUNet(num_classes)
+def make(num_classes, channels=1, image_size=None, drop_path_rate=0.0):
+  """VATransUNet, nine classes giving 8,189,209 parameters; its authors train with a drop path rate of 0.1."""
+  return VATransUNet(num_classes, drop_path_rate)

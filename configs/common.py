@@ -39,10 +39,11 @@ def get_config() -> ml_collections.ConfigDict:
   model.vatransunet = ml_collections.ConfigDict(dict(drop_path_rate=0.1))
   model.unetr = ml_collections.ConfigDict(dict(
       patch_embedding='perceptron',  # perceptron | conv
-      feature_size=16, conv_block=True, res_block=True, qkv_bias=False, dropout_rate=0.0))
+      feature_size=config_dict.placeholder(int),  # channels at full resolution; unset = 16
+      conv_block=True, res_block=True, qkv_bias=False, dropout_rate=0.0))
   model.unetrpp = ml_collections.ConfigDict(dict(
       epa_layout='released',  # released: with the scrambled axes of the published code | fixed
-      deep_supervision=True))
+      deep_supervision=True, attention_dropout=0.15, channel_dropout=0.1))
 
   config.loss = loss = ml_collections.ConfigDict()
   loss.name = 'ce_afw'  # ce_afw ce_dice ce_gd focal_dice and the others of afw_jax.losses.LOSSES

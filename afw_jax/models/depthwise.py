@@ -1,6 +1,7 @@
 """Depthwise convolution (one kernel per channel) as shifted multiply-adds, in three forms written out by hand."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,9 @@ def depthwise(x, kernel, dilation: int = 1):
   """Correlates each channel with its own odd kernel, keeping the size by zero padding.
 
   A compiler's grouped convolution is 20 to 90 times slower than this on a CPU: it has no form for one channel per
-  group. Here every tap is a shifted copy of x times a row of weights, which fuse into one loop over the channels; the
-  gradient towards x is the same with the kernel mirrored, the one towards the kernel a few sums over the pixels. Pads
-  and slices only: a sharded axis exchanges its border rows.
+  group. Here every tap is a shifted copy of x times a row of weights, which fuse into one loop over the channels. The
+  gradient towards x is the same with the kernel mirrored; the one towards the kernel sums x times the very same shifted
+  copies of the output's gradient. Pads and slices only: a sharded axis exchanges its border rows.
 
   Args:
     x: (B, H, W, C).
@@ -35,35 +36,33 @@ def _shifted(x, shape, dilation, spare=0):
   x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((m, m, 0) for m in margins), (0, spare, 0)])
   height, width, channels = x.shape[1:]
-  for i in range(shape[0]):
-    for j in range(shape[1]):
-      top, left = dilation * i, dilation * j
-      yield padded[:, top:top + height, left:left + width, :channels]
+  corners = itertools.product(*(range(0, dilation * k, dilation) for k in shape))
+  return [padded[:, top:top + height, left:left + width, :channels] for top, left in corners]
 
 
-@functools.partial(jax.jit, static_argnums=2, inline=False)
+def _weighted(taps, kernel):
+  weights = kernel.reshape(-1, kernel.shape[-1]).astype(taps[0].dtype)
+  return sum(tap * w for tap, w in zip(taps, weights))
+
+
+@functools.partial(jax.jit, static_argnums=2)
 def _forward(x, kernel, dilation):
-  weights = kernel.reshape(-1, x.shape[-1]).astype(jnp.promote_types(x.dtype, jnp.float32))
-  return sum(tap * w for tap, w in zip(_shifted(x, kernel.shape[:2], dilation), weights)).astype(x.dtype)
+  return _weighted(_shifted(x, kernel.shape[:2], dilation), kernel).astype(x.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3), inline=False)
-def _kernel_gradient(x, grad, shape, dilation):
+@functools.partial(jax.jit, static_argnums=3)
+def _gradients(x, kernel, grad, dilation):
   # pixels 1 KB apart fall into the same few lines of a CPU's cache, where summing over a row takes 1.5 times as long
   spare = 0 if x.shape[-1] % 256 else 16
-  products = [tap * grad for tap in _shifted(x, shape, dilation, spare)]
-  zero = jnp.zeros((), products[0].dtype)
-  sums = []
+  taps = _shifted(grad, kernel.shape[:2], dilation, spare)
+  products = [tap * x for tap in taps]
+  sums, zero = [], jnp.zeros((), products[0].dtype)
   for first in range(0, len(products), TAPS):
     some = products[first:first + TAPS]
     sums += lax.reduce(some, [zero] * len(some), lambda a, b: [u + v for u, v in zip(a, b)], (2,))
-  return jnp.stack([s.sum((0, 1)) for s in sums]).reshape(*shape, 1, -1)
+  towards_kernel = jnp.stack([s.sum((0, 1)) for s in reversed(sums)]).reshape(kernel.shape)
+  return _weighted(taps, kernel[::-1, ::-1]).astype(x.dtype), towards_kernel.astype(kernel.dtype)
 
 
-def _backward(dilation, saved, grad):
-  x, kernel = saved
-  return (_forward(grad, kernel[::-1, ::-1], dilation),
-          _kernel_gradient(x, grad, kernel.shape[:2], dilation).astype(kernel.dtype))
-
-
-depthwise.defvjp(lambda x, kernel, dilation: (_forward(x, kernel, dilation), (x, kernel)), _backward)
+depthwise.defvjp(lambda x, kernel, dilation: (_forward(x, kernel, dilation), (x, kernel)),
+                 lambda dilation, saved, grad: _gradients(*saved, grad, dilation))

@@ -48,6 +48,7 @@ class EPA(nn.Module):
   kernel_init: Callable | None = None
   bias_init: Callable | None = None
   dtype: jnp.dtype = jnp.float32
+  constrain: Callable = identity
 
   @nn.compact
   def __call__(self, x, train: bool = False):
@@ -84,10 +85,9 @@ class EPA(nn.Module):
     total = weights.sum(2, keepdims=True)
     spatial = jnp.einsum('bhpd,bhpn->bhdn', values.astype(self.dtype), drop(weights).astype(self.dtype),
                          preferred_element_type=wide)
-    spatial = (spatial / total).astype(self.dtype)
-    # 'released' lays (d, head, token) out in memory and reads it as (token, channel): a mix of both that its weights know.
-    order = (0, 2, 1, 3) if self.layout == 'released' else (0, 3, 1, 2)
-    spatial = spatial.transpose(order).reshape(x.shape)
+    spatial = self.constrain((spatial / total).astype(self.dtype).transpose(0, 3, 1, 2).reshape(x.shape))
+    if self.layout == 'released':  # lays (d, head, token) out in memory and reads that as (token, channel): its weights know
+      spatial = spatial.reshape(by_head).transpose(0, 3, 2, 1).reshape(x.shape)
     halves = [Linear(width // 2, **inits, name=name)(half) for name, half in (('out_proj', spatial), ('out_proj2', channel))]
     return jnp.concatenate(halves, axis=-1)
 
@@ -108,7 +108,7 @@ class EPABlock(nn.Module):
     channel_dropout: share of channels dropped after the ResBlock in training.
     kernel_init, bias_init: initialisers of the linear layers; None is PyTorch's default.
     dtype: compute dtype; parameters, statistics and attention weights are float32.
-    constrain: applied to the tokens between the two halves.
+    constrain: applied to the tokens, inside the attention and after it.
   """
 
   projected: int
@@ -127,7 +127,7 @@ class EPABlock(nn.Module):
     tokens = x.reshape(x.shape[0], -1, width)
     tokens = tokens + self.param('pos_embed', nn.initializers.zeros, (1, *tokens.shape[1:]), jnp.float32).astype(self.dtype)
     attended = EPA(self.projected, self.layout, self.heads, self.dropout, self.kernel_init, self.bias_init, self.dtype,
-                   name='epa_block')(LayerNorm(name='norm')(tokens), train)
+                   self.constrain, name='epa_block')(LayerNorm(name='norm')(tokens), train)
     gamma = self.param('gamma', nn.initializers.constant(1e-6), (width,), jnp.float32)
     x = self.constrain(tokens + gamma.astype(self.dtype) * attended).reshape(x.shape)
     y = ResBlock(width, 'batch', dtype=self.dtype, name='conv51')(x, train)

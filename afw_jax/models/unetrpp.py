@@ -117,7 +117,8 @@ def make(num_classes: int, *, size: str = 'full', epa_layout: str = 'released', 
     num_classes: number of classes, background included.
     size: 'full' (four stages of 32 to 256 channels, three blocks each) or 'testing' (three of 8 to 32, one block each).
     epa_layout: 'released', the published code, whose spatial attention mixes up tokens and channels when it lays them out
-      (its weights need that), or 'fixed'. Its author found the same accuracy with both.
+      (its weights need that), or 'fixed'. Its author found the same accuracy with both; sharded in space, 'released' sends
+      every block's attended tokens to all devices, 'fixed' nothing of the kind.
     deep_supervision: True: a list of logits at full size, at 1 / stem and at 1 / (2 stem); the first is the answer.
       False: the first alone, with 1,372 parameters less at fourteen classes.
     stem: how much the first convolution reduces D, H and W; every side must be divisible by eight times that

@@ -22,7 +22,8 @@ PARAMETERS = {
 }
 # bias before a BatchNorm with the batch's statistics: the norm takes it out again, so that its gradient is zero
 BIAS_BEFORE_NORM = lambda path: path[-1] == 'bias' and path[-2] in ('conv1', 'conv2')
-DEAD = {'unet': BIAS_BEFORE_NORM, 'unetpp': BIAS_BEFORE_NORM}
+DEAD = {'unet': BIAS_BEFORE_NORM, 'unetpp': BIAS_BEFORE_NORM,
+        'vatransunet': lambda path: path[-2:] == ('proj', 'bias')}
 
 
 @pytest.mark.parametrize('name', models.MODELS)

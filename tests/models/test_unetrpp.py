@@ -22,19 +22,18 @@ def jit(function):
   return jax.jit(function, compiler_options={'xla_backend_optimization_level': 0})
 
 
-@pytest.fixture(autouse=True)
-def known(monkeypatch):
-  monkeypatch.setattr(models, 'MODELS', tuple(dict.fromkeys((*models.MODELS, 'unetrpp'))))
+@pytest.fixture(scope='module')
+def initial():
+  return models.init(unetrpp.make(3, size='testing'), jax.random.key(0), SMALL)
 
 
 @pytest.fixture(scope='module')
-def small():
+def small(initial):
   """(model, variables with every parameter at work, image, logits): gamma of 1e-6 would hide the attention."""
   model = unetrpp.make(3, size='testing')
   rng = np.random.default_rng(0)
   variables = jax.tree.map(lambda a: np.abs(a) + 0.2 * rng.standard_normal(a.shape, np.float32) ** 2
-                           if len(a.shape) == 1 else a + 0.1 * rng.standard_normal(a.shape, np.float32),
-                           models.init(model, jax.random.key(0), SMALL))
+                           if len(a.shape) == 1 else a + 0.1 * rng.standard_normal(a.shape, np.float32), initial)
   image = jnp.asarray(rng.random((2, *SMALL[1:]), dtype=np.float32))
   return model, variables, image, jit(model.apply)(variables, image)
 
@@ -165,6 +164,8 @@ def test_rematerialisation_changes_no_gradient(small):
   plain, again = (gradient(unetrpp.make(3, remat=remat, **STILL)) for remat in (False, True))
   for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again)):
     assert np.abs(a).max() > 0 and np.abs(a - b).max() <= 1e-4 * np.abs(a).max()
+  dropping = unetrpp.make(3, size='testing', remat=True)
+  jax.eval_shape(lambda key: trained(dropping, variables, image, dropout=key), jax.random.key(0))
 
 
 def test_bfloat16_computes_low_and_keeps_float32(small):
@@ -185,8 +186,8 @@ def test_float64_goes_through():
     assert {leaf.dtype for leaf in jax.tree.leaves(result)} == {np.dtype('float64')}
 
 
-def test_initial_values_are_the_released_codes():
-  params = models.init(unetrpp.make(3, size='testing'), jax.random.key(0), (1, 16, 32, 32, 1))['params']
+def test_initial_values_are_the_released_codes(initial):
+  params = initial['params']
   encoder, decoder = params['stage1_0'], params['decoder4_0']
   for block in (encoder, decoder):
     assert np.all(block['gamma'] == np.float32(1e-6)) and not block['pos_embed'].any()
@@ -241,8 +242,8 @@ def test_constrain_sees_tokens_blocks_and_logits():
   seen = []
   model = unetrpp.make(3, size='testing', constrain=lambda x: seen.append(x.shape) or x)
   shapes(model, (1, 8, 16, 16, 1))
-  assert seen[:3] == [(1, 64, 8), (1, 4, 4, 4, 8), (1, 8, 16)] and seen[-3:] == [(1, 8, 16, 16, 3), (1, 4, 4, 4, 3), (1, 2, 2, 2, 3)]
-  assert len(seen) == 2 * 5 + 2 + 3 + 3  # EPA blocks twice, ResBlocks, upsampled features, heads
+  assert seen[:4] == [(1, 64, 8), (1, 64, 8), (1, 4, 4, 4, 8), (1, 8, 16)] and seen[-3:] == [(1, 8, 16, 16, 3), (1, 4, 4, 4, 3), (1, 2, 2, 2, 3)]
+  assert len(seen) == 3 * 5 + 2 + 3 + 3  # EPA blocks thrice, ResBlocks, upsampled features, heads
 
 
 def test_weights_for_any_image_size_convert_and_of_the_shared_layer_the_later_name_counts(small):
