@@ -69,10 +69,18 @@ def test_a_dicom_series_in_a_label_map_out(overfitted, run_main):
   assert 'mL' in done.stdout
 
 
-def test_mr_scans_train_end_to_end(tmp_path, run_main):
+@pytest.mark.parametrize('network', [
+    ('--config.data.size=(32, 32)', '--config.model.unet.features=(4, 8, 8, 8, 8)'),
+    ('--config.data.size=(16, 64, 64)', '--config.model.name=unetr', '--config.model.size=testing', '--config.augment.name=volume'),
+    ('--config.data.size=()', '--config.data.spacing_mm=(8.0, 5.0, 5.0)', '--config.model.name=unetrpp', '--config.model.size=testing',
+     '--config.train.patch_size=(16, 64, 64)', '--config.augment.name=volume', '--config.train.crops_per_case=2')],
+    ids=['unet', 'unetr', 'unetrpp'])
+def test_mr_scans_train_end_to_end(tmp_path, run_main, network):
   run_main('--config=configs/chaos.py', f'--config.data.root={REAL}/chaos_mr_t2', f'--workdir={tmp_path}/run', '--config.data.num_cases=4',
-           '--config.data.size=(32, 32)', '--config.model.unet.features=(4, 8, 8, 8, 8)', '--config.train.epochs=1')
+           '--config.train.batch_size=2', '--config.train.epochs=1', '--config.eval.batch_size=2', *network)
   records = [json.loads(p.read_text()) for p in (tmp_path / 'run' / 'cases').glob('*.json')]
   assert len(records) == 1 and records[0]['split'] == 'val'  # CHAOS has no test labels: three to train, one to validate
   assert set(records[0]['scores']) == {'liver', 'right_kidney', 'left_kidney', 'spleen'}
   assert 'val' in (tmp_path / 'run' / 'report' / 'report.md').read_text()
+  label = volumes.read_label(next((tmp_path / 'run' / 'predictions').glob('*.nii.gz')))
+  volumes.check_pair(volumes.read_image(f'{REAL}/chaos_mr_t2/images/{records[0]["case"]}.nii.gz'), label)
