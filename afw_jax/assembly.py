@@ -10,12 +10,12 @@ from afw_jax import augment, losses, metrics, models, optimizer, pretrained, sha
 from afw_jax.errors import InputError
 
 
-def network(config: ml_collections.ConfigDict, num_classes: int) -> tuple:
-  """(module, the options it was built with as plain JSON)."""
+def network(config: ml_collections.ConfigDict, num_classes: int, **more) -> tuple:
+  """(module, the options it was built with as plain JSON); `more` are options no file keeps, as `constrain`."""
   options = {'dtype': config.model.dtype, 'size': config.model.size, 'remat': config.model.remat,
              **config.model.get(config.model.name, {})}
   options = json.loads(ml_collections.ConfigDict(options).to_json_best_effort())
-  return models.build(config.model.name, num_classes=num_classes, **options), options
+  return models.build(config.model.name, num_classes=num_classes, **options, **more), options
 
 
 def input_size(config: ml_collections.ConfigDict) -> tuple[int, ...]:
@@ -36,6 +36,11 @@ def input_size(config: ml_collections.ConfigDict) -> tuple[int, ...]:
   if not all(isinstance(n, int) and n > 0 for n in size):
     raise InputError(key, f'{size} has a side that is no number of voxels', 'Give train.patch_size=(d, h, w).')
   return size
+
+
+def mesh(config: ml_collections.ConfigDict):
+  """The devices as data x spatial."""
+  return sharding.make_mesh(config.mesh.data, config.mesh.spatial)
 
 
 def loss(config: ml_collections.ConfigDict, model, class_names: tuple[str, ...]):
@@ -93,7 +98,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   options = dict(config.loss.get(config.loss.name, {}))
   options.pop('rare', None)  # organ names: checked when the data are known
   losses.make_loss(config.loss.name, **options)
-  sharding.check_batch(config.train.batch_size, sharding.make_mesh())
+  sharding.check(mesh(config), config.train.batch_size, input_size(config))
   model, options = network(config, 2)
   if config.model.pretrained:
     pretrained.check(config.model.name, config.model.pretrained, encoder=options.get('encoder', 'r50'))

@@ -48,16 +48,16 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   total_steps = config.train.epochs * steps_per_epoch
 
   # -- model, loss, optimizer: the config ends here
-  model, model_options = assembly.network(config, len(class_names))
+  mesh = assembly.mesh(config)
+  sharding.check(mesh, batch_size, size)
+  model, model_options = assembly.network(config, len(class_names), constrain=sharding.make_constrain(mesh))
   loss_fn = assembly.loss(config, model, class_names)
   transform = assembly.augmentation(config)
   schedule = assembly.schedule(config, steps_per_epoch)
   tx = assembly.sgd(config, schedule)
 
   # -- state, born on the mesh
-  mesh = sharding.make_mesh()
-  sharding.check_batch(batch_size, mesh)
-  everywhere, batched = sharding.replicated(mesh), sharding.over_batch(mesh)
+  everywhere = sharding.replicated(mesh)
   image = jax.ShapeDtypeStruct((1, *size, 1), jnp.float32)
   init = functools.partial(step.init_state, model, tx, num_classes=len(class_names))
   init_key, run_key = jax.random.split(jax.random.key(config.seed))
@@ -95,11 +95,12 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
     return transform(key, {'image': augment.apply_window(batch['image'], batch['window']), 'label': batch['label']})
 
   train_step = jax.jit(step.make_train_step(model, loss_fn, tx, prepare_batch), donate_argnums=0,
-                       in_shardings=(everywhere, batched, everywhere), out_shardings=(everywhere, everywhere))
+                       out_shardings=(everywhere, everywhere))
   predict_step = jax.jit(step.make_predict_step(model, augment.apply_window))
+  rank, world = sharding.share(mesh)
   batches = pipeline.train_batches(
-      source, batch_size=batch_size, seed=config.seed, start_step=start, rank=jax.process_index(),
-      world=jax.process_count(), prefetch=config.runtime.prefetch)
+      source, batch_size=batch_size, seed=config.seed, start_step=start, rank=rank, world=world,
+      prefetch=config.runtime.prefetch)
 
   # -- the loop
   managers = {'last': checkpoint.open_manager(last, keep=2), 'best': checkpoint.open_manager(best, keep=1)}
@@ -130,7 +131,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
       batch = next(batches)
       wait = time.perf_counter() - before
       picked = batch.pop('index')
-      state, aux = train_step(state, sharding.put_batch(batch, batched), run_key)
+      state, aux = train_step(state, sharding.put_batch(batch, mesh), run_key)
       if pending:
         consume(*pending)
       pending = (done, aux, picked, wait)

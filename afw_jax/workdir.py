@@ -11,7 +11,7 @@ from afw_jax import writer
 from afw_jax.errors import InputError
 
 # What may change between two starts in one workdir without changing what was trained.
-FREE = ('eval', 'runtime', 'data.root', 'data.store')
+FREE = ('eval', 'mesh', 'runtime', 'data.root', 'data.store')
 
 
 def _flat(tree: dict, prefix: str = '') -> dict:

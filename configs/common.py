@@ -100,6 +100,10 @@ def get_config() -> ml_collections.ConfigDict:
   evaluation.batch_size = 8  # slices or windows at once
   evaluation.num_pictures = 4  # cases drawn as overlays
 
+  config.mesh = mesh = ml_collections.ConfigDict()  # devices = data x spatial; changes a result by rounding only
+  mesh.data = -1  # parts of the batch; -1 = all devices there are
+  mesh.spatial = 1  # parts of one sample, along its first axis: volumes too large for one device
+
   config.runtime = runtime = ml_collections.ConfigDict()  # never changes a result
   runtime.workers = 0  # processes that prepare; 0 = one per core
   runtime.prefetch = 2  # batches read ahead

@@ -1,5 +1,5 @@
-"""Efficient paired attention (EPA) of UNETR++ (Shaker et al. 2022): attention among channels and attention of every token
-to a few learned mixtures of all tokens, from shared queries and keys, both linear in the number of tokens.
+"""Efficient paired attention (EPA) of UNETR++ (Shaker et al. 2022): attention among channels, and attention of every
+token to a few learned mixtures of all tokens, from shared queries and keys; both are linear in the number of tokens.
 """
 
 from collections.abc import Callable
@@ -78,7 +78,7 @@ class EPA(nn.Module):
                     for kernel in (key_kernel, spatial_kernel))
     temperature = self.param('temperature2', nn.initializers.ones, (self.heads, 1, 1), jnp.float32)
     keys = (keys * query_scale[..., None, :] * temperature).astype(self.dtype)
-    # (p, d) and not (d, p): jaxlib 0.10 on a CPU cannot take products of bf16 into float32 whose left side is transposed.
+    # (p, d) and not (d, p): jaxlib 0.10's CPU refuses products of bf16 into float32 whose left side is transposed.
     logits = jnp.einsum('bhpd,bnhd->bhpn', keys, query, preferred_element_type=wide)
     # Softmax over the mixtures, divided by its sum after the product: a pass less over the largest array, both ways.
     weights = jnp.exp(logits - lax.stop_gradient(logits.max(2, keepdims=True)))
@@ -86,10 +86,10 @@ class EPA(nn.Module):
     spatial = jnp.einsum('bhpd,bhpn->bhdn', values.astype(self.dtype), drop(weights).astype(self.dtype),
                          preferred_element_type=wide)
     spatial = self.constrain((spatial / total).astype(self.dtype).transpose(0, 3, 1, 2).reshape(x.shape))
-    if self.layout == 'released':  # lays (d, head, token) out in memory and reads that as (token, channel): its weights know
+    if self.layout == 'released':  # (d, head, token) as it lies in memory is read as (token, channel)
       spatial = spatial.reshape(by_head).transpose(0, 3, 2, 1).reshape(x.shape)
-    halves = [Linear(width // 2, **inits, name=name)(half) for name, half in (('out_proj', spatial), ('out_proj2', channel))]
-    return jnp.concatenate(halves, axis=-1)
+    halves = (('out_proj', spatial), ('out_proj2', channel))
+    return jnp.concatenate([Linear(width // 2, **inits, name=name)(half) for name, half in halves], axis=-1)
 
 
 def _inverse_norm(x, dtype):
@@ -125,7 +125,8 @@ class EPABlock(nn.Module):
   def __call__(self, x, train: bool = False):
     width = x.shape[-1]
     tokens = x.reshape(x.shape[0], -1, width)
-    tokens = tokens + self.param('pos_embed', nn.initializers.zeros, (1, *tokens.shape[1:]), jnp.float32).astype(self.dtype)
+    positions = self.param('pos_embed', nn.initializers.zeros, (1, *tokens.shape[1:]), jnp.float32)
+    tokens = tokens + positions.astype(self.dtype)
     attended = EPA(self.projected, self.layout, self.heads, self.dropout, self.kernel_init, self.bias_init, self.dtype,
                    self.constrain, name='epa_block')(LayerNorm(name='norm')(tokens), train)
     gamma = self.param('gamma', nn.initializers.constant(1e-6), (width,), jnp.float32)

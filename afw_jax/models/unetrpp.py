@@ -1,5 +1,5 @@
-"""UNETR++ (Shaker et al. 2022) in its Synapse configuration: efficient paired attention and 3x3x3 residual blocks at four
-resolutions, skips added, three heads.
+"""UNETR++ (Shaker et al. 2022) in its Synapse configuration: efficient paired attention and 3x3x3 residual
+blocks at four resolutions, skips added, three heads.
 
 It is tied to the number of voxels it was made for: every block has a table of positions and a layer that mixes all
 tokens, so the number of parameters depends on the image (42,952,850 at 64 x 128 x 128, 201,609,362 at 128 x 256 x 256).
@@ -26,8 +26,9 @@ SIZES = {'full': ((32, 64, 128, 256), (64, 64, 64, 32), 64, 3), 'testing': ((8, 
 
 
 class PatchConv(nn.Module):
-  """Convolution of D, H and W without overlap (kernel = stride, no bias) as one matrix product over patches: the input's
-  gradient of XLA's strided 3D convolutions takes forty times longer on a CPU.
+  """Convolution of D, H and W without overlap (kernel = stride, no bias) as one matrix product over patches.
+
+  The gradient of XLA's strided 3D convolutions takes forty times longer on a CPU, mostly for the input.
   """
 
   features: int
@@ -72,8 +73,9 @@ class UNETRPP(nn.Module):
 
     def stage(name, x, projected, **inits):
       for i in range(blocks):
-        x = run(EPABlock(projected, self.epa_layout, dropout=self.attention_dropout, channel_dropout=self.channel_dropout,
-                         dtype=self.dtype, constrain=self.constrain, name=f'{name}_{i}', **inits), x)
+        x = run(EPABlock(projected, self.epa_layout, dropout=self.attention_dropout,
+                         channel_dropout=self.channel_dropout, dtype=self.dtype, constrain=self.constrain,
+                         name=f'{name}_{i}', **inits), x)
       return x
 
     # The released code initialises the linear layers of the encoder so, and leaves the decoder's at PyTorch's default.
@@ -94,8 +96,11 @@ class UNETRPP(nn.Module):
     x = UpConv(width, self.stem, dtype=self.dtype, name='up2')(decoded[-1]) + skip
     decoded.append(run(ResBlock(width, 'instance', dtype=self.dtype, name='decoder2'), self.constrain(x)))
 
-    heads = [self.constrain(Conv(self.num_classes, 1, dtype=self.dtype, name=f'out{i}')(x).astype(logits_dtype(self.dtype)))
-             for i, x in enumerate(decoded[:-4 if self.deep_supervision else -2:-1], 1)]
+    def head(i, x):
+      logits = Conv(self.num_classes, 1, dtype=self.dtype, name=f'out{i}')(x)
+      return self.constrain(logits.astype(logits_dtype(self.dtype)))
+
+    heads = [head(i, x) for i, x in enumerate(decoded[:-4 if self.deep_supervision else -2:-1], 1)]
     return heads if self.deep_supervision else heads[0]
 
   def _check_tokens(self, image):
@@ -104,7 +109,8 @@ class UNETRPP(nn.Module):
     voxels = self.get_variable('params', 'stage0_0')['pos_embed'].shape[1] * math.prod(self.stem)
     if voxels != math.prod(image.shape[1:-1]):
       sides = ' x '.join(map(str, image.shape[1:-1]))
-      raise InputError(f'image of {sides} voxels', f'this unetrpp was made for images of {voxels:,} voxels: it has weights for each',
+      raise InputError(f'image of {sides} voxels',
+                       f'this unetrpp was made for images of {voxels:,} voxels: it has weights for each',
                        'predict in windows of the size it was trained on, or train one for this size')
 
 
@@ -115,10 +121,10 @@ def make(num_classes: int, *, size: str = 'full', epa_layout: str = 'released', 
 
   Args:
     num_classes: number of classes, background included.
-    size: 'full' (four stages of 32 to 256 channels, three blocks each) or 'testing' (three of 8 to 32, one block each).
-    epa_layout: 'released', the published code, whose spatial attention mixes up tokens and channels when it lays them out
-      (its weights need that), or 'fixed'. Its author found the same accuracy with both; sharded in space, 'released' sends
-      every block's attended tokens to all devices, 'fixed' nothing of the kind.
+    size: 'full' (four stages of 32 to 256 channels, three blocks each) or 'testing' (three of 8 to 32, one each).
+    epa_layout: 'released', the published code, whose spatial attention mixes up tokens and channels when it lays them
+      out (its weights need that), or 'fixed'. Its author found the same accuracy with both; sharded in space, 'released'
+      sends every block's attended tokens to all devices, 'fixed' nothing of the kind.
     deep_supervision: True: a list of logits at full size, at 1 / stem and at 1 / (2 stem); the first is the answer.
       False: the first alone, with 1,372 parameters less at fourteen classes.
     stem: how much the first convolution reduces D, H and W; every side must be divisible by eight times that
