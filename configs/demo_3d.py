@@ -25,7 +25,7 @@ def get_config():
   config.augment.volume.max_angle_deg = (10.0, 5.0, 5.0)
   config.augment.volume.scale = (0.9, 1.1)
   config.augment.volume.voxel_aspect = config.data.spacing_mm
-  config.optimizer.learning_rate = 0.3  # the instance norms have no scale to learn
+  config.optimizer.learning_rate = 0.3  # at 0.02 no organ is found in this time
   config.optimizer.clip_norm = 2.0
   config.train.batch_size = 1
   config.train.epochs = 40

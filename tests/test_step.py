@@ -1,5 +1,7 @@
 """The train step: what it changes, and that it is a function of (state, batch, key) alone."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -82,11 +84,15 @@ def test_the_key_of_a_step_depends_on_its_number(batch):
   assert seen[0] != seen[1]
 
 
-def test_predict_step_gives_probabilities_of_the_full_size_head():
+@pytest.mark.parametrize('main', [0, -1])
+def test_predict_step_gives_probabilities_of_the_networks_answer_among_its_heads(main):
   class Heads(nn.Module):
+    main_output: ClassVar[int] = main
+
     @nn.compact
     def __call__(self, x, train=False):
-      return [nn.Conv(3, (1, 1))(x), nn.Conv(3, (1, 1))(x[:, ::2, ::2])]
+      heads = [nn.Conv(3, (1, 1))(x), nn.Conv(3, (1, 1))(x[:, ::2, ::2])]
+      return heads if self.main_output == 0 else heads[::-1]
   model = Heads()
   x = jnp.ones((2, 8, 8, 1))
   predict = step.make_predict_step(model, lambda image, window: image)
