@@ -94,6 +94,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     if not 0 <= config[section][key] <= 1 or (key == 'overlap' and config[section][key] == 1):
       raise InputError(f'{section}.{key}', f'is {config[section][key]}', 'Give a share: 0 or more, and below 1.')
   augmentation(config)
+  if config.augment.name == 'volume' and len(input_size(config)) == 2:
+    raise InputError('augment.name', "'volume' turns volumes, and these are slices", "Use 'paper' or 'extended'.")
   schedule(config, 1)
   options = dict(config.loss.get(config.loss.name, {}))
   options.pop('rare', None)  # organ names: checked when the data are known

@@ -38,6 +38,7 @@ def get_config(variant: str = 'unetr'):
     config.data.size = ()
     config.data.spacing_mm = (2.0, 1.5, 1.5)
     config.data.fit = 'crop_pad'  # nothing to fit to: the size is what the spacing gives
+    config.augment.volume.voxel_aspect = config.data.spacing_mm
     config.train.patch_size = PATCHES[name]
     config.train.crops_per_case = 2
     config.train.batch_size = 2

@@ -74,7 +74,10 @@ def get_config() -> ml_collections.ConfigDict:
   augment.extended = ml_collections.ConfigDict(dict(
       max_angle_deg=20.0, scale=(0.85, 1.15), max_shift=0.05, gamma=(0.75, 1.33), contrast=(0.85, 1.15), brightness=0.08,
       mirror_axes=()))
-  augment.volume = ml_collections.ConfigDict(dict(mirror_axes=(0, 1, 2), max_angle_deg=(30.0, 15.0, 15.0), scale=(0.85, 1.15)))
+  augment.volume = ml_collections.ConfigDict(dict(
+      mirror_axes=(0, 1, 2), max_angle_deg=(30.0, 15.0, 15.0), scale=(0.85, 1.15),
+      voxel_aspect=(1.0, 1.0, 1.0),  # lengths of a voxel (z, y, x), so that a rotation does not shear
+      gamma=(1.0, 1.0), contrast=(1.0, 1.0), brightness=0.0))
   augment.released = ml_collections.ConfigDict(dict(p_flip=0.5, p_rotate=0.5))
   augment.paper = ml_collections.ConfigDict(dict(mirror_axes=(0, 1), max_angle_deg=30.0))
 
