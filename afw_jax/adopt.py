@@ -1,16 +1,19 @@
 """A network trained elsewhere becomes a run of ours: PyTorch weights -> WORKDIR/checkpoints."""
 
+import functools
 import json
 import os
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+from flax import traverse_util
 
-from afw_jax import assembly, checkpoint, convert, step, weights_file
+from afw_jax import assembly, checkpoint, convert, models, step, weights_file
 from afw_jax import workdir as run_folder
 from afw_jax.data import datasets, prepare
 from afw_jax.errors import InputError
+from afw_jax.models import positions
 
 
 def adopt(config: ml_collections.ConfigDict, workdir: str, path: str) -> None:
@@ -35,6 +38,8 @@ def adopt(config: ml_collections.ConfigDict, workdir: str, path: str) -> None:
     variables = convert.from_torch(config.model.name, arrays, num_classes=num_classes, **options)
   except InputError as error:
     raise InputError(path, f'{error.where}: {error.problem}', error.cure) from error
+  size = assembly.input_size(config)
+  variables = _fit(path, config.model.name, model, variables, size)
   request = prepare.make_request(config.data.dataset, **assembly.data_choices(config.data))
   data_options = json.loads(json.dumps(prepare.case_options(spec, request)))
   params = {'net': variables['params'], 'log_sigma_sq': jnp.zeros((num_classes,), jnp.float32)}
@@ -46,8 +51,30 @@ def adopt(config: ml_collections.ConfigDict, workdir: str, path: str) -> None:
   checkpoint.save(manager, state, {
       'config': json.loads(config.to_json_best_effort()), 'total_steps': 0, 'best_dsc': None, 'source': os.path.abspath(path),
       'model': {'name': config.model.name, 'num_classes': num_classes, 'options': options,
-                'input_size': assembly.input_size(config)},
+                'input_size': size},
       'data': {'name': spec.name, 'modality': spec.modality, 'organs': list(spec.organs), 'output_ids': dict(spec.output_ids),
                'window': data_options['window'], 'options': data_options, 'splits': None}})
   checkpoint.finish(manager)
   manager.close()
+
+
+def _fit(path: str, name: str, model, variables: dict, size: tuple[int, ...]) -> dict:
+  """The variables for images (*size, 1): tables of positions resized, anything else that differs refused."""
+  image = jax.ShapeDtypeStruct((1, *size, 1), jnp.float32)
+  needed = traverse_util.flatten_dict(jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image))
+  flat, differing = traverse_util.flatten_dict(variables), []
+  for key, leaf in needed.items():
+    if flat[key].shape == leaf.shape:
+      continue
+    if key[-1] == 'position_embeddings':
+      grid = tuple(n // models.module_of(name).PATCH for n in size)
+      source = positions.source_grid(flat[key].shape[1], grid, model.position_grid)
+      flat[key] = positions.resize_table(flat[key], source, grid)
+    else:
+      differing.append(f'{"/".join(key[1:])} is {flat[key].shape}, needed is {leaf.shape}')
+  if differing:
+    raise InputError(path, f'its weights are not for one-channel images of {" x ".join(map(str, size))}: {"; ".join(differing[:3])}'
+                     + (f' and {len(differing) - 3} more' if len(differing) > 3 else ''),
+                     'Give the data.size or train.patch_size they were trained on (UNETR++), or model.unet.recipe=released '
+                     'or model.unetpp.repeat_to_rgb=True (weights for three channels).')
+  return traverse_util.unflatten_dict(flat)

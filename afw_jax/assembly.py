@@ -27,8 +27,10 @@ def input_size(config: ml_collections.ConfigDict) -> tuple[int, ...]:
   size, name = tuple(config.train.patch_size or config.data.size), config.model.name
   key = 'train.patch_size' if config.train.patch_size else 'data.size'
   rank = models.module_of(name).RANK
+  if rank == 2 and config.train.patch_size:
+    raise InputError(key, f'is {size}, but {name} is a 2D network, which takes whole slices', 'Leave it out: train.patch_size=().')
   if len(size) != rank:
-    wanted = {2: 'data.size=(h, w) and no train.patch_size', 3: 'data.size=(d, h, w) or train.patch_size=(d, h, w)'}
+    wanted = {2: 'data.size=(h, w)', 3: 'data.size=(d, h, w) or train.patch_size=(d, h, w)'}
     raise InputError(key, f'is {size}, but {name} is a {rank}D network', f'Give {wanted[rank]}.')
   if config.train.patch_size and len(config.data.size) == 2:
     raise InputError('train.patch_size', f'is {size}, but data.size {tuple(config.data.size)} makes slices',
@@ -81,8 +83,13 @@ def data_choices(data: ml_collections.ConfigDict) -> dict:
       cases=data.num_cases or None, keep_defective=data.keep_defective)
 
 
-def check(config: ml_collections.ConfigDict) -> None:
-  """Raises InputError for what the config asks for and cannot have, before any long work; takes no time."""
+def check(config: ml_collections.ConfigDict, *, fresh: bool = True) -> None:
+  """Raises InputError for what the config asks for and cannot have, before any long work; takes no time.
+
+  Args:
+    config: of the run.
+    fresh: False where its training has begun, so that pretrained weights are not read again.
+  """
   for section, key in (('train', 'batch_size'), ('train', 'epochs'), ('train', 'log_every_steps'), ('eval', 'batch_size'),
                        ('train', 'checkpoint_every_steps'), ('train', 'validate_every_epochs')):
     if config[section][key] < 1:
@@ -102,7 +109,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   losses.make_loss(config.loss.name, **options)
   sharding.check(mesh(config), config.train.batch_size, input_size(config))
   model, options = network(config, 2)
-  if config.model.pretrained:
+  if config.model.pretrained and fresh:
     pretrained.check(config.model.name, config.model.pretrained, encoder=options.get('encoder', 'r50'))
   image = jax.ShapeDtypeStruct((1, *input_size(config), 1), jnp.float32)
   jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)

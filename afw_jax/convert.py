@@ -5,7 +5,8 @@ What differs from network to network is data in the network's own module:
   TORCH_CLASSES   keys of weights whose axis 0 is the number of classes (the first one present counts)
   TORCH_CHANNELS  keys of weights whose axis 1 is the number of image channels (likewise)
 and, where it needs them,
-  TORCH_IGNORED   patterns of PyTorch's keys that have no counterpart: dead parameters, second names of shared ones
+  TORCH_IGNORED   patterns of PyTorch's keys that have no counterpart: dead parameters
+  TORCH_ALIASES   (pattern, replacement) pairs for second names of shared parameters, which count where the first is missing
   torch_image     (model, arrays, channels) -> shape of an image for which the parameters have the shapes of `arrays`
 """
 
@@ -47,6 +48,9 @@ def from_torch(name: str, state_dict: Mapping[str, np.ndarray], **options) -> di
   module = models.module_of(name)
   ignored = re.compile('|'.join((IGNORED, *getattr(module, 'TORCH_IGNORED', ()))))
   arrays = {key: np.asarray(value) for key, value in state_dict.items() if not ignored.search(key)}
+  for alias, name_of in ((key, re.sub(*pair, key)) for pair in getattr(module, 'TORCH_ALIASES', ()) for key in [*arrays]):
+    if alias != name_of:
+      arrays.setdefault(name_of, arrays.pop(alias))
   model = models.build(name, num_classes or int(_side(arrays, module.TORCH_CLASSES, 0, 2)), **options)
   channels = _side(arrays, module.TORCH_CHANNELS, 1, 3)
   image = module.torch_image(model, arrays, channels) if hasattr(module, 'torch_image') else module.smallest_image(model, channels)

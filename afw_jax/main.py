@@ -36,6 +36,7 @@ _OUTPUT = flags.DEFINE_string('output', None, 'predict: a folder, or a .nii.gz f
 _CHECKPOINT = flags.DEFINE_enum('checkpoint', 'best', ('best', 'last'), 'predict: which checkpoint.')
 _PROBABILITIES = flags.DEFINE_bool('probabilities', False, 'predict: also write the probability of each organ.')
 _LARGEST = flags.DEFINE_bool('largest_component', False, 'predict: keep the largest connected part of each organ only.')
+_OVERLAP = flags.DEFINE_float('overlap', None, 'predict: share of a window (3D) that its neighbour covers again; by default eval.overlap.', 0, 0.99)
 _MIRROR = flags.DEFINE_list('mirror_axes', [], 'predict: average over mirrored axes, 0 the first of the network.')
 
 
@@ -122,7 +123,7 @@ def _cache(folder: str) -> None:
 def _train_and_score(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
   _cache(config.runtime.compilation_cache)
   if mode != 'prepare':
-    assembly.check(config)  # before any long work
+    assembly.check(config, fresh=not run_folder.started(workdir))  # before any long work
   run_folder.claim(workdir, config)
   store_dir = run_folder.store_path(config, workdir)
   if mode in ('all', 'prepare'):
@@ -177,7 +178,7 @@ def _predict(workdir: str) -> None:
   _cache('~/.cache/afw_jax/xla')
   rows = predict.predict(
       workdir, _INPUT.value, _OUTPUT.value, which=_CHECKPOINT.value, mirror_axes=tuple(int(a) if a.isdecimal() else a for a in _MIRROR.value),
-      largest_component=_LARGEST.value, save_probabilities=_PROBABILITIES.value)
+      largest_component=_LARGEST.value, save_probabilities=_PROBABILITIES.value, overlap=_OVERLAP.value)
   organs = list(rows[0]['volume_ml'])
   print('\nOrgan volumes, mL\n' + ''.join(f'{name:>14}' for name in ('scan', *organs)))
   for row in rows:

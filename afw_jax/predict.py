@@ -83,7 +83,7 @@ def load(workdir: str, *, which: str = 'best', mirror_axes: Sequence[int] = ()) 
 
 
 def predict_volume(
-    trained: Trained, scan: volumes.Volume, *, batch_size: int | None = None, overlap: float = 0.5,
+    trained: Trained, scan: volumes.Volume, *, batch_size: int | None = None, overlap: float | None = None,
     largest_component: bool = False, keep_probabilities: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None]:
   """The label map of a scan that was read with `volumes.read_image`.
@@ -92,18 +92,19 @@ def predict_volume(
     trained: from `load`.
     scan: in the internal orientation.
     batch_size: slices or windows per call of the network; None: eval.batch_size of its training.
-    overlap: share of a window's side that its neighbour covers again (networks that take whole slices have no windows).
+    overlap: share of a window's side that its neighbour covers again (slices have no windows); None: eval.overlap of its training.
     largest_component: keep the largest connected part of each organ only.
     keep_probabilities: also return them.
 
   Returns:
     (labels (D, H, W) uint8 class ids on the scan's own grid, probabilities (D, H, W, C) float16 or None).
   """
+  options = trained.meta['config']['eval']
   plan, image, window = prepare.to_working(scan, trained.meta['data']['options'])
   labels, probabilities = inference.segment(
       trained.predict_step, trained.variables, image, window, resample.restore_matrices(plan),
-      window_size=trained.input_size, batch_size=batch_size or trained.meta['config']['eval']['batch_size'],
-      overlap=overlap, keep_probabilities=keep_probabilities)
+      window_size=trained.input_size, batch_size=batch_size or options['batch_size'],
+      overlap=options.get('overlap', 0.5) if overlap is None else overlap, keep_probabilities=keep_probabilities)
   if largest_component:
     labels = inference.largest_components(labels, len(trained.organs) + 1)
   return labels, probabilities
@@ -111,7 +112,7 @@ def predict_volume(
 
 def predict(
     workdir: str, input_path: str, output: str, *, which: str = 'best', mirror_axes: Sequence[int] = (),
-    largest_component: bool = False, save_probabilities: bool = False, batch_size: int | None = None, overlap: float = 0.5
+    largest_component: bool = False, save_probabilities: bool = False, batch_size: int | None = None, overlap: float | None = None
 ) -> list[dict]:
   """Predicts one scan or a folder of scans.
 

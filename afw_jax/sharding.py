@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from afw_jax.errors import InputError
+from afw_jax.models.options import identity
 
 
 def make_mesh(data: int = -1, spatial: int = 1, devices=None) -> Mesh:
@@ -52,7 +53,7 @@ def make_constrain(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
   An axis that the mesh does not divide evenly, as in the coarsest levels, is left to the partitioner.
   """
   if mesh.shape['spatial'] == 1:
-    return lambda x: x
+    return identity
   both, batch = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (('data', 'spatial'), ('data',)))
   divided = lambda x: x.shape[0] % mesh.shape['data'] == 0 and x.shape[1] % mesh.shape['spatial'] == 0
 

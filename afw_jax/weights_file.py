@@ -1,5 +1,6 @@
 """Files of PyTorch weights -> {key: numpy array}: .safetensors and .npz need no PyTorch, .pth and .pt do."""
 
+import argparse
 import os
 import pickle
 import zipfile
@@ -67,7 +68,8 @@ def _torch(path):
     raise InputError(path, 'a file of PyTorch needs PyTorch to be read, which is not installed',
                      'Install it (pip install torch), or save the state dict as .safetensors or .npz.') from None
   try:
-    content = torch.load(path, map_location='cpu', weights_only=True)
+    with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts keep their options beside the weights
+      content = torch.load(path, map_location='cpu', weights_only=True)
   except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError, KeyError, zipfile.BadZipFile) as error:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     raise InputError(path, f'cannot be read as PyTorch weights only ({reason})',
@@ -76,4 +78,4 @@ def _torch(path):
     content = inner[0]
   if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
     raise InputError(path, 'holds no state dict', 'Save net.state_dict() with torch.save.')
-  return {key: (value.float() if value.dtype == torch.bfloat16 else value).numpy() for key, value in content.items()}
+  return {key: (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy() for key, value in content.items()}

@@ -4,7 +4,7 @@
     python -m afw_jax.main --config=configs/abdomenct1k_3d.py:unetr_patch --workdir=runs/unetr_patch
 
 After the colon: unetr (the default) or unetrpp, on whole volumes as the paper trains them (1 mm, then 256 x 256 x 128
-voxels, batch 6: one 80 GB GPU), or unetr_patch or unetrpp_patch, on foreground-balanced crops as these networks' own
+voxels, batch 6; they used one 80 GB GPU), or unetr_patch or unetrpp_patch, on foreground-balanced crops as these networks' own
 authors do. The four rows of Table 6 are unetr and unetrpp, each with the default loss (CE + AFW-Dice: DSC 78.30 and
 88.01 %) and with --config.loss.name=ce_dice (76.41 and 87.70 %). Which cases the paper drew is unknown; ours are seeded.
 """
@@ -30,6 +30,7 @@ def get_config(variant: str = 'unetr'):
   config.data.spacing_mm = (1.0, 1.0, 1.0)
   config.model.name = name
   config.augment.name = 'volume'
+  config.augment.volume.voxel_aspect = (2.5, 1.6, 1.6)  # of a usual scan resized to this grid
   config.train.batch_size = 6
   config.train.epochs = 1500
   config.train.validate_every_epochs = 25

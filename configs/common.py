@@ -34,16 +34,18 @@ def get_config() -> ml_collections.ConfigDict:
   model.transunet = ml_collections.ConfigDict(dict(
       encoder='r50',  # r50 | vit
       n_skip=config_dict.placeholder(int),  # skip connections, 0 to 3; unset = 3 with r50, 0 with vit
+      position_grid=config_dict.placeholder(tuple),  # (h, w) tokens of converted weights, where that cannot be told
       reading='transunet',  # of the published weights: transunet (its figures) | google (their makers')
       dropout_rate=0.1))
   model.vatransunet = ml_collections.ConfigDict(dict(drop_path_rate=0.1))
   model.unetr = ml_collections.ConfigDict(dict(
       patch_embedding='perceptron',  # perceptron | conv
+      position_grid=config_dict.placeholder(tuple),  # (d, h, w) patches of converted weights, where that cannot be told
       feature_size=config_dict.placeholder(int),  # channels at full resolution; unset = 16
       conv_block=True, res_block=True, qkv_bias=False, dropout_rate=0.0))
   model.unetrpp = ml_collections.ConfigDict(dict(
       epa_layout='released',  # released: with the scrambled axes of the published code | fixed
-      deep_supervision=True, attention_dropout=0.15, channel_dropout=0.1))
+      stem=(2, 4, 4), deep_supervision=True, attention_dropout=0.15, channel_dropout=0.1))
 
   config.loss = loss = ml_collections.ConfigDict()
   loss.name = 'ce_afw'  # ce_afw ce_dice ce_gd focal_dice and the others of afw_jax.losses.LOSSES

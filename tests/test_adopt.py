@@ -62,3 +62,36 @@ def test_what_cannot_be_converted_is_refused(weights, demo, run_main, trained, t
     done = run_main('--mode=convert', *demo, *arguments, check=2)
     assert said in done.stderr and 'Traceback' not in done.stderr
   assert not (tmp_path / 'c').exists()
+
+
+def state_dict(name, image_shape, **options):
+  """PyTorch's keys and shapes of a small network made for images of this shape, with random values."""
+  module = models.module_of(name)
+  model = models.build(name, num_classes=9, size='testing', **options)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(image_shape, np.float32))
+  rng, state = np.random.default_rng(0), {}
+  for path, leaf in traverse_util.flatten_dict(shapes).items():
+    value = rng.random(leaf.shape, dtype=np.float32)
+    if path[-1] in convert.CHANNEL_AXES:
+      value = np.moveaxis(value, (-2, -1), convert.CHANNEL_AXES[path[-1]])
+    state[convert.torch_key(path, module.TORCH_NAMES)] = np.ascontiguousarray(value)
+  return state
+
+
+VOLUMES = ('--config.model.size=testing', '--config.data.size=(16, 32, 32)', '--config.data.spacing_mm=()', '--config.data.fit=resize')
+
+
+def test_positions_are_resized_and_other_image_sizes_or_channels_refused(demo, run_main, tmp_path):
+  demo = demo[:2]
+  np.savez(tmp_path / 'unetr.npz', **state_dict('unetr', (1, 48, 48, 48, 1)))
+  run_main('--mode=convert', *demo, *VOLUMES, '--config.model.name=unetr', f'--workdir={tmp_path}/unetr', f'--input={tmp_path}/unetr.npz')
+  table = predict.load(str(tmp_path / 'unetr')).variables['params']['patch_embedding']['position_embeddings']
+  assert table.shape == (1, 1 * 2 * 2, 24)
+
+  np.savez(tmp_path / 'unetrpp.npz', **state_dict('unetrpp', (1, 16, 32, 64, 1)))
+  np.savez(tmp_path / 'unet.npz', **state_dict('unet', (1, 16, 16, 3)))
+  for name, more, said in (('unetrpp', VOLUMES, 'not for one-channel images of 16 x 32 x 32'),
+                           ('unet', ('--config.model.size=testing', '--config.model.unet.features=()'), 'recipe=released')):
+    done = run_main('--mode=convert', *demo, *more, f'--config.model.name={name}', f'--workdir={tmp_path}/{name}',
+                    f'--input={tmp_path}/{name}.npz', check=2)
+    assert said in done.stderr and not (tmp_path / name).exists()

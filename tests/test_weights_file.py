@@ -1,5 +1,6 @@
 """Files of weights: what is in them comes out, and nothing else gets in."""
 
+import argparse
 import os
 import sys
 
@@ -31,7 +32,8 @@ def test_pytorch_files_in_their_wrappings(tmp_path):
   torch = pytest.importorskip('torch', reason='PyTorch is not installed')
   state = {key: torch.from_numpy(value) for key, value in WEIGHTS.items()}
   for i, content in enumerate((state, {'state_dict': state, 'epoch': 3}, {'model': {'state_dict': state}},
-                               {f'module.{key}': value for key, value in state.items()})):
+                               {f'module.{key}': value for key, value in state.items()},
+                               {'state_dict': {key: torch.nn.Parameter(v) for key, v in state.items()}, 'args': argparse.Namespace(lr=1)})):
     torch.save(content, tmp_path / f'{i}.pth')
     same(weights_file.read(str(tmp_path / f'{i}.pth')))
 

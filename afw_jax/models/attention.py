@@ -4,17 +4,19 @@ import jax
 import jax.numpy as jnp
 
 
-def attend(query, key, value):
+def attend(query, key, value, *, divided: bool = False):
   """softmax(q k^T / sqrt(d)) v by `jax.nn.dot_product_attention`.
 
   Args:
     query: (B, N, heads, d).
     key, value: (B, M, heads, d).
+    divided: whether N may lie on several devices, which the fused kernel cannot take.
 
   Returns:
     (B, N, heads, d) of query's dtype.
   """
-  return jax.nn.dot_product_attention(query, key, value, implementation=kernel(query.dtype, query.shape[-1]))
+  implementation = 'xla' if divided else kernel(query.dtype, query.shape[-1])
+  return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
 
 
 def kernel(dtype, head_channels: int) -> str:

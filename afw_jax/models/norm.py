@@ -1,6 +1,7 @@
 """Normalisation with PyTorch's conventions: statistics in float32 at least, two-pass, output in the input's dtype."""
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -55,10 +56,10 @@ def _normalised(x, axes, eps):
   return wide * k - mean * k
 
 
-def _scaled(module, x):
+def _scaled(module, x, scale_init=nn.initializers.ones):
   """x times the parameter 'scale' plus 'bias', per channel."""
   channels = x.shape[-1:]
-  scale = module.param('scale', nn.initializers.ones, channels, jnp.float32)
+  scale = module.param('scale', scale_init, channels, jnp.float32)
   return x * scale + module.param('bias', nn.initializers.zeros, channels, jnp.float32)
 
 
@@ -77,12 +78,13 @@ class GroupNorm(nn.Module):
 
   groups: int
   eps: float = 1e-5
+  scale_init: Callable = nn.initializers.ones
 
   @nn.compact
   def __call__(self, x):
     grouped = x.reshape(*x.shape[:-1], self.groups, x.shape[-1] // self.groups)
     axes = (*range(1, x.ndim - 1), x.ndim)
-    return _scaled(self, _normalised(grouped, axes, self.eps).reshape(x.shape)).astype(x.dtype)
+    return _scaled(self, _normalised(grouped, axes, self.eps).reshape(x.shape), self.scale_init).astype(x.dtype)
 
 
 class LayerNorm(nn.Module):

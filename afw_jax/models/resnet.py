@@ -68,12 +68,9 @@ class Bottleneck(nn.Module):
       shortcut = norm(shortcut)
     x = nn.relu(GroupNorm(self.groups, 1e-6, name='gn1')(conv(self.features, 1, 1, 'conv1')(x)))
     x = nn.relu(GroupNorm(self.groups, 1e-6, name='gn2')(conv(self.features, 3, self.strides, 'conv2')(x)))
-    x = conv(wide, 1, 1, 'conv3')(x)
-    if self.reading == 'transunet':
-      x = GroupNorm(self.groups, 1e-6, name='gn3')(x)
-    else:  # each unit begins as the identity
-      x = nn.GroupNorm(self.groups, epsilon=1e-6, use_fast_variance=False, scale_init=nn.initializers.zeros,
-                       dtype=self.dtype, name='gn3')(x)
+    # In Google's network each unit begins as the identity.
+    scale_init = nn.initializers.ones if self.reading == 'transunet' else nn.initializers.zeros
+    x = GroupNorm(self.groups, 1e-6, scale_init, name='gn3')(conv(wide, 1, 1, 'conv3')(x))
     return nn.relu(shortcut + x)
 
 

@@ -10,12 +10,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from afw_jax.errors import InputError
+from afw_jax.models.decoder import ConvBnRelu, DecoderBlock
 from afw_jax.models.layers import Conv, Linear
-from afw_jax.models.norm import BatchNorm, LayerNorm
+from afw_jax.models.norm import LayerNorm
 from afw_jax.models.options import check_choice, check_image, compute_dtype, identity, logits_dtype
 from afw_jax.models.positions import position_table
 from afw_jax.models.resnet import READINGS, ResNetV2
-from afw_jax.models.upsample import upsample_2x
 from afw_jax.models.vit import SelfAttention
 
 RANK = 2
@@ -38,6 +38,7 @@ class EncoderBlock(nn.Module):
     reading: 'transunet': exact GELU, nothing dropped after the attention; 'google': GELU by tanh, dropped there too.
     dropout_rate: after the layers of the MLP.
     dtype: compute dtype.
+    divided: whether the tokens of a sample may lie on several devices.
   """
 
   heads: int
@@ -45,13 +46,14 @@ class EncoderBlock(nn.Module):
   reading: str
   dropout_rate: float
   dtype: jnp.dtype = jnp.float32
+  divided: bool = False
 
   @nn.compact
   def __call__(self, x, train: bool = False):
     google = self.reading == 'google'
     y = LayerNorm(1e-6, name='attention_norm')(x)
     x = x + SelfAttention(self.heads, fused=False, qkv_bias=True, dropout=self.dropout_rate if google else 0.0,
-                          dtype=self.dtype, name='attn')(y, train)
+                          dtype=self.dtype, divided=self.divided, name='attn')(y, train)
     y = LayerNorm(1e-6, name='ffn_norm')(x)
     for name, features in (('fc1', self.mlp_features), ('fc2', x.shape[-1])):
       y = Linear(features, kernel_init=nn.initializers.xavier_uniform(), bias_init=nn.initializers.normal(1e-6),
@@ -59,33 +61,6 @@ class EncoderBlock(nn.Module):
       y = nn.gelu(y, approximate=google) if name == 'fc1' else y
       y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
     return x + y
-
-
-class ConvBnRelu(nn.Module):
-  """Convolution 3x3 without bias, BatchNorm, ReLU."""
-
-  features: int
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x, train: bool = False):
-    x = Conv(self.features, 3, use_bias=False, dtype=self.dtype, name='conv')(x)
-    return nn.relu(BatchNorm(name='bn')(x, train=train))
-
-
-class DecoderBlock(nn.Module):
-  """Corner-aligned upsampling by two, concatenation [upsampled, skip], twice convolution."""
-
-  features: int
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x, skip=None, train: bool = False):
-    x = upsample_2x(x)
-    if skip is not None:
-      x = jnp.concatenate([x, skip], axis=-1)
-    x = ConvBnRelu(self.features, self.dtype, name='conv1')(x, train)
-    return ConvBnRelu(self.features, self.dtype, name='conv2')(x, train)
 
 
 class TransUNet(nn.Module):
@@ -122,9 +97,9 @@ class TransUNet(nn.Module):
     block = nn.remat(DecoderBlock, static_argnums=(3,)) if self.remat else DecoderBlock
     for i, features in enumerate(self.decoder[1:]):
       skip = skips[i] if i < self.n_skip else None
-      x = self.constrain(block(features, self.dtype, name=f'decoder{i}')(x, skip, train))
-    logits = Conv(self.num_classes, 3, dtype=self.dtype, name='head')(x)
-    return self.constrain(logits.astype(logits_dtype(self.dtype)))
+      x = self.constrain(block(features, dtype=self.dtype, name=f'decoder{i}')(x, skip, train))
+    logits = Conv(self.num_classes, 3, dtype=logits_dtype(self.dtype), name='head')(x)
+    return self.constrain(logits)
 
   def _transformer(self, x, train):
     """Image or features -> features (B, H / 16, W / 16, hidden)."""
@@ -136,7 +111,8 @@ class TransUNet(nn.Module):
     x = self.constrain(nn.Dropout(self.dropout_rate, deterministic=not train)(x))
     block = nn.remat(EncoderBlock, static_argnums=(2,)) if self.remat else EncoderBlock
     for i in range(self.layers):
-      x = block(self.heads, self.mlp_features, self.reading, self.dropout_rate, self.dtype, name=f'layer{i}')(x, train)
+      x = block(self.heads, self.mlp_features, self.reading, self.dropout_rate, self.dtype,
+                self.constrain is not identity, name=f'layer{i}')(x, train)
       x = self.constrain(x)
     x = LayerNorm(1e-6, name='encoder_norm')(x)
     return x.reshape(x.shape[0], *grid, self.hidden)

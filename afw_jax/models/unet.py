@@ -63,8 +63,8 @@ class UNet(nn.Module):
     x = block(deepest, 0, x)
     for level in reversed(range(deepest)):
       x = block(level, deepest - level, jnp.concatenate([skips[level], upsample_2x(x)], axis=-1))
-    logits = Conv(self.num_classes, self.head_kernel, dtype=self.dtype, name='head')(x)
-    return self.constrain(logits.astype(logits_dtype(self.dtype)))
+    logits = Conv(self.num_classes, self.head_kernel, dtype=logits_dtype(self.dtype), name='head')(x)
+    return self.constrain(logits)
 
 
 def make(num_classes: int, *, recipe: str = 'paper', size: str = 'full', features: Sequence[int] = (),

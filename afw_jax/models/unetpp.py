@@ -64,8 +64,8 @@ class UNetPP(nn.Module):
         rows[level].append(block(level, step, jnp.concatenate([*rows[level], below], axis=-1)))
 
     def head(name, x):
-      logits = Conv(self.num_classes, 1, dtype=self.dtype, name=name)(x)
-      return self.constrain(logits.astype(logits_dtype(self.dtype)))
+      logits = Conv(self.num_classes, 1, dtype=logits_dtype(self.dtype), name=name)(x)
+      return self.constrain(logits)
 
     if self.deep_supervision:
       return [head(f'head{step}', rows[0][step]) for step in range(1, deepest + 1)]

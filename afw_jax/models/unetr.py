@@ -117,7 +117,8 @@ class UNETR(nn.Module):
     states = []
     for i in range(depth):
       tokens = self.constrain(token_block(heads, mlp, qkv_bias=self.qkv_bias, dropout=drop, attention_dropout=drop,
-                                          dtype=self.dtype, name=f'blocks_{i}')(tokens, train))
+                                          dtype=self.dtype, divided=self.constrain is not identity,
+                                          name=f'blocks_{i}')(tokens, train))
       if i + 1 in depths:
         states.append(tokens)
     states.append(LayerNorm(name='norm')(tokens))
@@ -133,8 +134,8 @@ class UNETR(nn.Module):
       x = UpConv(features, dtype=self.dtype, name=f'decoder{level + 2}_transp_conv')(x)
       x = jnp.concatenate([x, skips[level]], axis=-1)
       x = self.constrain(block(features, f'decoder{level + 2}_conv_block')(x, train))
-    logits = Conv(self.num_classes, 1, dtype=self.dtype, name='out')(x)
-    return self.constrain(logits.astype(logits_dtype(self.dtype)))
+    logits = Conv(self.num_classes, 1, dtype=logits_dtype(self.dtype), name='out')(x)
+    return self.constrain(logits)
 
 
 def _named(module, features, name, **options):

@@ -97,8 +97,8 @@ class UNETRPP(nn.Module):
     decoded.append(run(ResBlock(width, 'instance', dtype=self.dtype, name='decoder2'), self.constrain(x)))
 
     def head(i, x):
-      logits = Conv(self.num_classes, 1, dtype=self.dtype, name=f'out{i}')(x)
-      return self.constrain(logits.astype(logits_dtype(self.dtype)))
+      logits = Conv(self.num_classes, 1, dtype=logits_dtype(self.dtype), name=f'out{i}')(x)
+      return self.constrain(logits)
 
     heads = [head(i, x) for i, x in enumerate(decoded[:-4 if self.deep_supervision else -2:-1], 1)]
     return heads if self.deep_supervision else heads[0]
@@ -188,6 +188,6 @@ TORCH_NAMES = ((r'^down(\d)$', r'unetr_pp_encoder.downsample_layers.\1.0.conv'),
                (r'\.conv8$', '.conv8.1'),
                (r'\.project$', '.F'))
 # E and F are two names of one layer; loading a state dict in PyTorch leaves it with the values of F, the later one.
-TORCH_IGNORED = (r'\.epa_block\.E\.(weight|bias)$',)
+TORCH_ALIASES = ((r'\.epa_block\.E\.', '.epa_block.F.'),)
 TORCH_CLASSES = ('out1.conv.conv.weight',)
 TORCH_CHANNELS = ('encoder1.conv1.conv.weight',)

@@ -10,43 +10,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from afw_jax.errors import InputError
+from afw_jax.models.decoder import ConvBnRelu, DecoderBlock
 from afw_jax.models.layers import Conv
-from afw_jax.models.norm import BatchNorm
 from afw_jax.models.options import check_choice, check_image, compute_dtype, identity, logits_dtype
-from afw_jax.models.upsample import upsample_2x
 from afw_jax.models.van import VAN, VAN_B0, Stage
 
 # the encoder's stages; the decoder's channels: at the deepest level, then of its blocks from deep to shallow
 SIZES = {'full': (VAN_B0, (512, 256, 128, 64, 16)),
          'testing': ((Stage(4, 1, 2), Stage(4, 1, 2), Stage(8, 1, 2), Stage(8, 1, 2)), (16, 8, 8, 4, 4))}
-
-
-class ConvNormRelu(nn.Module):
-  """Convolution 3x3 without bias, BatchNorm, ReLU."""
-
-  features: int
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x, *, train: bool = False):
-    x = Conv(self.features, 3, use_bias=False, dtype=self.dtype, name='conv')(x)
-    return nn.relu(BatchNorm(name='bn')(x, train=train))
-
-
-class DecoderBlock(nn.Module):
-  """Upsampling (corner-aligned, by two) unless told not to, concatenation [features, skip], two convolutions."""
-
-  features: int
-  upsample: bool = True
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x, skip=None, *, train: bool = False):
-    x = upsample_2x(x) if self.upsample else x
-    x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
-    for i in (1, 2):
-      x = ConvNormRelu(self.features, self.dtype, name=f'conv{i}')(x, train=train)
-    return x
 
 
 class Decoder(nn.Module):
@@ -59,12 +30,12 @@ class Decoder(nn.Module):
   @nn.compact
   def __call__(self, maps, *, train: bool = False):
     deepest, *widths = self.features
-    x = self.constrain(ConvNormRelu(deepest, self.dtype, name='conv_more')(maps[-1], train=train))
+    x = self.constrain(ConvBnRelu(deepest, self.dtype, name='conv_more')(maps[-1], train))
     for i, (width, skip) in enumerate(zip(widths, reversed(maps))):
-      x = DecoderBlock(width, i > 0, self.dtype, name=f'block{i}')(x, skip, train=train)
+      x = DecoderBlock(width, i > 0, self.dtype, name=f'block{i}')(x, skip, train)
       x = self.constrain(x)
-    x = self.constrain(DecoderBlock(widths[-1], dtype=self.dtype, name='fin_conv')(x, train=train))
-    return self.constrain(ConvNormRelu(widths[-1], self.dtype, name='fin_conv2')(x, train=train))
+    x = self.constrain(DecoderBlock(widths[-1], dtype=self.dtype, name='fin_conv')(x, None, train))
+    return self.constrain(ConvBnRelu(widths[-1], self.dtype, name='fin_conv2')(x, train))
 
 
 class VATransUNet(nn.Module):
@@ -86,8 +57,8 @@ class VATransUNet(nn.Module):
       x = jnp.repeat(x, 3, axis=-1)
     maps = VAN(self.stages, self.drop_path_rate, self.dtype, self.remat, self.constrain, name='van')(x, train=train)
     x = Decoder(self.decoder_features, self.dtype, self.constrain, name='decoder')(maps, train=train)
-    logits = Conv(self.num_classes, 3, dtype=self.dtype, name='head')(x)
-    return self.constrain(logits.astype(logits_dtype(self.dtype)))
+    logits = Conv(self.num_classes, 3, dtype=logits_dtype(self.dtype), name='head')(x)
+    return self.constrain(logits)
 
 
 def make(num_classes: int, *, size: str = 'full', drop_path_rate: float = 0.1, dtype=jnp.float32, remat: bool = False,

@@ -21,6 +21,7 @@ class SelfAttention(nn.Module):
   dropout: float = 0.0
   attention_dropout: float = 0.0
   dtype: jnp.dtype = jnp.float32
+  divided: bool = False
 
   @nn.compact
   def __call__(self, x, train: bool = False):
@@ -37,7 +38,7 @@ class SelfAttention(nn.Module):
       weights = nn.Dropout(self.attention_dropout, deterministic=False)(jax.nn.softmax(logits)).astype(value.dtype)
       x = jnp.einsum('bhqk,bkhd->bqhd', weights, value)
     else:
-      x = attend(query, key, value)
+      x = attend(query, key, value, divided=self.divided)
     x = Linear(features, dtype=self.dtype, name='out_proj')(x.reshape(*x.shape[:2], features))
     return nn.Dropout(self.dropout, deterministic=not train)(x)
 
@@ -73,6 +74,7 @@ class Block(nn.Module):
     attention_dropout: rate on the attention weights.
     mlp_kernel_init, mlp_bias_init: initialisers of the MLP; None is PyTorch's default.
     dtype: compute dtype.
+    divided: whether the tokens of a sample may lie on several devices.
   """
 
   heads: int
@@ -85,12 +87,13 @@ class Block(nn.Module):
   mlp_kernel_init: Callable | None = None
   mlp_bias_init: Callable | None = None
   dtype: jnp.dtype = jnp.float32
+  divided: bool = False
 
   @nn.compact
   def __call__(self, x, train: bool = False):
     """x (B, N, C) -> (B, N, C)."""
     attention = SelfAttention(self.heads, self.fused, self.qkv_bias, self.dropout, self.attention_dropout, self.dtype,
-                              name='attn')
+                              self.divided, name='attn')
     mlp = Mlp(self.mlp_features, self.dropout, self.mlp_kernel_init, self.mlp_bias_init, self.dtype, name='mlp')
     x = x + attention(LayerNorm(self.eps, name='norm1')(x), train)
     return x + mlp(LayerNorm(self.eps, name='norm2')(x), train)

@@ -30,13 +30,13 @@ def run(module, x):
 @pytest.mark.parametrize('shape, factor', [((2, 3, 4, 5), 2), ((1, 2, 3, 2, 4), (2, 4, 4)), ((2, 3, 4, 5), (1, 3))])
 def test_up_conv_is_the_transposed_convolution_by_its_definition(shape, factor):
   x = random(*shape)
-  y, params = run(UpConv(6, factor, use_bias=True), x)
-  kernel, bias = params['transposed_kernel'], params['bias']
+  y, params = run(UpConv(6, factor), x)
+  kernel = params['transposed_kernel']
   sides = np.broadcast_to(factor, len(shape) - 2)
   wanted = np.zeros((shape[0], *(n * k for n, k in zip(shape[1:-1], sides)), 6), np.float32)
   for offset in np.ndindex(*sides):
     block = (slice(None), *(slice(o, None, k) for o, k in zip(offset, sides)))
-    wanted[block] = x @ kernel[offset] + bias
+    wanted[block] = x @ kernel[offset]
   np.testing.assert_allclose(y, wanted, atol=1e-5)
 
 

@@ -63,7 +63,7 @@ def test_logits_are_the_reference_implementations():
   variables = convert.from_torch('transunet', state)
   logits = jax.jit(transunet.make(9).apply)(variables, image)
   assert list(logits.shape) == facts['outputs']['eval']['shape'] and logits.dtype == jnp.float32
-  assert golden_weights.worst_error(logits, golden) < 1e-4  # measured 7e-6, of which 6e-6 are the reference's own rounding
+  assert golden_weights.worst_error(logits, golden) < 2e-5  # measured 7e-6, of which 6e-6 are the reference's own rounding
   assert count(variables) == facts['parameters']
 
 
