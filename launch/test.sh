@@ -4,4 +4,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/venv.sh
 .venv/bin/ruff check .
-.venv/bin/python -m pytest "$@"
+# Compiling takes one core; tests of a file stay together, since they share what is slow to make.
+.venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@"
