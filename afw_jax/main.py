@@ -123,7 +123,7 @@ def _cache(folder: str) -> None:
 def _train_and_score(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
   _cache(config.runtime.compilation_cache)
   if mode != 'prepare':
-    assembly.check(config, fresh=not run_folder.started(workdir))  # before any long work
+    assembly.check(config, fresh=not run_folder.begun(workdir))  # before any long work
   run_folder.claim(workdir, config)
   store_dir = run_folder.store_path(config, workdir)
   if mode in ('all', 'prepare'):
