@@ -35,12 +35,17 @@ def claim(workdir: str, config: ml_collections.ConfigDict) -> None:
     old, now = _flat(read_config(workdir)), _flat(new)
     differing = [f'{k} was {old.get(k, "absent")!r}, is {now.get(k, "absent")!r}'
                  for k in sorted(old | now) if old.get(k, '') != now.get(k, '')]
-    started = os.path.isdir(os.path.join(workdir, 'checkpoints', 'last')) and os.listdir(os.path.join(workdir, 'checkpoints', 'last'))
-    if differing and started:  # a workdir in which nothing was trained yet takes the new config
+    if differing and begun(workdir):  # a workdir in which nothing was trained yet takes the new config
       raise InputError(path, 'this workdir belongs to another config: ' + '; '.join(differing),
                        'Choose another --workdir, or start with the values it was made with.')
   writer.write_json(path, new)
   writer.write_json(os.path.join(workdir, 'environment.json'), writer.environment())
+
+
+def begun(workdir: str) -> bool:
+  """Whether something was trained in it."""
+  last = os.path.join(workdir, 'checkpoints', 'last')
+  return os.path.isdir(last) and bool(os.listdir(last))
 
 
 def read_config(workdir: str) -> dict:
