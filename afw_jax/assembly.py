@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from afw_jax import augment, losses, metrics, models, optimizer, pretrained, sharding
+from afw_jax import accumulate, augment, losses, metrics, models, optimizer, pretrained, sharding
 from afw_jax.errors import InputError
 
 
@@ -108,6 +108,7 @@ def check(config: ml_collections.ConfigDict, *, fresh: bool = True) -> None:
   options.pop('rare', None)  # organ names: checked when the data are known
   losses.make_loss(config.loss.name, **options)
   sharding.check(mesh(config), config.train.batch_size, input_size(config))
+  accumulate.check(config.train.micro_batches, config.train.batch_size, mesh(config).shape['data'])
   model, options = network(config, 2)
   if config.model.pretrained and fresh:
     pretrained.check(config.model.name, config.model.pretrained, encoder=options.get('encoder', 'r50'))

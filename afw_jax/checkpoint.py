@@ -5,9 +5,14 @@ with the config, the data's description and the fingerprint of every array. Orba
 flipped bit is restored silently), so each leaf is fingerprinted on the device when saved and compared when restored.
 """
 
+import errno
+import hashlib
+import itertools
+import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 from typing import Any
 
@@ -16,6 +21,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax import lax
 
+from afw_jax import processes
 from afw_jax.errors import InputError
 from afw_jax.step import TrainState
 
@@ -23,6 +29,9 @@ _log = logging.getLogger('afw_jax')
 
 PyTree = Any
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)  # a full disk reaches us as any of these
+# A file that is missing or is none is damage; any other failure of the system (file handles, permissions, the network) says
+# nothing about the checkpoint.
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 _UINT = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 
 
@@ -41,7 +50,8 @@ _fingerprints = jax.jit(lambda tree: jax.tree.map(_leaf_fingerprint, tree))
 
 
 def fingerprint(tree: PyTree) -> dict[str, int]:
-  """Path of each leaf -> its fingerprint."""
+  """Path of each leaf -> its fingerprint; each process takes it of its own copy."""
+  tree = jax.tree.map(lambda a: a if a.is_fully_addressable else a.addressable_data(0), tree)
   leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(_fingerprints(tree)))
   return {jax.tree_util.keystr(path): int(value) for path, value in leaves}
 
@@ -72,7 +82,8 @@ def save(manager: ocp.CheckpointManager, state: TrainState, meta: dict) -> None:
     return  # a run killed between two saves comes by again with the same bits
   trees = _split(state)
   _check_space(manager.directory, sum(a.nbytes for a in jax.tree.leaves(trees)))
-  meta = {**meta, 'step': int(state.step), 'fingerprint': fingerprint(trees)}
+  meta = json.loads(json.dumps({**meta, 'step': int(state.step), 'fingerprint': fingerprint(trees)}))
+  meta['sha256'] = _digest(meta)
   try:
     manager.check_for_errors()
     manager.save(int(state.step), force=True, args=ocp.args.Composite(
@@ -111,13 +122,26 @@ def _steps(folder: str) -> list[int]:
 
 def _read(path: pathlib.Path, item: str, args) -> Any:
   handler = ocp.JsonCheckpointHandler() if item == 'meta' else ocp.StandardCheckpointHandler()
-  with ocp.Checkpointer(handler) as checkpointer:
+  me = jax.process_index()  # each reads for itself: where one fails, none waits for it
+  alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f'alone{me}')
+  with ocp.Checkpointer(handler, multiprocessing_options=alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions()) as checkpointer:
     return checkpointer.restore(path / item, args=args)
+
+
+def _digest(meta: dict) -> str:
+  return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _read_meta(path: pathlib.Path) -> dict:
+  meta = _read(path, 'meta', ocp.args.JsonRestore())
+  if meta.pop('sha256', None) not in (None, _digest(meta)):  # None: an older checkpoint
+    raise ValueError('its meta is damaged (its checksum is wrong)')
+  return meta
 
 
 def _load(folder: str, step: int, wanted: dict[str, PyTree]) -> tuple[dict[str, PyTree], dict]:
   path = pathlib.Path(os.path.abspath(folder)) / str(step)
-  meta = _read(path, 'meta', ocp.args.JsonRestore())
+  meta = _read_meta(path)
   trees = {k: _read(path, k, ocp.args.StandardRestore(v)) for k, v in wanted.items()}
   found = fingerprint(trees)
   wrong = [k for k, v in found.items() if meta['fingerprint'].get(k) != v]
@@ -131,7 +155,7 @@ def read_meta(folder: str) -> dict | None:
   problem = None
   for step in _steps(folder):
     try:
-      return _read(pathlib.Path(os.path.abspath(folder)) / str(step), 'meta', ocp.args.JsonRestore())
+      return _read_meta(pathlib.Path(os.path.abspath(folder)) / str(step))
     except Exception as error:  # Orbax raises bare Exception for a torn checkpoint
       problem = error
   if problem is not None:
@@ -152,22 +176,46 @@ def restore_state(folder: str, abstract: TrainState) -> tuple[TrainState, dict] 
     (state, meta), or None where there is no checkpoint.
 
   Raises:
-    InputError: when checkpoints exist but none is whole.
+    InputError: checkpoints exist but none is whole, or one cannot be read for a reason that is not its own.
   """
-  steps = _steps(folder)
+  steps = processes.gather(_steps(folder))[0]
   for step in steps:
+    found, problem = None, None
     try:
-      trees, meta = _load(folder, step, _split(abstract))
-      return _join(**trees), meta
-    except (PermissionError, MemoryError):
-      raise  # says nothing about the checkpoint
+      found = _load(folder, step, _split(abstract))
     except Exception as error:  # Orbax raises bare Exception, ValueError, KeyError ... for a torn checkpoint
-      broken = os.path.join(folder, str(step))
-      _log.warning('%s cannot be used (%s): renamed to .corrupt, the one before it is tried', broken, error)
-      os.rename(broken, broken + '.corrupt')
+      if not _is_damage(error):
+        raise _unreadable(folder, step, error) from error
+      problem = str(error)
+    problems = [p for p in processes.gather(problem) if p is not None]
+    if not problems:
+      trees, meta = found
+      return _join(**trees), meta
+    broken = os.path.join(folder, str(step))
+    _log.warning('%s cannot be used (%s): renamed to .corrupt, the one before it is tried', broken, problems[0][:300])
+    processes.first(lambda: _set_aside(broken))  # noqa: B023 (called at once)
   if steps:
     raise InputError(folder, f'none of its {len(steps)} checkpoints is whole', 'Restore a copy, or start in a new --workdir.')
   return None
+
+
+def _is_damage(error: Exception) -> bool:
+  """Whether an error of reading comes from the files, and not from this machine's memory, file handles or permissions."""
+  if isinstance(error, (MemoryError, jax.errors.JaxRuntimeError)):
+    return False
+  by_tensorstore = re.search(r"os_error_code='(\d+)'", str(error))
+  code = error.errno if isinstance(error, OSError) else by_tensorstore and int(by_tensorstore[1])
+  return code is None or code in _DAMAGE
+
+
+def _unreadable(folder: str, step: int, error: Exception) -> InputError:
+  return InputError(os.path.join(folder, str(step)), f'this checkpoint could not be read here ({str(error)[:300]})',
+                    'It may be whole. Free memory or file handles, or mend the permissions, then start the same command again.')
+
+
+def _set_aside(path: str) -> None:
+  names = itertools.chain([f'{path}.corrupt'], (f'{path}.corrupt-{i}' for i in itertools.count(2)))
+  os.rename(path, next(name for name in names if not os.path.exists(name)))
 
 
 def restore_variables(folder: str, abstract: PyTree) -> tuple[PyTree, dict]:
@@ -189,6 +237,8 @@ def restore_variables(folder: str, abstract: PyTree) -> tuple[PyTree, dict]:
   try:
     trees, meta = _load(folder, steps[0], {'model': abstract})
   except Exception as error:  # as above; here nothing older is the model that was asked for
+    if not _is_damage(error):
+      raise _unreadable(folder, steps[0], error) from error
     raise InputError(os.path.join(folder, str(steps[0])),
                      f'this checkpoint is torn, altered or of another network ({str(error)[:200]})',
                      'Restore a copy of it, or train again.') from error

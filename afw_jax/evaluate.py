@@ -5,12 +5,13 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Iterable
 
 import ml_collections
 import numpy as np
 import tqdm
 
-from afw_jax import inference, metrics, overlays, predict, writer
+from afw_jax import inference, metrics, overlays, predict, processes, writer
 from afw_jax.data import resample, store, volumes
 from afw_jax.data.geometry import Geometry
 from afw_jax.errors import InputError
@@ -22,7 +23,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   """Scores the best (or last) checkpoint of WORKDIR on one split of the store.
 
   Writes WORKDIR/predictions/<case>.nii.gz on the scan's own grid, WORKDIR/cases/<case>.json with the scores, and
-  WORKDIR/pictures/<case>.png for the worst, the median and the best cases.
+  WORKDIR/pictures/<case>.png for the worst, the median and the best cases. Of several processes each scores a share.
 
   Args:
     config: `eval` says which split, checkpoint, convention and clean-up.
@@ -32,6 +33,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   Raises:
     InputError: no checkpoint, or one trained on other organs; no case to score.
   """
+  processes.end_by_sigterm()
   options = config.eval
   trained = predict.load(workdir, which=options.checkpoint, mirror_axes=tuple(options.mirror_axes))
   index = store.read_index(store_dir)
@@ -45,13 +47,13 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   _log.info('evaluating %d cases of split %s with checkpoint step %d', len(case_ids), split, trained.meta['step'])
   # Until all is scored the results of an earlier evaluation stay as they are, and never mix with these.
   staging = os.path.join(workdir, '.evaluating')
-  shutil.rmtree(staging, ignore_errors=True)
   folders = {name: os.path.join(staging, name) for name in ('cases', 'predictions', 'pictures')}
-  for folder in folders.values():
-    os.makedirs(folder)
+  processes.first(lambda: _make_anew(staging, folders.values()))
+  processes.check_shared(folders['pictures'])
 
   mean_dsc = {}
-  for case_id in tqdm.tqdm(case_ids, desc='evaluate', unit='case', mininterval=0.1 if sys.stderr.isatty() else 30):
+  for case_id in tqdm.tqdm(processes.share(case_ids), desc='evaluate', unit='case', disable=processes.index() > 0,
+                           mininterval=0.1 if sys.stderr.isatty() else 30):
     case = store.read_case(store_dir, case_id, verify=True)
     labels = label_case(trained, case, options)
     geometry = Geometry.from_json(case.meta['geometry'])
@@ -66,9 +68,21 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
     mean_dsc[case_id] = float(np.nanmean([s['dsc'] for s in scores.values()]))
 
   if importlib.util.find_spec('matplotlib'):
-    _draw(trained, store_dir, mean_dsc, folders['pictures'], options)
+    mean_dsc = {case_id: dsc for part in processes.gather(mean_dsc) for case_id, dsc in part.items()}
+    _draw(trained, store_dir, {case_id: mean_dsc[case_id] for case_id in case_ids}, folders['pictures'], options)
   else:
     _log.warning('no pictures: matplotlib is not installed (pip install ".[viz]")')
+  processes.wait_for_all()
+  processes.first(lambda: _publish(workdir, staging, folders))
+
+
+def _make_anew(staging: str, folders: Iterable[str]) -> None:
+  shutil.rmtree(staging, ignore_errors=True)
+  for folder in folders:
+    os.makedirs(folder)
+
+
+def _publish(workdir: str, staging: str, folders: dict[str, str]) -> None:
   for name, folder in folders.items():
     shutil.rmtree(os.path.join(workdir, name), ignore_errors=True)
     os.replace(folder, os.path.join(workdir, name))
@@ -79,7 +93,7 @@ def _draw(trained: predict.Trained, store_dir: str, mean_dsc: dict[str, float], 
   """Overlays of cases from the worst to the best."""
   ranked = sorted(mean_dsc, key=mean_dsc.get)
   chosen = {ranked[round(i)]: None for i in np.linspace(0, len(ranked) - 1, min(options.num_pictures, len(ranked)))}
-  for case_id in chosen:
+  for case_id in processes.share(list(chosen)):
     case = store.read_case(store_dir, case_id)
     draw_case(os.path.join(folder, f'{case_id}.png'), trained, case, label_case(trained, case, options), mean_dsc[case_id])
 

@@ -1,6 +1,6 @@
 """The door: `python -m afw_jax.main --config=configs/synapse.py --workdir=runs/synapse`.
 
-Modes: prepare, train, evaluate, report, compare, predict, convert; all (the default) = prepare where there is no store, then
+Modes: prepare, train, evaluate, report, compare, predict, convert, plan; all (the default) = prepare where there is no store, then
 train, evaluate and report. The same command again goes on where it stopped.
 """
 
@@ -20,17 +20,25 @@ from absl import app, flags  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from afw_jax import adopt, assembly, evaluate, predict, report, train  # noqa: E402
+from afw_jax import adopt, assembly, evaluate, plan, predict, processes, report, train  # noqa: E402
 from afw_jax import workdir as run_folder  # noqa: E402
-from afw_jax.data import prepare  # noqa: E402
+from afw_jax.data import cluster, prepare  # noqa: E402
 from afw_jax.errors import InputError, InputErrors  # noqa: E402
 
 _log = logging.getLogger('afw_jax')
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
-MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'compare', 'predict', 'convert')
+MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'compare', 'predict', 'convert', 'plan')
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Path of a config file, configs/*.py.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; by default runs/<name of the config>. compare: several, with commas.')
 _MODE = flags.DEFINE_enum('mode', 'all', MODES, 'What to do.')
+_SHARD = flags.DEFINE_string('shard', '', 'prepare: i/n, from 0: the i-th of n shares of the cases; several hosts do one each. By default as the SLURM array says.')
+_SCHEDULER = flags.DEFINE_string('scheduler', None, 'prepare: on the workers of a Dask cluster: its address or its scheduler file.')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'Several processes: HOST:PORT of process 0, the same for all; auto: as the TPU says.')
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Several processes: how many; 1: this one alone, whatever the environment says.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Several processes: which this is, from 0.')
+_TARGET = flags.DEFINE_string('target', 'cpu', 'plan: for which devices: cpu, a100_40, a100, h100, h200 or v5e. None has to be there.')
+_DEVICES = flags.DEFINE_string('devices', '', 'plan: for how many, or for which meshes, data x spatial: 1,8,4x2. By default 1 to 16.')
+_MEMORY = flags.DEFINE_float('memory_gib', None, 'plan: memory of one device, where it differs from what such a device has.')
 _INPUT = flags.DEFINE_string('input', None, 'predict: a NIfTI file, a DICOM folder, or a folder of scans. convert: a file of PyTorch weights.')
 _OUTPUT = flags.DEFINE_string('output', None, 'predict: a folder, or a .nii.gz file for one scan. compare: a .md file.')
 _CHECKPOINT = flags.DEFINE_enum('checkpoint', 'best', ('best', 'last'), 'predict: which checkpoint.')
@@ -94,6 +102,18 @@ def _dispatch() -> None:
   absl_logging.get_absl_handler().setFormatter(None)
   for library in ('absl', 'jax'):  # Orbax tells every step of every save, jax every backend that is not there
     logging.getLogger(library).setLevel(logging.WARNING)
+  if mode == 'plan':
+    if config is None:
+      raise InputError('--config', 'is not given', '--mode=plan needs one, for instance --config=configs/demo.py.')
+    plan.plan(config, _TARGET.value, _DEVICES.value, _MEMORY.value)
+    return
+  if config is not None and config.runtime.deterministic:
+    xla_flags.set_deterministic()  # before the first array
+  place = processes.place(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  if mode in ('all', 'train', 'evaluate', 'predict'):
+    processes.start(place)
+  elif place and place.process_id:
+    return  # nothing to share out
   if workdir is None:
     if _CONFIG.value is None:
       raise InputError('--workdir', 'is not given', 'Say where the run lies: --workdir=runs/NAME.')
@@ -124,26 +144,35 @@ def _train_and_score(mode: str, config: ml_collections.ConfigDict, workdir: str)
   _cache(config.runtime.compilation_cache)
   if mode != 'prepare':
     assembly.check(config, fresh=not run_folder.begun(workdir))  # before any long work
-  run_folder.claim(workdir, config)
+  processes.check_alike('--config and --workdir', [config.to_json_best_effort(), workdir])
+  processes.first(lambda: run_folder.claim(workdir, config))
+  processes.check_shared(os.path.join(workdir, 'config.json'))
   store_dir = run_folder.store_path(config, workdir)
   if mode in ('all', 'prepare'):
-    _prepare(config.data, store_dir, config.runtime.workers, anew=mode == 'prepare')
+    processes.first(lambda: _prepare(
+        config.data, store_dir, config.runtime.workers, anew=mode == 'prepare', begun=run_folder.begun(workdir)))
   if mode in ('all', 'train'):
     train.train(config, workdir, store_dir)
   if mode in ('all', 'evaluate'):
     evaluate.evaluate(config, workdir, store_dir)
-    _report(workdir)
+    processes.first(lambda: _report(workdir))
 
 
-def _prepare(data: ml_collections.ConfigDict, store_dir: str, workers: int, *, anew: bool) -> None:
+def _prepare(data: ml_collections.ConfigDict, store_dir: str, workers: int, *, anew: bool, begun: bool) -> None:
   choices = assembly.data_choices(data)
   if os.path.exists(os.path.join(store_dir, 'dataset.json')) and not anew:
     differing = prepare.differences(store_dir, data.dataset, data.root, **choices)
     if differing:
       raise InputError(store_dir, f'this store was prepared otherwise: {differing} (in the store, wanted)',
                        'Choose another data.store, or prepare it anew with --mode=prepare.')
+    new = [] if begun or not os.path.isdir(data.root) else prepare.added(store_dir, data.dataset, data.root, **choices)
+    if not new:  # a run that has begun keeps to the cases it began with
+      return
+    _log.info('%d scans are new in %s (%s ...): preparing them', len(new), data.root, new[0])
+  index = prepare.prepare(data.dataset, data.root, store_dir, workers=workers or None, scheduler=_SCHEDULER.value,
+                          shard=cluster.parse_shard(_SHARD.value, os.environ) if anew else None, **choices)
+  if index is None:  # other shards are still at work
     return
-  index = prepare.prepare(data.dataset, data.root, store_dir, workers=workers or None, **choices)
   for case_id, reason in index['excluded'].items():
     _log.warning('left out: %s (%s)', case_id, reason)
   for note in index['notes']:
@@ -179,6 +208,8 @@ def _predict(workdir: str) -> None:
   rows = predict.predict(
       workdir, _INPUT.value, _OUTPUT.value, which=_CHECKPOINT.value, mirror_axes=tuple(int(a) if a.isdecimal() else a for a in _MIRROR.value),
       largest_component=_LARGEST.value, save_probabilities=_PROBABILITIES.value, overlap=_OVERLAP.value)
+  if processes.index():
+    return
   organs = list(rows[0]['volume_ml'])
   print('\nOrgan volumes, mL\n' + ''.join(f'{name:>14}' for name in ('scan', *organs)))
   for row in rows:

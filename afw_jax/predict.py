@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from afw_jax import augment, checkpoint, inference, models, step, writer
+from afw_jax import augment, checkpoint, inference, models, processes, step, writer
 from afw_jax.data import prepare, resample, volumes
 from afw_jax.errors import InputError
 
@@ -77,6 +77,8 @@ def load(workdir: str, *, which: str = 'best', mirror_axes: Sequence[int] = ()) 
   shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
   abstract = {'net': shapes['params'], 'batch_stats': shapes.get('batch_stats', {}),
               'log_sigma_sq': jax.ShapeDtypeStruct((network['num_classes'],), jnp.float32)}
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # wherever it was trained
+  abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), abstract)
   variables, meta = checkpoint.restore_variables(folder, abstract)
   forward = inference.mirror_averaged(step.make_predict_step(model, augment.apply_window), mirror_axes)
   return Trained(jax.jit(forward), variables, meta)
@@ -114,7 +116,7 @@ def predict(
     workdir: str, input_path: str, output: str, *, which: str = 'best', mirror_axes: Sequence[int] = (),
     largest_component: bool = False, save_probabilities: bool = False, batch_size: int | None = None, overlap: float | None = None
 ) -> list[dict]:
-  """Predicts one scan or a folder of scans.
+  """Predicts one scan or a folder of scans; of several processes each takes a share.
 
   Args:
     workdir: of the trained run; window, grid and organ names come from its checkpoint.
@@ -125,10 +127,12 @@ def predict(
 
   Returns:
     One {'scan':, 'output':, 'volume_ml': {organ: mL}} per scan; the same table is written as volumes.csv and .json.
+    Of several processes each returns all.
 
   Raises:
     InputError: nothing to predict, or a scan that cannot be trusted; what was predicted before it is kept.
   """
+  processes.end_by_sigterm()
   scans = find_scans(input_path)
   to_file = output.endswith(('.nii', '.nii.gz'))
   if to_file and len(scans) > 1:
@@ -140,7 +144,8 @@ def predict(
   except OSError as error:
     raise InputError(folder, f'cannot be made ({error})', 'Choose another --output.') from error
   rows = []
-  for name, path in tqdm.tqdm(scans.items(), desc='predict', unit='scan', disable=len(scans) == 1 and not sys.stderr.isatty()):
+  for name, path in tqdm.tqdm(processes.share(list(scans.items())), desc='predict', unit='scan',
+                              disable=processes.index() > 0 or (len(scans) == 1 and not sys.stderr.isatty())):
     target = output if to_file else os.path.join(folder, f'{name}.nii.gz')
     if os.path.exists(target) and os.path.exists(path) and os.path.samefile(target, path):
       raise InputError(target, 'the output would overwrite the scan', 'Choose another --output.')
@@ -155,12 +160,17 @@ def predict(
     voxel_ml = float(np.prod(scan.spacing_mm)) / 1000
     counts = np.bincount(labels.ravel(), minlength=len(trained.organs) + 1)
     rows.append({'scan': name, 'output': target, 'volume_ml': {o: round(float(counts[c]) * voxel_ml, 3) for o, c in trained.labels.items()}})
-    _write_volumes(folder, rows, trained.organs)  # after every scan: an error in the next one loses nothing
+    if processes.index() == 0:
+      _write_volumes(folder, rows, trained.organs)  # after every scan: an error in the next one loses nothing
+  by_name = {row['scan']: row for part in processes.gather(rows) for row in part}
+  rows = [by_name[name] for name in scans]
+  if processes.count() > 1:
+    processes.first(lambda: _write_volumes(folder, rows, trained.organs))
   return rows
 
 
 def find_scans(path: str) -> dict[str, str]:
-  """The scans at a path, name -> path: the NIfTI files of a folder, or its DICOM series folders, or the one thing itself.
+  """The scans at a path, name -> path: the NIfTI files and DICOM series folders in a folder, or the one thing itself.
 
   Raises:
     InputError: nothing there.
@@ -172,7 +182,10 @@ def find_scans(path: str) -> dict[str, str]:
   entries = sorted(e for e in os.listdir(path) if not e.startswith('.'))
   files = [e for e in entries if e.endswith(('.nii', '.nii.gz'))]
   folders = [e for e in entries if os.path.isdir(os.path.join(path, e))]
-  chosen = files or (folders if len(folders) == len(entries) else [])
+  if files:  # beside them, folders of series; what else lies there is not a scan
+    chosen = sorted(files + [e for e in folders if _holds_dicom(os.path.join(path, e))])
+  else:
+    chosen = folders if len(folders) == len(entries) else []
   if not entries:
     raise InputError(path, 'the folder is empty', 'Give a scan (.nii, .nii.gz), a DICOM series folder, or a folder of scans.')
   if not chosen:  # files that are not NIfTI: a DICOM series, or volumes.read_image says what is wrong
@@ -183,6 +196,16 @@ def find_scans(path: str) -> dict[str, str]:
       raise InputError(os.path.join(path, entry), f'two scans are called {_stem(entry)}', 'Rename or remove one of them.')
     scans[_stem(entry)] = os.path.join(path, entry)
   return scans
+
+
+def _holds_dicom(folder: str) -> bool:
+  """Whether a file in it carries DICOM's mark."""
+  for entry in os.scandir(folder):
+    if entry.is_file():
+      with open(entry.path, 'rb') as f:
+        if f.read(132)[128:] == b'DICM':
+          return True
+  return False
 
 
 def _stem(path: str) -> str:

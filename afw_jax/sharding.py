@@ -5,6 +5,8 @@ that a volume may lie on several devices. The program is written for one device;
 the batch and the exchange of borders between neighbours.
 """
 
+import math
+import re
 from collections.abc import Callable
 
 import jax
@@ -29,7 +31,7 @@ def make_mesh(data: int = -1, spatial: int = 1, devices=None) -> Mesh:
   devices = np.array(jax.devices() if devices is None else devices)
   n = devices.size
   if spatial < 1 or n % spatial:
-    raise InputError('mesh.spatial', f'{spatial} does not divide {n} devices', f'Use one of {_divisors(n)}.')
+    raise InputError('mesh.spatial', f'{spatial} does not divide {n} devices', f'Use {_either(_divisors(n))}.')
   if data not in (-1, n // spatial):
     raise InputError('mesh.data', f'{data} x mesh.spatial {spatial} is not the number of devices, {n}',
                      f'Use -1 or {n // spatial}.')
@@ -50,36 +52,48 @@ def of_batch(mesh: Mesh, batch: dict) -> dict[str, NamedSharding]:
 def make_constrain(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
   """What the networks apply to features (B, *S, C) and tokens (B, N, C) after each block: keep them divided.
 
-  An axis that the mesh does not divide evenly, as in the coarsest levels, is left to the partitioner.
+  Rows that do not divide evenly, as in coarse levels, still do: the last device has fewer. Fewer rows than devices are
+  kept whole on each of them.
   """
   if mesh.shape['spatial'] == 1:
     return identity
   both, batch = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (('data', 'spatial'), ('data',)))
-  divided = lambda x: x.shape[0] % mesh.shape['data'] == 0 and x.shape[1] % mesh.shape['spatial'] == 0
 
   def constrain(x):
     if x.shape[0] % mesh.shape['data']:
       return x  # an example at initialisation
-    return jax.lax.with_sharding_constraint(x, both if divided(x) else batch)
+    return jax.lax.with_sharding_constraint(x, both if x.shape[1] >= mesh.shape['spatial'] else batch)
 
   return constrain
 
 
 def check(mesh: Mesh, batch_size: int, sides: tuple[int, ...]) -> None:
-  """Raises InputError where the global batch or the samples do not divide over the mesh."""
-  for key, n, parts in (('train.batch_size', batch_size, mesh.shape['data']), ('mesh.spatial', sides[0], mesh.shape['spatial'])):
-    if n % parts == 0:
-      continue
-    if key == 'mesh.spatial':
-      raise InputError(key, f'{parts} does not divide the first side of {sides}', f'Use one of {_divisors(n)}.')
-    lower, upper = max(parts, n // parts * parts), -(-n // parts) * parts
-    raise InputError(key, f'{n} does not divide over {parts} devices', f'Use {lower} or {upper}.')
+  """Raises InputError where the global batch or the samples do not divide over the mesh, naming values that would."""
+  data, spatial = mesh.shape['data'], mesh.shape['spatial']
+  works = [n for n in _divisors(mesh.size) if batch_size % (mesh.size // n) == 0 and sides[0] % n == 0]
+  instead = f'mesh.spatial {_either(works)} with mesh.data -1' if works else ''
+  if batch_size % data:
+    sizes = _either(n for n in (batch_size // data * data, -(-batch_size // data) * data) if n)
+    raise InputError('train.batch_size', f'{batch_size} does not divide over mesh.data {data}',
+                     f'Use {sizes}{", or " if works else ""}{instead}.')
+  if sides[0] % spatial:
+    raise InputError('mesh.spatial', f'{spatial} does not divide the first side of {" x ".join(map(str, sides))}',
+                     f'Use {instead or f"a side divisible by {spatial}"}.')
 
 
 def share(mesh: Mesh) -> tuple[int, int]:
-  """(rank, world): which of how many equal parts of a global batch this process has to read."""
-  mine = {i for i, row in enumerate(mesh.devices) for device in row if device.process_index == jax.process_index()}
-  return min(mine) // len(mine), mesh.shape['data'] // len(mine)
+  """(rank, world): which of how many equal parts of a global batch this process has to read.
+
+  Raises:
+    InputError: the devices of one process are neither whole parts of the batch nor within one.
+  """
+  processes = np.vectorize(lambda device: device.process_index)(mesh.devices)
+  mine = np.flatnonzero((processes == jax.process_index()).any(1))
+  if mine[0] % len(mine) or mine[-1] - mine[0] + 1 != len(mine) or len(processes) % len(mine):
+    local = int((processes == jax.process_index()).sum())
+    raise InputError('mesh.spatial', f'{mesh.shape["spatial"]} does not fit processes of {local} devices each',
+                     f'Use one of {", ".join(map(str, _divisors(local)))}, or a multiple of {local}.')
+  return int(mine[0]) // len(mine), len(processes) // len(mine)
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -101,5 +115,34 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   return {key: put(array, sharding) for (key, array), sharding in zip(batch.items(), of_batch(mesh, batch).values())}
 
 
-def _divisors(n: int) -> str:
-  return ', '.join(str(d) for d in range(1, n + 1) if n % d == 0)
+def collectives(hlo: str) -> list[tuple[str, int]]:
+  """What the devices of a compiled program send each other.
+
+  Args:
+    hlo: `compiled.as_text()`.
+
+  Returns:
+    One (kind, bytes of the result on one device) per collective in the text, e.g. ('all-gather', 4096). One inside a
+    loop's body counts once.
+  """
+  kinds = 'all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all|collective-broadcast'
+  found = re.finditer(rf'^\s*(?:ROOT )?%?\S+ = (.*?) ({kinds})(-start)?\(', hlo, re.MULTILINE)
+  sizes = lambda shape: [_BYTES[dtype] * math.prod(map(int, filter(None, sides.split(','))))
+                         for dtype, sides in re.findall(r'\b([a-z]\w*)\[([\d,]*)\]', shape)]
+  # what starts an asynchronous gather or permutation carries its operand too
+  return [(kind, max(sizes(shape)) if start and kind in ('all-gather', 'collective-permute') else sum(sizes(shape)))
+          for shape, kind, start in (match.groups() for match in found)]
+
+
+_BYTES = {'pred': 1, 's4': 1, 'u4': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4,
+          'f32': 4, 's64': 8, 'u64': 8, 'f64': 8, 'c64': 8, 'c128': 16}
+
+
+def _divisors(n: int) -> list[int]:
+  return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _either(values) -> str:
+  """'2', '2 or 4', '1, 2 or 4', each once."""
+  *most, last = dict.fromkeys(map(str, values))
+  return f'{", ".join(most)} or {last}' if most else last

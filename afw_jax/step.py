@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from afw_jax import accumulate
+
 Array = jax.Array
 PyTree = Any
 Batch = dict[str, Array]
@@ -44,7 +46,8 @@ def init_state(model, tx: optax.GradientTransformation, key: Array, image: Array
   return TrainState(jnp.zeros((), jnp.int32), params, variables.get('batch_stats', {}), tx.init(params))
 
 
-def make_train_step(model, loss_fn: LossFn, tx: optax.GradientTransformation, prepare: Callable[[Array, Batch], Batch]):
+def make_train_step(model, loss_fn: LossFn, tx: optax.GradientTransformation, prepare: Callable[[Array, Batch], Batch], *,
+                    micro_batches: int = 1, unroll: bool | None = None):
   """One step of SGD on one (global) batch.
 
   Args:
@@ -52,24 +55,33 @@ def make_train_step(model, loss_fn: LossFn, tx: optax.GradientTransformation, pr
     loss_fn: (logits, labels, log_sigma_sq) -> (loss, per-class terms).
     tx: the optimizer.
     prepare: (key, raw batch) -> batch with 'image' float (B, *S, C_in) and 'label' (B, *S): window and augment.
+    micro_batches: parts that the batch goes through the network in, one after the other, for less memory: see
+      `accumulate`, also for what that changes (BatchNorm, dropout) and what not (augmentation and loss).
+    unroll: of `accumulate.value_and_grad`.
 
   Returns:
     train_step(state, batch, key) -> (state, aux); aux has 'loss' (), 'grad_norm' () and 'terms', a dict of (C,).
     The randomness of a step depends on (key, state.step) alone.
   """
 
+  def forward(net, batch_stats, image, key):
+    logits, mutated = model.apply({'params': net, 'batch_stats': batch_stats}, image, train=True,
+                                  mutable=['batch_stats'], rngs={'dropout': key})
+    return logits, mutated.get('batch_stats', {})
+
+  def objective(params, batch_stats, batch, key):
+    logits, batch_stats = forward(params['net'], batch_stats, batch['image'], key)
+    loss, terms = loss_fn(logits, batch['label'], params['log_sigma_sq'])
+    return loss, (terms, batch_stats)
+
+  value_and_grad = jax.value_and_grad(objective, has_aux=True)
+  if micro_batches > 1:
+    value_and_grad = accumulate.value_and_grad(forward, loss_fn, micro_batches, unroll=unroll)
+
   def train_step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict]:
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     batch = prepare(augment_key, batch)
-
-    def objective(params):
-      logits, mutated = model.apply(
-          {'params': params['net'], 'batch_stats': state.batch_stats}, batch['image'], train=True,
-          mutable=['batch_stats'], rngs={'dropout': dropout_key})
-      loss, terms = loss_fn(logits, batch['label'], params['log_sigma_sq'])
-      return loss, (terms, mutated.get('batch_stats', {}))
-
-    (loss, (terms, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+    (loss, (terms, batch_stats)), grads = value_and_grad(state.params, state.batch_stats, batch, dropout_key)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     aux = {'loss': loss, 'grad_norm': optax.global_norm(grads), 'terms': terms}

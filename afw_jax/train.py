@@ -5,7 +5,6 @@ import functools
 import json
 import logging
 import os
-import signal
 import sys
 import time
 
@@ -15,13 +14,11 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from afw_jax import assembly, augment, checkpoint, inference, metrics, pretrained, progress, sharding, step, writer
-from afw_jax.data import pipeline, resample, store
+from afw_jax import assembly, augment, checkpoint, pretrained, processes, progress, sharding, step, validation, writer
+from afw_jax.data import pipeline, store
 from afw_jax.errors import InputError
 
 _log = logging.getLogger('afw_jax')
-
-EXIT_INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> None:
@@ -94,9 +91,10 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   def prepare_batch(key, batch):
     return transform(key, {'image': augment.apply_window(batch['image'], batch['window']), 'label': batch['label']})
 
-  train_step = jax.jit(step.make_train_step(model, loss_fn, tx, prepare_batch), donate_argnums=0,
-                       out_shardings=(everywhere, everywhere))
-  predict_step = jax.jit(step.make_predict_step(model, augment.apply_window))
+  train_step = jax.jit(step.make_train_step(model, loss_fn, tx, prepare_batch, micro_batches=config.train.micro_batches),
+                       donate_argnums=0, out_shardings=(everywhere, everywhere))
+  own = processes.own_mesh(mesh)  # cases are validated by one process each
+  predict_step = jax.jit(step.make_predict_step(model.clone(constrain=sharding.make_constrain(own)), augment.apply_window))
   rank, world = sharding.share(mesh)
   batches = pipeline.train_batches(
       source, batch_size=batch_size, seed=config.seed, start_step=start, rank=rank, world=world,
@@ -105,7 +103,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   # -- the loop
   managers = {'last': checkpoint.open_manager(last, keep=2), 'best': checkpoint.open_manager(best, keep=1)}
   out = writer.MetricWriter(workdir, start_step=start)
-  bar = tqdm.tqdm(total=total_steps, initial=start, unit='step', desc='train', mininterval=0.5 if sys.stderr.isatty() else 30)
+  bar = tqdm.tqdm(total=total_steps, initial=start, unit='step', desc='train', disable=processes.index() > 0,
+                  mininterval=0.5 if sys.stderr.isatty() else 30)
   clock = {'time': time.perf_counter(), 'step': start}
   pending = None
 
@@ -125,7 +124,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
     out.write(done, scalars)
     bar.set_postfix_str(progress.postfix(scalars, aux['terms'], class_names, best_dsc))
 
-  with _signals() as received, contextlib.closing(out), contextlib.closing(bar):
+  with processes.interruption() as asked, contextlib.closing(out), contextlib.closing(bar):
     for done in range(start + 1, total_steps + 1):
       before = time.perf_counter()
       batch = next(batches)
@@ -136,48 +135,33 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
         consume(*pending)
       pending = (done, aux, picked, wait)
       validate_now = done == total_steps or done % (config.train.validate_every_epochs * steps_per_epoch) == 0
-      if not (validate_now or received or done % config.train.checkpoint_every_steps == 0):
+      exit_code = asked(done)
+      if not (validate_now or exit_code or done % config.train.checkpoint_every_steps == 0):
         continue
 
       consume(*pending)  # a checkpoint never holds what a non-finite step made
       pending = None
       if validate_now and index['splits']['val']:
-        scores = validate(predict_step, step.variables_of(state), store_dir, index, size, config.eval)
+        scores = validation.validate(
+            predict_step, processes.own_copy(step.variables_of(state), own), store_dir, index, window_size=size,
+            batch_size=config.eval.batch_size, overlap=config.eval.overlap)
         out.write(done, scores)
-        bar.write(f'step {done}: validation DSC {scores["val/dsc"]:.4f}')
+        if processes.index() == 0:
+          bar.write(f'step {done}: validation DSC {scores["val/dsc"]:.4f}')
         if best_dsc is None or scores['val/dsc'] > best_dsc:
           best_dsc = scores['val/dsc']
           checkpoint.save(managers['best'], state, {**meta, 'best_dsc': best_dsc})
           checkpoint.finish(managers['best'])  # before `last` says that it is there
         clock.update(time=time.perf_counter(), step=done)  # validation is not counted as training time
       checkpoint.save(managers['last'], state, {**meta, 'best_dsc': best_dsc})
-      if received:
+      if exit_code:
         for manager in managers.values():
           checkpoint.finish(manager)
         _log.warning('interrupted: saved at step %d of %d; the same command goes on from here', done, total_steps)
-        raise SystemExit(EXIT_INTERRUPTED[received[0]])
+        raise SystemExit(exit_code)
     for manager in managers.values():
       checkpoint.finish(manager)
       manager.close()
-
-
-def validate(predict_step, variables, store_dir: str, index: dict, size: tuple[int, ...], options: ml_collections.ConfigDict) -> dict[str, float]:
-  """DSC of every validation case as a volume on its own grid, averaged over cases for each organ.
-
-  Returns:
-    {'val/dsc': mean over organs, 'val/dsc/<organ>': ...}; organs in no case are left out.
-  """
-  scores = []
-  for case_id in tqdm.tqdm(index['splits']['val'], desc='validate', leave=False, disable=not sys.stderr.isatty()):
-    case = store.read_case(store_dir, case_id)
-    labels, _ = inference.segment(predict_step, variables, case.arrays['image'], case.meta['window'],
-                                  resample.restore_matrices(resample.Plan.from_json(case.meta['plan'])), window_size=size,
-                                  batch_size=options.batch_size, overlap=options.overlap)
-    scores.append(metrics.dice_per_class(labels, case.arrays['native_label'], len(index['organs']) + 1)[1:])
-  scores = np.array(scores)
-  seen = ~np.isnan(scores).all(0)
-  mean = {organ: float(np.nanmean(scores[:, i])) for i, organ in enumerate(index['organs']) if seen[i]}
-  return {'val/dsc': float(np.mean(list(mean.values()))), **{f'val/dsc/{k}': v for k, v in mean.items()}}
 
 
 def _with_pretrained(state: step.TrainState, config: ml_collections.ConfigDict, options: dict, everywhere) -> step.TrainState:
@@ -195,21 +179,3 @@ def _check_same_data(folder: str, index: dict) -> None:
     if meta and meta['data'][key] not in (None, index[key]):  # None: converted weights, trained on nobody knows what
       raise InputError(folder, f'its checkpoints were trained with {key} {meta["data"][key]}, the data now has {index[key]}',
                        'Choose another --workdir for the changed data.')
-
-
-@contextlib.contextmanager
-def _signals():
-  """Collects Ctrl-C and SIGTERM, so that the step under way ends and is saved; a second Ctrl-C stops at once."""
-  received = []
-
-  def handler(signum, _):
-    if signum in received:
-      raise KeyboardInterrupt
-    received.append(signal.Signals(signum))
-
-  old = {s: signal.signal(s, handler) for s in EXIT_INTERRUPTED}
-  try:
-    yield received
-  finally:
-    for s, h in old.items():
-      signal.signal(s, h)

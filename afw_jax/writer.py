@@ -8,10 +8,12 @@ import json
 import os
 import platform
 import shutil
+import socket
 
 import jax
 
 import afw_jax
+from afw_jax import processes
 from afw_jax.errors import InputError
 
 PACKAGES = ('afw_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'scipy', 'nibabel', 'pydicom')
@@ -19,13 +21,14 @@ PACKAGES = ('afw_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'gr
 
 def write_json(path: str, value: dict) -> None:
   """Writes whole or not at all."""
+  tmp = f'{path}.{socket.gethostname()}-{os.getpid()}.tmp'  # the tasks of an array job write the same file at once
   try:
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(path + '.tmp', 'w') as f:
+    with open(tmp, 'w') as f:
       json.dump(value, f, indent=2, sort_keys=True)
       f.flush()
       os.fsync(f.fileno())
-    os.replace(path + '.tmp', path)
+    os.replace(tmp, path)
   except OSError as error:
     raise InputError(path, f'cannot be written ({error})', 'Free space or choose another place with --workdir.') from error
 
@@ -57,10 +60,14 @@ def read_metrics(workdir: str) -> list[dict]:
 class MetricWriter:
   """Appends one JSON line per record to metrics.jsonl, and scalars to TensorBoard where tensorboardX is installed.
 
-  Opened at a step, it first drops the records of later steps, which a resumed run is about to make again.
+  Opened at a step, it first drops the records of later steps, which a resumed run is about to make again. Of several
+  processes only the first writes.
   """
 
   def __init__(self, workdir: str, *, start_step: int):
+    self._file = self._tensorboard = None
+    if processes.index():
+      return
     kept = [r for r in read_metrics(workdir) if r['step'] <= start_step]
     path = os.path.join(workdir, 'metrics.jsonl')
     try:
@@ -70,13 +77,14 @@ class MetricWriter:
       self._file = open(path, 'a', buffering=1)  # noqa: SIM115 (open for the whole run)
     except OSError as error:
       raise InputError(path, f'cannot be written ({error})', 'Free space or choose another --workdir.') from error
-    self._tensorboard = None
     if importlib.util.find_spec('tensorboardX'):
       import tensorboardX
       self._tensorboard = tensorboardX.SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=start_step + 1)
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """One record of a step."""
+    if self._file is None:
+      return
     with self._errors():
       self._file.write(json.dumps({'step': step, **scalars}) + '\n')
       if self._tensorboard:
@@ -87,6 +95,8 @@ class MetricWriter:
 
   def close(self) -> None:
     """Flushes both."""
+    if self._file is None:
+      return
     with self._errors():
       self._file.close()
       if self._tensorboard:

@@ -85,6 +85,7 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.train = train = ml_collections.ConfigDict()
   train.batch_size = 24
+  train.micro_batches = 1  # parts that a batch goes through the network in, one after the other: less memory, more time
   train.epochs = 150
   train.steps_per_epoch = 0  # 0 = once over the data
   train.patch_size = ()  # (d, h, w) crops to train a 3D network on; () = whole slices or volumes
@@ -111,6 +112,7 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.runtime = runtime = ml_collections.ConfigDict()  # never changes a result
   runtime.workers = 0  # processes that prepare; 0 = one per core
+  runtime.deterministic = False  # GPU: the same bits each time, slower (CPUs and TPUs repeat themselves anyway)
   runtime.prefetch = 2  # batches read ahead
   runtime.compilation_cache = '~/.cache/afw_jax/xla'  # '' = none
   return config

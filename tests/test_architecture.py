@@ -11,16 +11,17 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 
 PURE = {'errors', 'losses', 'models', 'augment', 'augment_volume', 'optimizer', 'metrics', 'surface', 'statistics', 'xla_flags',
         'data.datasets', 'data.specs_public', 'data.specs_folder', 'data.phantom_anatomy'}
-MECHANISM = {'step', 'inference', 'windows', 'sharding', 'checkpoint', 'writer', 'progress', 'convert', 'weights_file', 'pretrained', 'canvas', 'runs', 'tables', 'overlays', 'data.geometry', 'data.volumes', 'data.nifti',
+MECHANISM = {'step', 'accumulate', 'inference', 'windows', 'sharding', 'targets', 'processes', 'checkpoint', 'validation', 'writer', 'progress', 'convert', 'weights_file', 'pretrained', 'canvas', 'runs', 'tables', 'overlays', 'data.geometry', 'data.volumes', 'data.nifti',
              'data.dicom', 'data.png_masks', 'data.transunet', 'data.layouts', 'data.resample', 'data.store',
-             'data.pipeline', 'data.crops', 'data.cases', 'data.phantom', 'data.checks', 'data.pool'}
-COMPOSITION = {'adopt', 'assembly', 'train', 'evaluate', 'predict', 'report', 'figures', 'workdir', 'data.prepare'}
+             'data.pipeline', 'data.crops', 'data.cases', 'data.phantom', 'data.checks', 'data.pool',
+             'data.cluster', 'data.selection', 'data.publish'}
+COMPOSITION = {'adopt', 'assembly', 'plan', 'train', 'evaluate', 'predict', 'report', 'figures', 'workdir', 'data.prepare'}
 LAYERS = [PURE, MECHANISM, COMPOSITION, {'main'}]
 # Which foreign library may be imported where; a name missing here may be imported anywhere.
 OWNERS = {
     'orbax': {'checkpoint'}, 'grain': {'data.pipeline'}, 'nibabel': {'data.nifti'}, 'pydicom': {'data.dicom'},
     'PIL': {'data.png_masks'}, 'h5py': {'data.transunet'}, 'matplotlib': {'canvas'}, 'tensorboardX': {'writer'},
-    'safetensors': {'weights_file'}, 'torch': {'weights_file'},
+    'safetensors': {'weights_file'}, 'torch': {'weights_file'}, 'dask': {'data.cluster'}, 'distributed': {'data.cluster'},
 }
 EVERYWHERE = {'jax', 'flax', 'optax', 'numpy', 'scipy', 'tqdm', 'absl', 'ml_collections', 'afw_jax'}
 

@@ -1,5 +1,6 @@
 """Checkpoints: whole or refused, never silently wrong."""
 
+import errno
 import glob
 import os
 import random
@@ -126,3 +127,30 @@ def test_a_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
   with pytest.raises(InputError, match='Free space'):
     save(tmp_path, make_state(6))
   assert equal(checkpoint.restore_state(str(tmp_path), abstract(state))[0], state)
+
+
+def test_a_second_torn_checkpoint_of_the_same_step_is_set_aside_too(tmp_path):
+  state = make_state()
+  for _ in range(3):
+    save(tmp_path, state)
+    for path in array_files(tmp_path / '3'):
+      open(path, 'r+b').truncate(1)
+    with pytest.raises(InputError, match='none of its 1'):
+      checkpoint.restore_state(str(tmp_path), abstract(state))
+  assert {p.name for p in tmp_path.iterdir()} == {'3.corrupt', '3.corrupt-2', '3.corrupt-3'}
+
+
+@pytest.mark.parametrize('error', [
+    OSError(errno.EMFILE, 'Too many open files'), PermissionError(errno.EACCES, 'denied'), MemoryError(), OSError(errno.EIO, 'input/output'),
+    jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory'), ValueError("UNKNOWN: Failed to open: ... [os_error_code='24']")])
+def test_trouble_of_this_machine_renames_nothing(tmp_path, monkeypatch, error):
+  older, newer = make_state(3, seed=1), make_state(6, seed=2)
+  save(tmp_path, older, newer)
+
+  def fail(*_):
+    raise error
+  with monkeypatch.context() as patched:
+    patched.setattr(checkpoint, '_read', fail)
+    with pytest.raises(InputError, match=r'/6: this checkpoint could not be read here'):
+      checkpoint.restore_state(str(tmp_path), abstract(older))
+  assert int(checkpoint.restore_state(str(tmp_path), abstract(older))[0].step) == 6

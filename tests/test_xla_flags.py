@@ -44,5 +44,22 @@ def test_left_alone_where_it_might_do_harm(before, environment):
   assert ask(f'{CPU_ONLY}\n{before}', **environment) == ['None', environment.get('XLA_FLAGS', 'None')]
 
 
+GPU = '--xla_gpu_deterministic_ops=true'
+WITH_GPU = CPU_ONLY.replace('lambda **k: []', 'lambda **k: ["xla_cuda12"]')
+ASK_GPU = 'from afw_jax import xla_flags; got = xla_flags.set_deterministic(); import os; print(got, os.environ.get("XLA_FLAGS"), sep="|")'
+
+
+def test_a_gpu_repeats_itself_on_request(monkeypatch):
+  monkeypatch.setattr(sys.modules[__name__], 'ASK', ASK_GPU)
+  assert ask(CPU_ONLY) == ['None', 'None']  # no GPU: nothing to do
+  assert ask(WITH_GPU) == [GPU, GPU]
+  assert ask(WITH_GPU, XLA_FLAGS='--xla_dump_to=x') == [GPU, f'--xla_dump_to=x {GPU}']
+  assert ask(WITH_GPU, XLA_FLAGS=GPU) == ['None', GPU]
+  with pytest.raises(AssertionError, match='InputError.*jaxlib 99.0'):
+    ask(WITH_GPU.replace('0.10.2', '99.0'))
+  # set after jax is imported, it is still read, and this jaxlib accepts it
+  ask(f'import jax\n{WITH_GPU}', 'm.entry_points = lambda **k: []\nassert float(jax.numpy.ones(3).sum()) == 3')
+
+
 def test_this_jaxlib_accepts_what_is_set_and_nothing_imports_jax():
   ask('', 'assert "jax" not in sys.modules\nimport jax; assert float(jax.numpy.ones(3).sum()) == 3')

@@ -1,18 +1,18 @@
 """Raw scans -> store: checks every case, brings it to the working grid, and shows the store only when all are fine."""
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
-import pathlib
-import shutil
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
-from afw_jax.data import checks, crops, datasets, layouts, resample, store, volumes
-from afw_jax.data.pool import run_jobs
+from afw_jax.data import checks, cluster, crops, datasets, layouts, pool, publish, resample, selection, store, volumes
 from afw_jax.errors import InputError, InputErrors
+
+_log = logging.getLogger('afw_jax')
 
 ORDERS = {'linear': 1, 'cubic': 3, 1: 1, 3: 3}
 
@@ -21,12 +21,15 @@ def prepare(dataset: str, root: str | os.PathLike, store_dir: str | os.PathLike,
             spacing_mm: Sequence[float | None] = (None, 1.0, 1.0), fit: str = 'resize', order: str | int = 'cubic',
             window=None, fractions: Sequence[float] | None = None, seed: int = 0,
             cases: Sequence[str] | int | None = None, workers: int | None = None, keep_defective: bool = False,
-            progress: bool = True) -> dict:
+            progress: bool = True, shard: tuple[int, int] | None = None, scheduler: str | None = None) -> dict | None:
   """Prepares a data set for training, or goes on where a killed run of the same call stopped.
 
   Every scan and label is decoded once, checked, resampled and kept in a staging folder inside the store; only when no
   case has a problem do the cases move to their places and is the index written. An older store at the same place stays
   as it is until then.
+
+  Several hosts that share the disks of root and store may divide the work: as shards, each a call of its own, at any
+  time and in any order, or as workers of a Dask cluster. The store is the same to the bit.
 
   Args:
     dataset: a name of `datasets.NAMES`.
@@ -44,9 +47,12 @@ def prepare(dataset: str, root: str | os.PathLike, store_dir: str | os.PathLike,
     workers: processes; None as many as cores and memory allow, 0 works in this process.
     keep_defective: also use the cases that are known to be defective.
     progress: show a bar with the time left.
+    shard: (i, n): do every n-th case from the i-th on. The shard that finds all cases ready publishes the store; one
+      that died is given again, and does what is missing.
+    scheduler: of a Dask cluster that does the work instead of processes here: its address or its scheduler file.
 
   Returns:
-    The index of the store (STORE/dataset.json).
+    The index of the store (STORE/dataset.json); None of a shard that leaves the end to others.
 
   Raises:
     InputError: one problem that stops everything, such as a missing path or a full disk.
@@ -56,22 +62,36 @@ def prepare(dataset: str, root: str | os.PathLike, store_dir: str | os.PathLike,
                          fractions=fractions, seed=seed, cases=cases, keep_defective=keep_defective)
   spec = datasets.spec(dataset, os.fspath(root))
   options = case_options(spec, request)
-  files, excluded, notes = _select(spec, layouts.find_cases(spec, root), request)
-  splits = _split(spec, files, request, notes)
-  _check_store(store_dir)
-  with store.lock(store_dir):
-    store.remove_stale(store_dir)
-    jobs = [dict(id=case.id, case=case, spec=spec, options=options, options_hash=digest(options),
-                 store=os.fspath(store_dir)) for case in files]
-    results = {r['id']: r for r in run_jobs(prepare_case, jobs, workers=workers, progress=progress)}
-    metas = {i: results[i]['meta'] for i in sorted(results) if results[i].get('meta')}
-    problems = [p for i in sorted(results) for p in results[i]['problems']] + _leaks(metas, splits)
+  options_hash = _digest(options)
+  if scheduler:  # whose workers are in other folders
+    root, store_dir = os.path.abspath(root), os.path.abspath(store_dir)
+  files, excluded, notes = selection.choose(spec, layouts.find_cases(spec, root), request)
+  splits, more = selection.split(spec, files, request)
+  publish.check_folder(store_dir)
+  jobs = [dict(id=case.id, case=case, spec=spec, options=options, options_hash=options_hash, store=os.fspath(store_dir))
+          for case in (files[shard[0]::shard[1]] if shard else files)]
+  with contextlib.nullcontext() if shard else store.lock(store_dir):  # file locks do not hold across hosts
+    if not shard:
+      store.remove_stale(store_dir)
+    if scheduler:
+      done = cluster.run_jobs(prepare_case, jobs, scheduler=scheduler, progress=progress)
+    else:
+      done = pool.run_jobs(prepare_case, jobs, workers=workers, progress=progress)
+    results = {r['id']: r for r in done}
+    ready = {i: (r['meta'], r['staged']) for i, r in results.items() if r.get('meta')}
+    ready |= publish.of_others(store_dir, [case.id for case in files if case.id not in results], options_hash)
+    metas = {i: ready[i][0] for i in sorted(ready)}
+    problems = [p for i in sorted(results) for p in results[i]['problems']] + selection.leaks(metas, splits)
     if problems:
       raise InputErrors(problems) if len(problems) > 1 else problems[0]
-    notes += _case_notes(spec, metas, splits)
-    index = json.loads(json.dumps(_index(spec, request, options, splits, metas, excluded, notes)))
-    _publish(store_dir, index, [i for i in metas if results[i]['staged']])
-  return store.read_index(store_dir)
+    missing = [case.id for case in files if case.id not in ready]
+    if missing:
+      _log.info('shard %d/%d is done; %d of %d cases are not ready yet (%s ...): the last shard publishes the store',
+                *shard, len(missing), len(files), missing[0])
+      return None
+    notes += more + selection.case_notes(spec, metas, splits)
+    index = selection.index(spec, request, options, options_hash, splits, metas, excluded, notes)
+    return publish.publish(store_dir, json.loads(json.dumps(index)), metas, [i for i in metas if ready[i][1]])
 
 
 def make_request(dataset: str, *, size=(224, 224), spacing_mm=(None, 1.0, 1.0), fit='resize', order='cubic',
@@ -111,6 +131,17 @@ def differences(store_dir: str | os.PathLike, dataset: str, root: str | os.PathL
   return found
 
 
+def added(store_dir: str | os.PathLike, dataset: str, root: str | os.PathLike, **choices) -> list[str]:
+  """Ids of the cases that a `prepare` call would use and the store does not hold; only lists files.
+
+  Raises:
+    InputError, InputErrors: what is wrong with the files at root.
+  """
+  spec, known = datasets.spec(dataset, os.fspath(root)), store.read_index(store_dir)['cases']
+  files, _, _ = selection.choose(spec, layouts.find_cases(spec, root), make_request(dataset, **choices))
+  return [case.id for case in files if case.id not in known]
+
+
 def prepare_case(job: dict) -> dict:
   """One case from files to the staging folder; done again it finds its own result and does nothing.
 
@@ -123,12 +154,9 @@ def prepare_case(job: dict) -> dict:
     digests = checks.source_digests(case)
   except InputError as e:
     return {**result, 'problems': [e]}
-  staging = os.path.join(job['store'], store.STAGING)
-  for place, staged in ((staging, True), (job['store'], False)):
-    if store.is_complete(place, case.id, job['options_hash']):
-      meta = store.read_case(place, case.id).meta
-      if meta['source_sha256'] == digests and 'foreground' in meta['arrays']:  # which older stores have not
-        return {**result, 'meta': meta, 'staged': staged}
+  for meta, staged in publish.prepared(job['store'], case.id, job['options_hash']):
+    if meta['source_sha256'] == digests:
+      return {**result, 'meta': meta, 'staged': staged}
   checked = checks.read_checked(case, spec)
   if checked.problems:
     return {**result, 'problems': checked.problems}
@@ -138,12 +166,7 @@ def prepare_case(job: dict) -> dict:
     return {**result, 'problems': [e]}
   meta.update(options_hash=job['options_hash'], source_sha256=digests, notes=checked.notes,
               source={'image': case.image, 'label': case.label})
-  return {**result, 'meta': store.write_case(staging, case.id, arrays, meta)}
-
-
-def digest(content: dict) -> str:
-  """sha256 of a JSON-able dict, independent of key order."""
-  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+  return {**result, 'meta': store.write_case(os.path.join(job['store'], store.STAGING), case.id, arrays, meta)}
 
 
 def case_options(spec, request) -> dict:
@@ -194,106 +217,5 @@ def _to_store(case_id, checked, spec, options) -> tuple[dict, dict]:
   return arrays, meta
 
 
-def _select(spec, files, request):
-  """The cases to use, those left out (id -> reason), and notes for the reader."""
-  excluded, notes = {}, []
-  unlabelled = [case.id for case in files if case.label is None]
-  if unlabelled:
-    notes.append(f'{len(unlabelled)} scans without labels are not in the store; predict them with --mode=predict')
-  files = [case for case in files if case.label is not None]
-  if spec.num_training is not None and spec.num_training not in (len(files), sum(case.split != 'test' for case in files)):
-    notes.append(f'dataset.json says numTraining {spec.num_training}, but {len(files)} labelled cases are there')
-  if spec.source == 'nifti' and spec.splits:
-    excluded.update({case.id: 'not in the "split" of dataset.json' for case in files if case.split is None})
-  for case in files:
-    if case.id in spec.defects and not request['keep_defective']:
-      excluded[case.id] = f'known defect: it {spec.defects[case.id]}'
-    elif case.id in spec.defects:
-      notes.append(f'{case.id} is used although it {spec.defects[case.id]}')
-  files = [case for case in files if case.id not in excluded]
-  chosen = request['cases']
-  ids = [case.id for case in files]
-  if isinstance(chosen, list):
-    unknown = sorted(set(chosen) - set(ids))
-    if unknown:
-      raise InputError(f'cases {", ".join(unknown[:8])}', 'not among the usable cases of the data set',
-                       f'Known are {", ".join(ids[:8])}' + (', ...' if len(ids) > 8 else ''))
-  elif chosen is not None:
-    if chosen > len(ids):
-      raise InputError(f'cases {chosen}', f'only {len(ids)} usable cases are there', 'Ask for fewer')
-    chosen = sorted(ids, key=lambda i: hashlib.sha256(f'choose/{request["seed"]}/{i}'.encode()).hexdigest())[:chosen]
-  files = [case for case in files if chosen is None or case.id in set(chosen)]
-  if not files:
-    raise InputError(f'data set {spec.name}', 'has no usable labelled case', f'Expected layout: {spec.layout}')
-  published = {i for part in spec.splits.values() for i in part}
-  if spec.source != 'nifti' and published - set(ids) and chosen is None:
-    notes.append(f'{len(published - set(ids))} of the {len(published)} published cases are not there')
-  return files, excluded, notes
-
-
-def _split(spec, files, request, notes) -> dict[str, list[str]]:
-  given = request['fractions']
-  fractions = spec.fractions if given is None else given
-  splits = datasets.split_cases([(case.id, case.subject, case.split) for case in files], fractions, request['seed'],
-                                resplit_train=given is not None)
-  missing = {'train': 'nothing to train on', 'val': 'no best checkpoint can be chosen, the last one counts',
-             'test': 'scores can only be given on the validation cases'}
-  notes += [f'no {part} part: {meaning}' for part, meaning in missing.items() if not splits[part]]
-  return splits
-
-
-def _check_store(store_dir):
-  """Refuses a folder that holds something other than a store, before anything is written into it."""
-  path = pathlib.Path(store_dir)
-  if (path / 'dataset.json').exists():
-    store.read_index(path)
-  elif path.is_dir() and any(p.name not in ('cases', store.STAGING, '.lock') and not p.name.startswith('.tmp-')
-                             for p in path.iterdir()):
-    raise InputError(path, 'is not a store: it holds other files', 'Choose a new or empty folder for the store')
-
-
-def _leaks(metas, splits) -> list[InputError]:
-  """The same scan under two ids, told by its decoded voxels."""
-  part_of = {i: part for part, ids in splits.items() for i in ids}
-  groups = defaultdict(list)
-  for i, meta in metas.items():
-    groups[meta['voxels_sha256']].append(i)
-  return [InputError(metas[other]['source']['image'],
-                     f'is the same scan as {metas[first]["source"]["image"]} (cases {first} in {part_of[first]}, '
-                     f'{other} in {part_of[other]})', 'Remove one of them')
-          for first, *others in groups.values() for other in others]
-
-
-def _case_notes(spec, metas, splits) -> list[str]:
-  notes = [f'{i}: {note}' for i, meta in metas.items() for note in meta['notes']]
-  for i, meta in metas.items():
-    lost = [organ for organ, n in meta['voxels'].items() if n and not meta['working_voxels'][organ]]
-    if lost:
-      notes.append(f'{i}: nothing of {", ".join(lost)} is left on the working grid')
-  for organ in spec.organs:
-    if splits['train'] and not any(metas[i]['voxels'][organ] for i in splits['train']):
-      notes.append(f'{organ} is in no training case')
-  return notes
-
-
-def _index(spec, request, options, splits, metas, excluded, notes) -> dict:
-  kept = ('shape', 'spacing_mm', 'native_shape', 'native_spacing_mm', 'window', 'voxels', 'voxels_sha256')
-  return dict(
-    name=spec.name, modality=spec.modality, organs=spec.organs, labels=spec.labels, raw_ids=options['raw_ids'],
-    output_ids=dict(spec.output_ids), window=options['window'], request=request, options=options,
-    options_hash=digest(options), splits=splits,
-    cases={i: {key: meta[key] for key in kept} for i, meta in metas.items()}, excluded=excluded, notes=notes)
-
-
-def _publish(store_dir, index, staged):
-  """Moves staged cases to their places and writes the index, last."""
-  path = pathlib.Path(store_dir)
-  written = path / 'dataset.json'
-  old = {k: v for k, v in store.read_index(path).items() if k not in ('format', 'kind')} if written.exists() else None
-  if old != index or staged:
-    with store.writing(path):
-      written.unlink(missing_ok=True)
-    for case_id in staged:
-      store.move_case(path / store.STAGING, path, case_id)
-    store.write_index(path, index)
-  shutil.rmtree(path / store.STAGING, ignore_errors=True)
+def _digest(content: dict) -> str:
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,9 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import threading
+import time
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from afw_jax.errors import InputError
 FORMAT = 1
 STAGING = '.staging'  # a store inside the store: cases wait here until all of them are fine
 _TMP = '.tmp-'
+_OTHERS = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)  # of a rename: another process was there first
 _HEADERS = threading.Lock()  # numpy parses a header with `ast`, which two threads at once break (SystemError, Python 3.11)
 _CURES = {errno.ENOSPC: 'Free some disk space and run it again: finished cases are kept',
           errno.EDQUOT: 'Your disk quota is used up: free some space and run it again: finished cases are kept',
@@ -64,7 +67,7 @@ def write_case(store: str | os.PathLike, case_id: str, arrays: dict[str, np.ndar
     InputError: no permission, no space left.
   """
   final = case_folder(store, case_id)
-  tmp = final.with_name(f'{_TMP}{case_id}-{os.getpid()}')
+  tmp = final.with_name(f'{_TMP}{case_id}-{process()}')
   with writing(final):
     shutil.rmtree(tmp, ignore_errors=True)
     try:
@@ -74,10 +77,9 @@ def write_case(store: str | os.PathLike, case_id: str, arrays: dict[str, np.ndar
       meta['meta_sha256'] = _meta_sha256(meta)
       _write_json(tmp / 'case.json', meta)
       _sync_folder(tmp)
-      _put(tmp, final)
-    except BaseException:
+      _put(tmp, final, meta)
+    finally:
       shutil.rmtree(tmp, ignore_errors=True)
-      raise
   return meta
 
 
@@ -131,18 +133,20 @@ def is_complete(store: str | os.PathLike, case_id: str, options_hash: str) -> bo
   return meta.get('options_hash') == options_hash and meta.get('format') == FORMAT
 
 
-def write_index(store: str | os.PathLike, index: dict) -> None:
-  """Writes STORE/dataset.json atomically: with it the store is finished."""
+def write_index(store: str | os.PathLike, index: dict) -> dict:
+  """Writes STORE/dataset.json atomically, and returns what it holds: with it the store is finished."""
   path = pathlib.Path(store) / 'dataset.json'
-  tmp = path.with_name(f'{_TMP}dataset-{os.getpid()}.json')
+  tmp = path.with_name(f'{_TMP}dataset-{process()}.json')
   with writing(path):
     try:
       path.parent.mkdir(parents=True, exist_ok=True)
-      _write_json(tmp, {**index, 'format': FORMAT, 'kind': 'afw_jax store'})
+      index = json.loads(json.dumps({**index, 'format': FORMAT, 'kind': 'afw_jax store'}))
+      _write_json(tmp, index)
       os.replace(tmp, path)
       _sync_folder(path.parent)
     finally:
       tmp.unlink(missing_ok=True)
+  return index
 
 
 def read_index(store: str | os.PathLike) -> dict:
@@ -160,12 +164,23 @@ def read_index(store: str | os.PathLike) -> dict:
   return index
 
 
-def move_case(source: str | os.PathLike, store: str | os.PathLike, case_id: str) -> None:
-  """Moves a whole case from one store to another on the same disk."""
+def move_case(source: str | os.PathLike, store: str | os.PathLike, case_id: str, meta: dict) -> None:
+  """Moves a whole case from one store to another on the same disk, if no other process has done so already.
+
+  Args:
+    source: store to take it from.
+    store: store to put it into; what lies there under the same name is replaced.
+    case_id: which case.
+    meta: of the case to move: by it the case is known wherever it lies.
+
+  Raises:
+    InputError: no permission; or the case is in neither store.
+  """
   final = case_folder(store, case_id)
   with writing(final):
     final.parent.mkdir(parents=True, exist_ok=True)
-    _put(case_folder(source, case_id), final)
+    if not _is(final, meta):
+      _put(case_folder(source, case_id), final, meta)
 
 
 def remove_stale(store: str | os.PathLike) -> None:
@@ -196,16 +211,44 @@ def lock(store: str | os.PathLike):
     os.close(fd)
 
 
-def _put(source: pathlib.Path, final: pathlib.Path) -> None:
-  if final.exists():  # a folder in the way cannot be replaced at once: first it becomes absent
-    old = final.with_name(f'{_TMP}old-{final.name}-{os.getpid()}')
+def _put(source: pathlib.Path, final: pathlib.Path, meta: dict) -> None:
+  """Renames a case's folder. No lock holds across hosts, but a rename of a folder never overwrites: it succeeds for one."""
+  old = final.with_name(f'{_TMP}old-{final.name}-{process()}')
+  try:
+    for _ in range(100):
+      shutil.rmtree(old, ignore_errors=True)
+      if source.exists() and _renamed(final, old) and not source.exists() and _is(old, meta):
+        _renamed(old, final)  # what was in the way was this very case, put there by another process just now
+      if _renamed(source, final) or _is(final, meta):
+        return _sync_folder(final.parent)
+      time.sleep(0.05)
+    raise InputError(final, f'is not there, nor is {source}', 'Do all hosts see this folder? Then run it again')
+  finally:
     shutil.rmtree(old, ignore_errors=True)
-    os.replace(final, old)
-    os.replace(source, final)
-    shutil.rmtree(old)
-  else:
-    os.replace(source, final)
-  _sync_folder(final.parent)
+
+
+def _renamed(source: pathlib.Path, target: pathlib.Path) -> bool:
+  """Whether the folder could be renamed; not if it is gone or something else has its new name."""
+  try:
+    os.rename(source, target)
+  except OSError as e:
+    if e.errno not in _OTHERS:
+      raise
+    return False
+  return True
+
+
+def _is(folder: pathlib.Path, meta: dict) -> bool:
+  """Whether this very case lies there, whole."""
+  try:
+    return read_case(folder.parent.parent, folder.name).meta == meta
+  except InputError:
+    return False
+
+
+def process() -> str:
+  """A name that no other living process has, be it on another host."""
+  return f'{socket.gethostname()}-{os.getpid()}'
 
 
 def _write_array(path: pathlib.Path, array: np.ndarray) -> dict:

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
-from afw_jax.models.layers import uniform_fan_in
+from afw_jax.models.layers import convolve, uniform_fan_in
 from afw_jax.models.norm import GroupNorm
 from afw_jax.models.options import identity
 
@@ -39,9 +39,10 @@ class StdConv(nn.Module):
     kernel = kernel - kernel.mean((0, 1, 2))
     var = jnp.square(kernel).mean((0, 1, 2))
     kernel = kernel * lax.rsqrt(var + 1e-5) if self.reading == 'transunet' else kernel / (jnp.sqrt(var) + 1e-5)
-    padding = [(k // 2, k // 2)] * 2 if self.reading == 'transunet' else 'SAME'
-    return lax.conv_general_dilated(x.astype(self.dtype), kernel.astype(self.dtype), (self.strides,) * 2, padding,
-                                    dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    strides = (self.strides,) * 2
+    padding = [(k // 2, k // 2)] * 2 if self.reading == 'transunet' else \
+      lax.padtype_to_pads(x.shape[1:3], (k, k), strides, 'SAME')
+    return convolve(x.astype(self.dtype), kernel.astype(self.dtype), strides, padding)
 
 
 class Bottleneck(nn.Module):

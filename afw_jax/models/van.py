@@ -10,6 +10,7 @@ from jax import lax
 
 from afw_jax.models.depthwise import depthwise
 from afw_jax.models.gelu import gelu
+from afw_jax.models.layers import convolve
 from afw_jax.models.norm import BatchNorm, LayerNorm
 from afw_jax.models.options import identity
 
@@ -50,8 +51,7 @@ class VanConv(nn.Module):
     elif k == 1:
       y = jnp.dot(x, kernel[0, 0])
     else:
-      y = lax.conv_general_dilated(x, kernel, (self.stride,) * 2, [(k // 2, k // 2)] * 2,
-                                   dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+      y = convolve(x, kernel, (self.stride,) * 2, [(k // 2, k // 2)] * 2)
     return y + (bias if self.bias_gradient else lax.stop_gradient(bias))
 
 

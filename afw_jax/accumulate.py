@@ -1,0 +1,106 @@
+"""Gradient accumulation: the loss of a whole batch whose activations never lie in memory at once.
+
+A batch Dice is not a mean over micro-batches: its class sums run over all of the batch before they are divided, so
+accumulating the gradients of micro-batch losses would train something else. Here the loss sees the whole batch:
+
+  1. forward of one micro-batch after the other, keeping their logits alone;
+  2. loss and gradient towards the logits of the whole batch and towards log_sigma_sq;
+  3. for one micro-batch after the other again forward, then backward from its rows of the logits' gradient; summed.
+
+That is the chain rule in another order, so it holds for every loss and for any number of heads, and costs one forward
+more (about 4/3 of the time). What remains of the whole batch in memory is the image, the labels and a few copies of
+the logits. Without BatchNorm and dropout the gradient is the whole batch's but for rounding. With them:
+
+- BatchNorm normalises each micro-batch by its own statistics, as it would with a small batch, and its running
+  statistics move once per micro-batch, in turn, in 1 (so `momentum` forgets faster per step; 3 moves nothing).
+- dropout draws the masks of micro-batch j from fold_in(key, j), the same in 1 and in 3.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from afw_jax.errors import InputError
+
+Array = jax.Array
+PyTree = Any
+
+
+def check(micro_batches: int, batch_size: int, parts: int) -> None:
+  """Raises InputError unless each of the mesh's `parts` of the batch divides into so many micro-batches."""
+  rows = batch_size // parts
+  if micro_batches < 1 or rows % micro_batches:
+    share = f'{rows} samples' + (f' ({batch_size} over {parts} devices)' if parts > 1 else '')
+    raise InputError('train.micro_batches', f'{micro_batches} does not divide a batch of {share}',
+                     f'Use one of {", ".join(str(m) for m in range(1, rows + 1) if rows % m == 0)}.')
+
+
+def value_and_grad(forward: Callable, loss_fn: Callable, micro_batches: int, *, unroll: bool | None = None) -> Callable:
+  """Loss and gradients of a batch, computed by so many passes over its parts.
+
+  Args:
+    forward: (net, batch_stats, image (B/m, *S, C_in), key) -> (logits or a list of heads, batch_stats moved), of training.
+    loss_fn: (logits, labels, log_sigma_sq) -> (loss, per-class terms).
+    micro_batches: m, which divides B; over several devices, the rows of each.
+    unroll: m copies of the backward pass in the program (False: one, in a loop). A CPU computes the weight gradients of
+      convolutions 6 to 60 times slower inside a loop, elsewhere copies only take longer to compile. None: True on a CPU.
+
+  Returns:
+    fn(params, batch_stats, batch, key) -> ((loss, (terms, batch_stats)), gradients of params), with params
+    {'net', 'log_sigma_sq'} and batch {'image' (B, *S, C_in), 'label' (B, *S)}.
+  """
+  m = micro_batches
+
+  def whole(params: PyTree, batch_stats: PyTree, batch: dict[str, Array], key: Array):
+    net, image = params['net'], batch['image']
+    if len(image) % m:
+      raise InputError('train.micro_batches', f'{m} does not divide a batch of {len(image)}', 'Use a divisor of it.')
+    of_part = lambda j, batch_stats: lambda net: forward(net, batch_stats, _part(image, j, m), jax.random.fold_in(key, j))
+
+    def logits_of(moved, j):
+      logits, moved = of_part(j, moved)(net)
+      return moved, logits
+
+    moved, logits = jax.lax.scan(logits_of, batch_stats, jnp.arange(m))
+    logits = jax.tree.map(_joined, logits)
+
+    value = jax.value_and_grad(loss_fn, argnums=(0, 2), has_aux=True)
+    (loss, terms), (to_logits, to_log_sigma_sq) = value(logits, batch['label'], params['log_sigma_sq'])
+
+    def add(total, j):
+      _, backward, _ = jax.vjp(of_part(j, batch_stats), net, has_aux=True)
+      gradient, = backward(jax.tree.map(lambda a: _part(a, j, m), to_logits))
+      return jax.tree.map(jnp.add, total, gradient)
+
+    total = jax.tree.map(jnp.zeros_like, net)
+    if jax.default_backend() == 'cpu' if unroll is None else unroll:
+      for j in range(m):
+        total = add(total, j + _zero_after((loss, total)))
+    else:
+      total = jax.lax.fori_loop(0, m, lambda j, total: add(total, j), total)
+    return (loss, (terms, moved)), {'net': total, 'log_sigma_sq': to_log_sigma_sq}
+
+  return whole
+
+
+def _part(x: Array, j: Array, m: int) -> Array:
+  """Rows j, j + m, j + 2m, ... of x (B, ...): not B/m neighbours, which would all lie on a few of the devices that the
+  batch is divided over, but as many of every device, so that none is idle and no row moves."""
+  return jax.lax.dynamic_index_in_dim(x.reshape(len(x) // m, m, *x.shape[1:]), j, 1, keepdims=False)
+
+
+def _joined(parts: Array) -> Array:
+  """(m, B/m, ...), the parts in turn -> (B, ...) in the order of the batch."""
+  return parts.swapaxes(0, 1).reshape(-1, *parts.shape[2:])
+
+
+def _zero_after(arrays: PyTree) -> Array:
+  """An int32 0 that is known only once all arrays are: what is computed with it waits for them.
+
+  Left to itself XLA may run the copies of an unrolled pass side by side, with the activations of all in memory
+  (`lax.optimization_barrier` would forbid it, but the CPU's compiler drops it).
+  """
+  total = sum(jnp.sum(a, dtype=jnp.float32) for a in jax.tree.leaves(arrays))
+  return (total > jnp.inf).astype(jnp.int32)  # never, NaN included; the compiler does not know

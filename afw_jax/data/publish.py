@@ -1,0 +1,79 @@
+"""From cases that wait in staging to a store that shows them: safe for several processes and hosts at once."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+
+from afw_jax.data import store
+from afw_jax.errors import InputError
+
+
+def check_folder(store_dir: str | os.PathLike) -> None:
+  """Refuses a folder that holds something other than a store, before anything is written into it."""
+  path = pathlib.Path(store_dir)
+  if read_index(path) is None and path.is_dir() and any(
+      p.name not in ('cases', store.STAGING, '.lock', 'dataset.json') and not p.name.startswith('.tmp-')
+      for p in path.iterdir()):
+    raise InputError(path, 'is not a store: it holds other files', 'Choose a new or empty folder for the store')
+
+
+def read_index(store_dir: str | os.PathLike) -> dict | None:
+  """The index of a store; None where there is none (another process may just be writing a new one)."""
+  try:
+    return store.read_index(store_dir)
+  except InputError:
+    if (pathlib.Path(store_dir) / 'dataset.json').exists():
+      raise
+    return None
+
+
+def prepared(store_dir: str | os.PathLike, case_id: str, options_hash: str) -> Iterator[tuple[dict, bool]]:
+  """(meta, whether it waits in staging) of the case wherever it lies whole and made with these options; staging first."""
+  for place, staged in ((os.path.join(store_dir, store.STAGING), True), (store_dir, False)):
+    try:
+      meta = store.read_case(place, case_id).meta
+    except InputError:  # not there, or damaged: it will be made again
+      continue
+    if (meta.get('options_hash'), meta.get('format')) == (options_hash, store.FORMAT) and 'foreground' in meta['arrays']:
+      yield meta, staged
+
+
+def of_others(store_dir: str | os.PathLike, case_ids: Iterable[str], options_hash: str) -> dict[str, tuple[dict, bool]]:
+  """Case id -> (meta, staged) of those that other processes have prepared so far."""
+  probe = pathlib.Path(store_dir) / store.STAGING / 'cases' / f'.tmp-probe-{store.process()}'
+  with contextlib.suppress(FileNotFoundError):  # a change of ours in the folder makes a network disk look at it anew
+    probe.mkdir()
+    probe.rmdir()
+  found = ((case_id, next(prepared(store_dir, case_id, options_hash), None)) for case_id in case_ids)
+  return {case_id: found for case_id, found in found if found}
+
+
+def publish(store_dir: str | os.PathLike, index: dict, metas: Mapping[str, dict], staged: Iterable[str]) -> dict:
+  """Moves staged cases to their places and writes the index, last.
+
+  The processes that share the work may all come here at once: each does what it finds undone, and what each writes is
+  the same.
+
+  Args:
+    store_dir: the store.
+    index: the new content of its dataset.json.
+    metas: case id -> meta, of every case.
+    staged: ids of the cases that wait in staging.
+
+  Returns:
+    The index as it now is.
+  """
+  path = pathlib.Path(store_dir)
+  staged, written = list(staged), read_index(path)
+  same = written is not None and {k: v for k, v in written.items() if k not in ('format', 'kind')} == index
+  if staged or not same:
+    if written is not None and not same:  # nobody shall read cases with the index of others
+      with store.writing(path):
+        (path / 'dataset.json').unlink(missing_ok=True)
+    for case_id in staged:
+      store.move_case(path / store.STAGING, path, case_id, metas[case_id])
+    written = store.write_index(path, index)
+  shutil.rmtree(path / store.STAGING, ignore_errors=True)
+  return written

@@ -1,0 +1,153 @@
+"""A mesh of data x spatial trains as one device does: the same numbers, a share of the memory, and only borders sent.
+
+The programs are compiled and run in processes of their own with eight virtual CPU devices: this file run as a script,
+with what to do, a network and numbers as arguments, and the findings as JSON.
+"""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from afw_jax import augment, losses, models, optimizer, sharding, step
+
+CLASSES = 4
+# The smallest images whose deepest level has two rows: the finer levels divide over two and four, the coarse do not.
+SIDES = {'unet': (32, 16), 'unetpp': (8, 8), 'transunet': (32, 16), 'vatransunet': (32, 16), 'unetr': (32, 16, 16),
+         'unetrpp': (16, 16, 16)}
+AUGMENT = {'unet': ('paper', {}), 'unetr': ('volume', {})}  # the others take the batch as it is
+FAST = {'xla_backend_optimization_level': 0}
+
+
+# -- in the process with eight devices
+
+
+def drawn(path, leaf):
+  """A value for a variable, so that no branch starts switched off."""
+  name, z = path[-1].key, np.random.default_rng(zlib.crc32(str(path).encode())).standard_normal(leaf.shape)
+  if name == 'var' or leaf.size == 1:
+    return np.exp(0.2 * z)
+  return z / np.sqrt(np.prod(leaf.shape[:-1])) if 'kernel' in name else 0.1 * z + (name == 'scale')
+
+
+def all_losses(logits, labels, log_sigma_sq):
+  """The sum of all losses, each with a weight of its own; for terms the values of each."""
+  values = {name: losses.make_loss(name)(logits, labels, log_sigma_sq)[0] for name in losses.LOSSES}
+  return sum((i + 1) * value for i, value in enumerate(values.values())), values
+
+
+def make_program(name, mesh, dtype='float32', loss='ce_afw', **options):
+  """(the train step, its state without values) for a network of the testing size."""
+  model = models.build(name, CLASSES, size='testing', dtype=dtype, constrain=sharding.make_constrain(mesh), **options)
+  single = all_losses if loss == 'all' else losses.make_loss(loss)
+  loss_fn = losses.deep_supervised(single, getattr(model, 'head_weights', None), main=getattr(model, 'main_output', 0))
+  tx = optimizer.sgd(optimizer.polynomial_schedule(0.1, epochs=4, steps_per_epoch=1))  # its first momentum: the gradient
+  kind, choices = AUGMENT.get(name, ('none', {}))
+  transform = augment.make_augment(kind, **choices)
+
+  def prepare(key, batch):
+    return transform(key, {'image': augment.apply_window(batch['image'], batch['window']), 'label': batch['label']})
+
+  everywhere = sharding.replicated(mesh)
+  train_step = jax.jit(step.make_train_step(model, loss_fn, tx, prepare), donate_argnums=0,
+                       out_shardings=(everywhere, everywhere))
+  return train_step, functools.partial(step.init_state, model, tx, num_classes=CLASSES)
+
+
+def make_batch(sides, size):
+  """One class fills each half of a sample, another one in the next: most parts of the mesh lack most classes."""
+  rng = np.random.default_rng(0)
+  sample, row = np.ogrid[:size, :sides[0]]
+  cell = (sample + 2 * (2 * row // sides[0])) % CLASSES
+  label = np.broadcast_to(cell.reshape(size, sides[0], *[1] * (len(sides) - 1)), (size, *sides))
+  label = np.where(rng.random(label.shape) < 0.1 * (sample.reshape(-1, *[1] * len(sides)) % 2), 3, label)
+  image = 100 * label + rng.normal(0, 60, label.shape) + 5 * row.reshape(-1, *[1] * (len(sides) - 1))
+  window = np.stack([np.full(size, -50.0), 300 + 10.0 * np.arange(size)], -1)
+  return {'image': image[..., None].astype(np.float32), 'label': label.astype(np.int32), 'window': window.astype(np.float32)}
+
+
+def results(name, mesh, dtype, loss):
+  """What one step makes, by part."""
+  sides = SIDES[name]
+  train_step, init = make_program(name, mesh, dtype, loss)
+  abstract = jax.eval_shape(init, jax.random.key(0), image=jax.ShapeDtypeStruct((1, *sides, 1), dtype))
+  filled = jax.tree_util.tree_map_with_path(drawn, {'params': abstract.params, 'stats': abstract.batch_stats})
+  zeros = lambda tree: jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), tree)
+  state = step.TrainState(np.int32(0), filled['params'], filled['stats'], zeros(abstract.opt_state))
+  cast = lambda a: np.asarray(a, dtype if np.issubdtype(np.asarray(a).dtype, np.floating) else None)
+  state = jax.device_put(jax.tree.map(cast, state), sharding.replicated(mesh))
+  batch = sharding.put_batch(make_batch(sides, 8), mesh)
+  compiled = train_step.lower(state, batch, jax.random.key(7)).compile(compiler_options=FAST)
+  state, aux = jax.device_get(compiled(state, batch, jax.random.key(7)))
+  gradients = optax.tree_utils.tree_get(state.opt_state, 'trace')
+  return {'loss': aux['loss'], 'terms': aux['terms'], 'gradient': gradients['net'], 'gradient norm': aux['grad_norm'],
+          'gradient of log_sigma_sq': gradients['log_sigma_sq'], 'log_sigma_sq': state.params['log_sigma_sq'],
+          'parameters': state.params['net'], 'BatchNorm statistics': state.batch_stats}
+
+
+def difference(one, other):
+  """The largest difference relative to its leaf's scale; leaves that are zero but for rounding count by the largest."""
+  pairs = list(zip(*(map(np.asarray, jax.tree.leaves(tree)) for tree in (one, other)), strict=True))
+  assert all(np.isfinite(a).all() for a, _ in pairs)
+  least = 1e-6 * max((np.abs(a).max() for a, _ in pairs), default=0)
+  return max((float(np.abs(a - b).max() / max(np.abs(a).max(), least)) for a, b in pairs if a.any() or b.any()), default=0.0)
+
+
+def equal(name, dtype, loss, *meshes):
+  """Per mesh ('4x2'), the difference of each part to one device's."""
+  one = results(name, sharding.make_mesh(1, 1, jax.devices()[:1]), dtype, loss)
+  found = {}
+  for shape in meshes:
+    other = results(name, sharding.make_mesh(*map(int, shape.split('x'))), dtype, loss)
+    found[shape] = {part: difference(one[part], other[part]) for part in one}
+  return found
+
+
+def memory(name, batch_size, sides, **options):
+  """Per number of devices, a train step's temporary bytes on each, and what they send each other."""
+  found = {}
+  for count in (1, 2, 4, 8):
+    mesh = sharding.make_mesh(1, count, jax.devices()[:count])
+    train_step, init = make_program(name, mesh, **options)
+    everywhere = sharding.replicated(mesh)
+    image = jax.ShapeDtypeStruct((1, *sides, 1), jnp.float32)
+    state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere),  # noqa: B023
+                         jax.eval_shape(init, jax.random.key(0), image=image))
+    batch = make_batch(sides, batch_size)
+    batch = {key: jax.ShapeDtypeStruct(batch[key].shape, batch[key].dtype, sharding=placed)
+             for key, placed in sharding.of_batch(mesh, batch).items()}
+    compiled = train_step.lower(state, batch, jax.random.key(7)).compile(compiler_options=FAST)
+    found[count] = [compiled.memory_analysis().temp_size_in_bytes, sharding.collectives(compiled.as_text())]
+  return found
+
+
+# -- the tests
+
+
+def run(what, *arguments, x64=False, **options):
+  """Runs this file with eight devices."""
+  root = Path(__file__).parents[1]
+  done = subprocess.run([sys.executable, __file__, what, json.dumps(arguments), json.dumps(options)], capture_output=True,
+                        text=True, env=os.environ | {'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu',
+                                                     'JAX_ENABLE_X64': str(int(x64)), 'PYTHONPATH': str(root)})
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize('name', models.MODELS)
+def test_a_step_on_eight_devices_is_the_step_on_one(name):
+  for shape, parts in run('equal', name, 'float64', 'ce_afw', '8x1', '4x2', *['2x4'] * (name == 'unet'), x64=True).items():
+    assert all(value <= 1e-5 for value in parts.values()), (shape, parts)
+
+
+if __name__ == '__main__':
+  print(json.dumps({'equal': equal, 'memory': memory}[sys.argv[1]](*json.loads(sys.argv[2]), **json.loads(sys.argv[3]))))
