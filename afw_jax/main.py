@@ -102,13 +102,13 @@ def _dispatch() -> None:
   absl_logging.get_absl_handler().setFormatter(None)
   for library in ('absl', 'jax'):  # Orbax tells every step of every save, jax every backend that is not there
     logging.getLogger(library).setLevel(logging.WARNING)
+  if config is not None and config.runtime.deterministic:
+    xla_flags.set_deterministic()  # before the first array
   if mode == 'plan':
     if config is None:
       raise InputError('--config', 'is not given', '--mode=plan needs one, for instance --config=configs/demo.py.')
     plan.plan(config, _TARGET.value, _DEVICES.value, _MEMORY.value)
     return
-  if config is not None and config.runtime.deterministic:
-    xla_flags.set_deterministic()  # before the first array
   place = processes.place(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   if mode in ('all', 'train', 'evaluate', 'predict'):
     processes.start(place)

@@ -190,7 +190,7 @@ def _elsewhere(job: dict, target: targets.Target, bar: tqdm.tqdm) -> dict:
 
 
 _HEADING = (f'{"devices":>7} {"data x spatial":>15} {"GiB/device":>11} {"temporary":>10} {"fits":>5} {"TFLOP/device":>13} '
-            f'{"collectives":>12} {"MiB/step":>9} {"largest MiB":>12}  which')
+            f'{"collectives":>12} {"MiB/step":>9} {"largest MiB":>24}  by kind (MiB)')
 
 
 def _row(choice: str, *, mesh: Mesh | None, fits: bool, flops: float = 0, memory=None, traffic=(), exhausted: float = 0, seconds=0) -> str:
@@ -203,8 +203,9 @@ def _row(choice: str, *, mesh: Mesh | None, fits: bool, flops: float = 0, memory
           f'{flops / devices / 1e12:>13.3g}')
   if memory is None:
     return line
+  kind, largest, _ = max(traffic, key=lambda t: t[1], default=('', 0, 0))
   return (f'{line} {sum(times for _, _, times in traffic):>12} {sum(size * times for _, size, times in traffic) / 2**20:>9.1f} '
-          f'{max((size for _, size, _ in traffic), default=0) / 2**20:>12.2f}  {_kinds(traffic)}')
+          f'{f"{largest / 2**20:.2f} {kind}":>24}  {_kinds(traffic)}'.rstrip())
 
 
 def _kinds(traffic: list[tuple[str, int, int]]) -> str:
@@ -224,7 +225,7 @@ def _advice(rows: list[dict], target: targets.Target) -> list[str]:
                     'or --config.train.micro_batches may help.']
   data, spatial = min(fitting, key=math.prod)
   devices = data * spatial
-  lines.append(f'The smallest that fits: {devices} device{"s" * (devices > 1)}, --config.mesh.data={data} --config.mesh.spatial={spatial}')
+  lines.append(f'The smallest of these that fits: {devices} device{"s" * (devices > 1)}, --config.mesh.data={data} --config.mesh.spatial={spatial}')
   if target.platform == 'cuda':
     lines.append('JAX takes three quarters of a GPU by itself; to use it all, start with XLA_PYTHON_CLIENT_MEM_FRACTION=0.92.')
   return lines

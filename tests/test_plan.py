@@ -92,9 +92,12 @@ def test_traffic_of_loops_within_loops_and_of_programs_of_accelerators():
       '  %ag = (bf16[4,8]{1,0}, bf16[16,8]{1,0}) all-gather-start(bf16[4,8]{1,0} %x), dimensions={0}',
       '  %agd = bf16[16,8]{1,0} all-gather-done((bf16[4,8]{1,0}, bf16[16,8]{1,0}) %ag)',
       '  %cp = (f32[1,8]{1,0}, f32[1,8]{1,0}, u32[], u32[]) collective-permute-start(f32[1,8]{1,0} %y), source_target_pairs={{0,1}}',
+      '  %cpd = f32[1,8]{1,0} collective-permute-done((f32[1,8]{1,0}, f32[1,8]{1,0}, u32[], u32[]) %cp)',
+      '  %rs = ((f32[8]{0}, f32[4]{0}), (f32[2]{0}, f32[1]{0})) reduce-scatter-start(f32[8]{0} %u, f32[4]{0} %v), to_apply=%add',
+      '  %rsd = (f32[2]{0}, f32[1]{0}) reduce-scatter-done(((f32[8]{0}, f32[4]{0}), (f32[2]{0}, f32[1]{0})) %rs)',
       '  ROOT %ar = (f32[8]{0}, /*index=1*/f32[2]{0}) all-reduce(f32[8]{0} %a, f32[2]{0} %b), to_apply=%add', '}'])
   assert sorted(targets.traffic(hlo)) == [
-      ('all-gather', 256, 1), ('all-reduce', 32, 6), ('all-reduce', 40, 1), ('collective-permute', 32, 1)]
+      ('all-gather', 256, 1), ('all-reduce', 32, 6), ('all-reduce', 40, 1), ('collective-permute', 32, 1), ('reduce-scatter', 12, 1)]
 
 
 @pytest.fixture(scope='module')
@@ -138,7 +141,7 @@ def test_plan_finds_the_smallest_mesh_that_fits(one, monkeypatch):
       [str(n), '1', 'x', str(n), f'{row["memory"]["total"] / targets.GIB:.3g}', f'{row["memory"]["temporary"] / targets.GIB:.3g}']
       for n, row in zip((1, 2), rows)]
   assert '3  divides neither' in written[4]
-  assert 'smallest that fits: 2 devices, --config.mesh.data=1 --config.mesh.spatial=2' in written[5]
+  assert 'smallest of these that fits: 2 devices, --config.mesh.data=1 --config.mesh.spatial=2' in written[5]
 
 
 def test_plan_says_what_may_help_where_nothing_fits(one, monkeypatch):
@@ -217,5 +220,5 @@ def test_compilers_of_accelerators(target, devices):
 def test_the_door_opens_to_plan(run_main):
   done = run_main('--mode=plan', '--config=configs/synapse.py', '--config.data.size=(32, 32)', '--config.model.unet.features=(4, 6, 8, 10, 12)',
                   '--config.train.batch_size=4', '--devices=4')
-  assert '4 x 1' in done.stdout and 'smallest that fits: 4 devices' in done.stdout
+  assert '4 x 1' in done.stdout and 'smallest of these that fits: 4 devices' in done.stdout
   assert '--config: is not given' in run_main('--mode=plan', check=2).stderr

@@ -83,6 +83,11 @@ def run_jobs(function: Callable[[dict], dict], jobs: list[dict], *, scheduler: s
         results.append({'id': job['id'], 'problems': [InputError(
           job['case'].image, 'reading it ended one worker after the other',
           'Probably too little memory: give the workers more, or remove the case')]})
+      except (ImportError, RuntimeError) as e:
+        if isinstance(e, RuntimeError) and 'deserialization' not in str(e):
+          raise
+        raise InputError(f'--scheduler={scheduler}', f'cannot load what it shall run ({str(e).split(".")[0]})',
+                         'Install the same version of afw_jax on its host and on the workers') from e
       bar.update()
   return results
 

@@ -72,6 +72,25 @@ def test_all_publish_at_once(tmp_path, monkeypatch, older):
   assert found == contents(tmp_path / 'one') and not list(tmp_path.glob('s/cases/.*'))
 
 
+def test_killed_while_it_publishes(tmp_path, monkeypatch):
+  root = make_many(tmp_path / 'raw', 6)
+  prepare_here(root, tmp_path / 'one')
+  prepare_here(root, tmp_path / 's', window='transunet')
+  move, moved = store.move_case, []
+
+  def killed(*args):
+    if len(moved) == 3:
+      raise KeyboardInterrupt
+    moved.append(move(*args))
+
+  with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+    m.setattr(store, 'move_case', killed)
+    prepare_here(root, tmp_path / 's', shard=(0, 1))
+  assert not (tmp_path / 's' / 'dataset.json').exists()
+  assert prepare_here(root, tmp_path / 's', shard=(1, 2))  # any shard
+  assert contents(tmp_path / 's') == contents(tmp_path / 'one')
+
+
 def test_a_shard_again_changes_nothing_and_reads_no_scan(tmp_path, monkeypatch):
   root = make_many(tmp_path / 'raw', 5)
   index = prepare_here(root, tmp_path / 's', shard=(0, 1))
@@ -126,11 +145,18 @@ def test_no_such_share(text, environment):
     cluster.parse_shard(text, environment)
 
 
-def test_array_jobs_at_the_door(tmp_path, run_main):
+def test_array_jobs_at_the_door_and_scans_added_later(tmp_path, run_main):
   root = make_many(tmp_path / 'raw', 5)
-  arguments = ('--mode=prepare', '--config=configs/folder.py', f'--config.data.root={root}', '--config.data.size=(8, 8)',
+  arguments = ('--config=configs/folder.py', f'--config.data.root={root}', '--config.data.size=(16, 16)',
                f'--config.data.store={tmp_path}/s', f'--workdir={tmp_path}/run', '--config.runtime.workers=1')
-  done = run_main(*arguments, **(SLURM | {'SLURM_ARRAY_TASK_ID': '9', 'SLURM_ARRAY_TASK_COUNT': '3'}))
-  assert 'shard 2/3 is done; 4 of 5 cases are not ready yet' in done.stderr and not (tmp_path / 's' / 'dataset.json').exists()
-  assert 'prepared 4 train, 1 val' in run_main(*arguments, '--shard=0/1').stderr
-  assert run_main(*arguments, '--shard=3/3', check=2).stderr.strip().startswith('error: --shard=3/3')
+  task = SLURM | {'SLURM_ARRAY_TASK_ID': '9'}
+  said = run_main(*arguments, '--mode=prepare', **task).stderr
+  assert 'shard 2/3 is done; 4 of 5 cases are not ready yet' in said and not (tmp_path / 's' / 'dataset.json').exists()
+  said = run_main(*arguments, '--mode=prepare', '--shard=0/1', **task).stderr
+  assert 'prepared 4 train, 1 val' in said
+  make_many(tmp_path / 'more', 6)
+  for kind in ('images', 'labels'):
+    (tmp_path / 'more' / kind / 'c0005.nii').rename(root / kind / 'c0005.nii')
+  said = run_main(*arguments, '--config.loss.ce_afw.rare=("none",)', check=2).stderr  # which ends it before it trains
+  assert '1 scans are new in' in said and '(c0005 ...): preparing them' in said
+  assert 'c0005' in store.read_index(tmp_path / 's')['cases']
