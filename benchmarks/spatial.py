@@ -27,8 +27,8 @@ from afw_jax import losses, models, optimizer, sharding, step  # noqa: E402
 
 NETWORKS = ('unetr', 'unetrpp')
 MESHES = ('1x1', '1x2', '2x1', '1x4', '2x2', '1x8', '2x4')
-HEADER = ('| network | devices | data x spatial | temporary GiB per device | share of one | state GiB per device '
-          '| sent per step, GiB | largest, MiB |\n|---|---|---|---|---|---|---|---|')
+HEADER = ('| network | devices | data x spatial | temporary GiB per device | share of one | arguments GiB per device '
+          '| results of collectives, GiB | largest, MiB |\n|---|---|---|---|---|---|---|---|')
 
 
 def compile_step(name, sides, batch_size, classes, mesh, **options):

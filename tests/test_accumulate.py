@@ -84,22 +84,23 @@ def assert_close(got, expected, tolerance):
     np.testing.assert_allclose(g, e, rtol=0, atol=bound, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize('unroll, x64, tolerance', [(True, True, 1e-12), (False, False, 1e-5)])
-def test_every_loss_of_several_heads_is_that_of_the_whole_batch(unroll, x64, tolerance):
+@pytest.mark.parametrize('names, unroll, x64, tolerance', [
+    (losses.LOSSES, True, True, 1e-12), (('ce_afw', 'focal_dice', 'unified_focal'), False, False, 1e-5)])
+def test_every_loss_of_several_heads_is_that_of_the_whole_batch(names, unroll, x64, tolerance):
   with jax.enable_x64(x64):
-    batch = make_batch((6, 8, 8))
+    batch = make_batch((4, 8, 8))
     state = born(Tiny(), batch)
     if x64:
       batch, state = in_float64((batch, state))
-    made = {name: losses.deep_supervised(losses.make_loss(name), (1.0, 0.5)) for name in losses.LOSSES}
+    made = {name: losses.deep_supervised(losses.make_loss(name), (1.0, 0.5)) for name in names}
 
     def every(micro_batches):
       steps = {name: step.make_train_step(Tiny(), fn, GRADIENT, lambda key, b: b, micro_batches=micro_batches,
                                           unroll=unroll) for name, fn in made.items()}
       return compiled(lambda *a: {k: f(*a) for k, f in steps.items()}, state, batch, KEY)(state, batch, KEY)
 
-    whole, parts = every(1), every(3)
-    for name in losses.LOSSES:
+    whole, parts = every(1), every(2)
+    for name in names:
       (w_state, w_aux), (p_state, p_aux) = whole[name], parts[name]
       assert w_aux['loss'].dtype == (np.float64 if x64 else np.float32) and float(w_aux['grad_norm']) > 1e-4, name
       assert_close(p_aux, w_aux, tolerance)
