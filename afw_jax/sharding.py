@@ -126,12 +126,11 @@ def collectives(hlo: str) -> list[tuple[str, int]]:
     loop's body counts once.
   """
   kinds = 'all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all|collective-broadcast'
-  found = re.finditer(rf'^\s*(?:ROOT )?%?\S+ = (.*?) ({kinds})(-start)?\(', hlo, re.MULTILINE)
-  sizes = lambda shape: [_BYTES[dtype] * math.prod(map(int, filter(None, sides.split(','))))
-                         for dtype, sides in re.findall(r'\b([a-z]\w*)\[([\d,]*)\]', shape)]
-  # what starts an asynchronous gather or permutation carries its operand too
-  return [(kind, max(sizes(shape)) if start and kind in ('all-gather', 'collective-permute') else sum(sizes(shape)))
-          for shape, kind, start in (match.groups() for match in found)]
+  # The result of an asynchronous one stands where it is done; where it starts, its operands stand as well.
+  found = re.finditer(rf'^\s*(?:ROOT )?%?\S+ = (.*?) ({kinds})(?:-done)?\(', hlo, re.MULTILINE)
+  size = lambda shape: sum(_BYTES[dtype] * math.prod(map(int, filter(None, sides.split(','))))
+                           for dtype, sides in re.findall(r'\b([a-z]\w*)\[([\d,]*)\]', shape))
+  return [(kind, size(shape)) for shape, kind in (match.groups() for match in found)]
 
 
 _BYTES = {'pred': 1, 's4': 1, 'u4': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4,

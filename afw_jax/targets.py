@@ -154,9 +154,7 @@ def traffic(hlo: str) -> list[tuple[str, int, int]]:
         for called in re.findall(r'[\w.\-]+', group) if attribute in _CALLS else ():
           if called in times:
             times[called] += times[name] * (int(trips[1]) if trips and attribute == 'body' else 1)
-  # The result of an asynchronous collective stands where it is done; where it starts, its operands stand as well.
-  done = lambda body: '\n'.join(line.replace('-done(', '(') for line in body.splitlines() if '-start(' not in line)
-  return [(kind, size, times[name]) for name, body in bodies.items() if times[name] for kind, size in sharding.collectives(done(body))]
+  return [(kind, size, times[name]) for name, body in bodies.items() if times[name] for kind, size in sharding.collectives(body)]
 
 
 _CALLS = ('body', 'condition', 'calls', 'to_apply', 'called_computations', 'branch_computations', 'true_computation', 'false_computation')

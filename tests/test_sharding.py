@@ -167,12 +167,16 @@ HLO = """
   ROOT %border = s32[1,1,16]{2,1,0:T(8,128)} collective-permute(%x), source_target_pairs={{0,1}}
   %go = (f32[2,8]{1,0}, f32[2,64]{1,0}) all-gather-start(%q), dimensions={1}
   %arrived = f32[2,64]{1,0} all-gather-done(%go)
+  %both = ((f32[8]{0}, f32[8]{0}), (f32[32]{0}, f32[64]{0})) all-gather-start(%s, %t), dimensions={0}
+  %arrived.2 = (f32[32]{0}, f32[64]{0}) all-gather-done(%both)
   %total = f32[] all-reduce-start(%c)
+  %summed = f32[] all-reduce-done(%total)
   %fused = f32[100] fusion(%sum), metadata={op_name="all-gather(x)"}
 """
 
 
 def test_collectives_are_read_from_the_compiled_text():
   assert sharding.collectives(HLO) == [
-    ('all-gather', 4096), ('all-reduce', 36 + 32), ('collective-permute', 64), ('all-gather', 512), ('all-reduce', 4)]
+    ('all-gather', 4096), ('all-reduce', 36 + 32), ('collective-permute', 64), ('all-gather', 512),
+    ('all-gather', 128 + 256), ('all-reduce', 4)]
   assert np.sum([size for _, size in sharding.collectives('%y = f32[3] add(%a, %b)')]) == 0

