@@ -18,7 +18,7 @@ from afw_jax import checkpoint
 from afw_jax.errors import InputError
 from afw_jax.step import TrainState
 
-KILLS = int(os.environ.get('AFW_KILLS', 5))  # 20 take minutes
+KILLS = int(os.environ.get('AFW_KILLS', 3))  # 20 take minutes
 
 
 def unfinished(workdir):
