@@ -14,6 +14,7 @@ from afw_jax.data import volumes
 
 REAL = os.environ.get('AFW_REAL_DATA')
 pytestmark = pytest.mark.skipif(not REAL, reason='AFW_REAL_DATA is not set (a folder with real scans)')
+SLOW = pytest.mark.skipif('AFW_SLOW' not in os.environ, reason='AFW_SLOW is not set (some minutes more)')
 ORGANS = {'spleen': 1, 'right_kidney': 2, 'left_kidney': 3, 'gallbladder': 4, 'liver': 5, 'stomach': 6, 'pancreas': 7, 'aorta': 52}
 
 
@@ -71,7 +72,8 @@ def test_a_dicom_series_in_a_label_map_out(overfitted, run_main):
 
 @pytest.mark.parametrize('network', [
     ('--config.data.size=(32, 32)', '--config.model.unet.features=(4, 8, 8, 8, 8)'),
-    ('--config.data.size=(16, 64, 64)', '--config.model.name=unetr', '--config.model.size=testing', '--config.augment.name=volume'),
+    pytest.param(('--config.data.size=(16, 64, 64)', '--config.model.name=unetr', '--config.model.size=testing', '--config.augment.name=volume'),
+                 marks=SLOW),
     ('--config.data.size=()', '--config.data.spacing_mm=(8.0, 5.0, 5.0)', '--config.model.name=unetrpp', '--config.model.size=testing',
      '--config.train.patch_size=(16, 64, 64)', '--config.augment.name=volume', '--config.train.crops_per_case=2')],
     ids=['unet', 'unetr', 'unetrpp'])

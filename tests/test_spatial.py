@@ -24,6 +24,7 @@ CLASSES = 4
 # The smallest images whose deepest level has two rows: the finer levels divide over two and four, the coarse do not.
 SIDES = {'unet': (32, 16), 'unetpp': (8, 8), 'transunet': (32, 16), 'vatransunet': (32, 16), 'unetr': (32, 16, 16),
          'unetrpp': (16, 16, 16)}
+SLOW = pytest.mark.skipif('AFW_SLOW' not in os.environ, reason='AFW_SLOW is not set (some minutes more)')
 FAST = {'xla_backend_optimization_level': 0}
 
 
@@ -155,7 +156,7 @@ def check_equal(name, *meshes, **options):
     assert all(value <= 1e-5 for value in parts.values()), (shape, parts)
 
 
-@pytest.mark.parametrize('name', models.MODELS)
+@pytest.mark.parametrize('name', ['unet', 'unetr', *(pytest.param(name, marks=SLOW) for name in models.MODELS if name not in ('unet', 'unetr'))])
 def test_a_step_over_eight_devices_is_the_step_of_one(name):
   """In float64, which tells a wrong program from rounding.
 
@@ -173,7 +174,7 @@ def test_in_float32_where_nothing_amplifies_rounding():
   check_equal('unetpp', '4x2', dtype='float32')
 
 
-@pytest.mark.parametrize('name, batch_size, sides', [('unet', 4, (256, 64)), ('unetr', 1, (128, 32, 32))])
+@pytest.mark.parametrize('name, batch_size, sides', [('unet', 4, (256, 64)), pytest.param('unetr', 1, (128, 32, 32), marks=SLOW)])
 def test_each_device_holds_its_share_and_sends_only_borders(name, batch_size, sides):
   """Of the program for CPUs; `volume_conv` has another form on a GPU or TPU, which is divided before in the same way."""
   found = run('memory', name, batch_size, sides)
