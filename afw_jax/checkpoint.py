@@ -157,6 +157,7 @@ def read_meta(folder: str) -> dict | None:
     try:
       return _read_meta(pathlib.Path(os.path.abspath(folder)) / str(step))
     except Exception as error:  # Orbax raises bare Exception for a torn checkpoint
+      _log.warning('%s/%d: its meta cannot be read (%s), the checkpoint before it is tried', folder, step, str(error)[:200])
       problem = error
   if problem is not None:
     raise InputError(folder, f'no checkpoint in it can be read ({problem})', 'Copy the run again or train anew.')

@@ -86,4 +86,6 @@ def test_evaluating(tmp_path, trained, phantoms):
   prepare.prepare('folder', root, tmp_path / 's', progress=False, workers=0, **choices)
   start, peaks = peaks_of(EVALUATE, trained, tmp_path / 's')
   assert len(peaks) == CASES - 1
-  assert peaks[-1] - peaks[2] < 4 * VOLUME  # the allocator's slack; a volume kept of each case would be eight
+  # A busy machine has now one and now two blocks of probabilities (10 MiB) in flight, a step or two among all; what each
+  # case left behind would add to every one of them.
+  assert np.median(np.diff(peaks[2:])) < VOLUME / 10
