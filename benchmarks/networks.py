@@ -24,7 +24,8 @@ from afw_jax import losses, models  # noqa: E402
 
 # Image sides, batch and classes: the paper's 2D slices (Synapse) and volumes (AbdomenCT-1K), and the usual crops.
 SLICES = [((224, 224), 24, 9)]
-VOLUMES = {'unetr': [((128, 256, 256), 6, 5), ((96, 96, 96), 2, 5)],
+VOLUMES = {'unet3d': [((128, 256, 256), 6, 5), ((128, 128, 128), 2, 5)],
+           'unetr': [((128, 256, 256), 6, 5), ((96, 96, 96), 2, 5)],
            'unetrpp': [((128, 256, 256), 6, 5), ((64, 128, 128), 2, 5)]}
 HEADER = ('| network | image | classes | parameters | forward GFLOP per image | batch | activations of a train step, GiB |\n'
           '|---|---|---|---|---|---|---|')

@@ -3,16 +3,16 @@
     python -m afw_jax.main --config=configs/abdomenct1k_3d.py:unetrpp --config.data.root=data/abdomenct1k --workdir=runs/unetrpp
     python -m afw_jax.main --config=configs/abdomenct1k_3d.py:unetr_patch --workdir=runs/unetr_patch
 
-After the colon: unetr (the default) or unetrpp, on whole volumes as the paper trains them (1 mm, then 256 x 256 x 128
-voxels, batch 6; they used one 80 GB GPU), or unetr_patch or unetrpp_patch, on foreground-balanced crops as these networks' own
-authors do. The four rows of Table 6 are unetr and unetrpp, each with the default loss (CE + AFW-Dice: DSC 78.30 and
+After the colon: unetr (the default), unetrpp or unet3d (nnU-Net's, not in the paper), on whole volumes as the paper trains them
+(1 mm, then 256 x 256 x 128 voxels, batch 6; they used one 80 GB GPU), or the same with _patch: on foreground-balanced crops as
+these networks' own authors do. The four rows of Table 6 are unetr and unetrpp, each with the default loss (CE + AFW-Dice: DSC 78.30 and
 88.01 %) and with --config.loss.name=ce_dice (76.41 and 87.70 %). Which cases the paper drew is unknown; ours are seeded.
 """
 
 from afw_jax.errors import InputError
 from configs import common
 
-PATCHES = {'unetr': (96, 96, 96), 'unetrpp': (64, 128, 128)}  # (z, y, x), those of the networks' own papers
+PATCHES = {'unetr': (96, 96, 96), 'unetrpp': (64, 128, 128), 'unet3d': (128, 128, 128)}  # (z, y, x), those of the networks' own papers
 
 
 def get_config(variant: str = 'unetr'):
@@ -20,7 +20,7 @@ def get_config(variant: str = 'unetr'):
   name = variant.removesuffix('_patch')
   if name not in PATCHES:
     raise InputError(f'configs/abdomenct1k_3d.py:{variant}', 'there is no such variant',
-                     'Use unetr, unetrpp, unetr_patch or unetrpp_patch.')
+                     f'Use {", ".join(f"{name}, {name}_patch" for name in PATCHES)}.')
   config = common.get_config()
   config.data.dataset = 'abdomenct1k'
   config.data.root = 'data/abdomenct1k'

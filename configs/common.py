@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
   data.keep_defective = False  # cases with known defects
 
   config.model = model = ml_collections.ConfigDict()
-  model.name = 'unet'  # unet unetpp transunet vatransunet (2D), unetr unetrpp (3D)
+  model.name = 'unet'  # unet unetpp transunet vatransunet (2D), unet3d unetr unetrpp (3D)
   model.size = 'full'  # full | testing: small and quick, to try things out
   model.dtype = 'float32'  # compute dtype: float32 | bfloat16
   model.remat = False  # compute activations again in the backward pass: less memory, more time
@@ -38,6 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
       reading='transunet',  # of the published weights: transunet (its figures) | google (their makers')
       dropout_rate=0.1))
   model.vatransunet = ml_collections.ConfigDict(dict(drop_path_rate=0.1))
+  model.unet3d = ml_collections.ConfigDict(dict(deep_supervision=True, features=()))  # () = 32 64 128 256 320 320
   model.unetr = ml_collections.ConfigDict(dict(
       patch_embedding='perceptron',  # perceptron | conv
       position_grid=config_dict.placeholder(tuple),  # (d, h, w) patches of converted weights, where that cannot be told

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from afw_jax.errors import InputError
 
-MODELS = ('unet', 'unetpp', 'transunet', 'vatransunet', 'unetr', 'unetrpp')
+MODELS = ('unet', 'unetpp', 'transunet', 'vatransunet', 'unet3d', 'unetr', 'unetrpp')
 
 
 def module_of(name: str):

@@ -64,13 +64,15 @@ def _scaled(module, x, scale_init=nn.initializers.ones):
 
 
 class InstanceNorm(nn.Module):
-  """Per sample and channel over all spatial axes, without scale and bias, as PyTorch's: eps 1e-5, no running statistics."""
+  """Per sample and channel over all spatial axes, as PyTorch's: eps 1e-5, no running statistics; then, if `affine`, scale and bias."""
 
+  affine: bool = False
   eps: float = 1e-5
 
   @nn.compact
   def __call__(self, x):
-    return _normalised(x, tuple(range(1, x.ndim - 1)), self.eps).astype(x.dtype)
+    y = _normalised(x, tuple(range(1, x.ndim - 1)), self.eps)
+    return (_scaled(self, y) if self.affine else y).astype(x.dtype)
 
 
 class GroupNorm(nn.Module):

@@ -16,6 +16,8 @@ PARAMETERS = {
     'unetpp': ({'num_classes': 9}, (1, 224, 224, 3), 9_163_593),
     'transunet': ({'num_classes': 9}, (1, 224, 224, 3), 105_277_081),
     'vatransunet': ({'num_classes': 9}, (1, 224, 224, 3), 8_189_209),
+    # nnU-Net has 8,334 more: biases before a norm, and a head that counts nothing
+    'unet3d': ({'num_classes': 14}, (1, 32, 32, 32, 1), 31_205_254 - 8_334),
     # MONAI has 18,432 more, which no input ever reaches (norm_cross_attn)
     'unetr': ({'num_classes': 14}, (1, 96, 96, 96, 1), 92_802_478 - 18_432),
     'unetrpp': ({'num_classes': 14}, (1, 64, 128, 128, 1), 42_952_850),

@@ -40,6 +40,13 @@ def test_up_conv_is_the_transposed_convolution_by_its_definition(shape, factor):
   np.testing.assert_allclose(y, wanted, atol=1e-5)
 
 
+def test_up_conv_adds_its_bias():
+  x = random(1, 2, 3, 4)
+  y, params = run(UpConv(5, 2, use_bias=True), x)
+  without = UpConv(5, 2).apply({'params': {'transposed_kernel': params['transposed_kernel']}}, x)
+  np.testing.assert_allclose(y, without + params['bias'], atol=1e-6)
+
+
 def test_up_conv_is_laxs_transposed_convolution_with_a_flipped_kernel():
   x = random(1, 3, 4, 2, 5)
   y, params = run(UpConv(3, 2), x)
@@ -58,6 +65,8 @@ def test_norms_are_their_formulas_and_leave_a_bf16_input_bf16():
   y, params = run(InstanceNorm(), x)
   np.testing.assert_allclose(y, formula(x, (1, 2, 3), 1e-5), atol=3e-3)
   assert not params
+  y, params = run(InstanceNorm(affine=True), x)
+  np.testing.assert_allclose(y, formula(x, (1, 2, 3), 1e-5) * params['scale'] + params['bias'], atol=3e-3)
   y, params = run(LayerNorm(1e-6), x)
   np.testing.assert_allclose(y, formula(x, -1, 1e-6) * params['scale'] + params['bias'], atol=3e-3)
   y, params = run(GroupNorm(4, 1e-6), x)
