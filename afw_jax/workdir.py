@@ -14,6 +14,12 @@ from afw_jax.errors import InputError
 FREE = ('eval', 'mesh', 'runtime', 'data.root', 'data.store')
 
 
+def _used(config: dict) -> dict:
+  """Without the options of networks, losses and augmentations that are not the chosen ones: they train nothing."""
+  chosen = lambda part: {k: v for k, v in part.items() if not isinstance(v, dict) or k == part.get('name')}
+  return {**config, **{section: chosen(config[section]) for section in ('model', 'loss', 'augment') if section in config}}
+
+
 def _flat(tree: dict, prefix: str = '') -> dict:
   out = {}
   for key, value in tree.items():
@@ -32,7 +38,7 @@ def claim(workdir: str, config: ml_collections.ConfigDict) -> None:
   path = os.path.join(workdir, 'config.json')
   new = json.loads(config.to_json_best_effort())
   if os.path.exists(path):
-    old, now = _flat(read_config(workdir)), _flat(new)
+    old, now = _flat(_used(read_config(workdir))), _flat(_used(new))
     differing = [f'{k} was {old.get(k, "absent")!r}, is {now.get(k, "absent")!r}'
                  for k in sorted(old | now) if old.get(k, '') != now.get(k, '')]
     if differing and begun(workdir):  # a workdir in which nothing was trained yet takes the new config
