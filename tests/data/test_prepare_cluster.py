@@ -1,12 +1,12 @@
 """The same cases on the workers of a Dask cluster."""
 
-import json
 import os
 import signal
 import sys
 import threading
 import time
 
+import distributed
 import pytest
 from many_cases import CHOICES, make_many
 from tiny_dataset import contents
@@ -14,14 +14,19 @@ from tiny_dataset import contents
 from afw_jax.data import prepare, store
 from afw_jax.errors import InputError
 
-MANY = int(os.environ.get('AFW_MANY_CASES', 200))
+MANY = 1000
 QUIET = dict(progress=False, **CHOICES)
 
 
 @pytest.fixture(scope='module')
-def dask_cluster():
-  distributed = pytest.importorskip('distributed', reason="Dask is not installed: pip install 'afw_jax[cluster]'")
-  with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host='127.0.0.1') as started:
+def scheduler_file(tmp_path_factory):
+  return tmp_path_factory.mktemp('dask') / 'scheduler.json'
+
+
+@pytest.fixture(scope='module')
+def dask_cluster(scheduler_file):
+  with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host='127.0.0.1',
+                                scheduler_kwargs={'scheduler_file': str(scheduler_file)}) as started:
     yield started
 
 
@@ -32,11 +37,9 @@ def test_workers_make_the_store_of_one_process(dask_cluster, tmp_path):
   assert contents(tmp_path / 's') == contents(tmp_path / 'one') and len(index['cases']) == MANY
 
 
-def test_a_worker_killed_on_the_way(dask_cluster, tmp_path):
+def test_a_worker_killed_on_the_way(dask_cluster, scheduler_file, tmp_path):
   root = make_many(tmp_path / 'raw', 60)
   prepare.prepare('folder', root, tmp_path / 'one', workers=0, **QUIET)
-  file = tmp_path / 'scheduler.json'
-  file.write_text(json.dumps(dask_cluster.scheduler.identity(), default=str))
   victim = dask_cluster.workers[0].pid
   killed = []
 
@@ -48,7 +51,7 @@ def test_a_worker_killed_on_the_way(dask_cluster, tmp_path):
 
   thread = threading.Thread(target=kill, daemon=True)
   thread.start()
-  prepare.prepare('folder', root, tmp_path / 's', scheduler=str(file), **QUIET)
+  prepare.prepare('folder', root, tmp_path / 's', scheduler=str(scheduler_file), **QUIET)
   thread.join(10)
   assert killed and contents(tmp_path / 's') == contents(tmp_path / 'one')
 
@@ -69,7 +72,6 @@ def test_without_dask(tmp_path, monkeypatch):
 
 
 def test_no_scheduler_there(tmp_path, monkeypatch):
-  pytest.importorskip('distributed', reason="Dask is not installed: pip install 'afw_jax[cluster]'")
   monkeypatch.setattr('afw_jax.data.cluster.CONNECT_S', 1)
   root = make_many(tmp_path / 'raw', 2)
   for scheduler, said in (('tcp://127.0.0.1:9', 'does not answer'), (str(tmp_path / 'none.json'), 'no such file')):

@@ -145,6 +145,14 @@ def test_one_writer_at_a_time(tmp_path):
     pass
 
 
+def test_shards_write_together_but_not_beside_a_writer_of_everything(tmp_path):
+  with (store.lock(tmp_path, shared=True), store.lock(tmp_path, shared=True), pytest.raises(InputError, match='another process'),
+        store.lock(tmp_path)):
+    pass
+  with store.lock(tmp_path), pytest.raises(InputError, match='another process'), store.lock(tmp_path, shared=True):
+    pass
+
+
 def test_many_threads_may_open_cases_at_once(tmp_path):
   for i in range(4):
     store.write_case(tmp_path, f'c{i}', {'image': np.zeros((2, 3, 3), np.int16)}, {})
