@@ -33,7 +33,6 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   Raises:
     InputError: no checkpoint, or one trained on other organs; no case to score.
   """
-  processes.end_by_sigterm()
   options = config.eval
   trained = predict.load(workdir, which=options.checkpoint, mirror_axes=tuple(options.mirror_axes))
   index = store.read_index(store_dir)

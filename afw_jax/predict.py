@@ -132,7 +132,6 @@ def predict(
   Raises:
     InputError: nothing to predict, or a scan that cannot be trusted; what was predicted before it is kept.
   """
-  processes.end_by_sigterm()
   scans = find_scans(input_path)
   to_file = output.endswith(('.nii', '.nii.gz'))
   if to_file and len(scans) > 1:

@@ -140,6 +140,7 @@ def start(found: Place | None) -> None:
   if not found.process_id:
     _log.info('meeting %s processes at %s, for 5 minutes at most (--num_processes=1: this one alone)',
               found.num_processes or 'all', found.coordinator)
+  jax.config.update('jax_enable_preemption_service', False)  # it takes SIGTERM: `interruption` starts it where steps are taken
   try:
     jax.distributed.initialize(**known, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS)
   except (RuntimeError, ValueError) as error:
@@ -246,6 +247,9 @@ def interruption() -> Iterator[Callable[[int], int | None]]:
     process stops all of them after the same step.
   """
   several, received = count() > 1, []
+  if several:
+    jax.config.update('jax_enable_preemption_service', True)
+    distributed.global_state.initialize_preemption_sync_manager()
 
   def handler(signum, _):
     if signum in received:
@@ -265,9 +269,5 @@ def interruption() -> Iterator[Callable[[int], int | None]]:
   finally:
     for s, h in old.items():
       signal.signal(s, h)
-
-
-def end_by_sigterm() -> None:
-  """From here on SIGTERM ends the process again: there is nothing to save step by step (JAX's runtime caught it)."""
-  if count() > 1:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if several:
+      signal.signal(signal.SIGTERM, signal.SIG_DFL)  # instead of JAX's handler: nothing is saved step by step any more
