@@ -25,27 +25,33 @@ import jax.numpy as jnp  # noqa: E402
 
 from afw_jax import losses, models, optimizer, sharding, step  # noqa: E402
 
-NETWORKS = ('unetr', 'unetrpp')
+NETWORKS = ('unet3d', 'unetr', 'unetrpp')
 MESHES = ('1x1', '1x2', '2x1', '1x4', '2x2', '1x8', '2x4')
 HEADER = ('| network | devices | data x spatial | temporary GiB per device | share of one | arguments GiB per device '
           '| results of collectives, GiB | largest, MiB |\n|---|---|---|---|---|---|---|---|')
 
 
-def compile_step(name, sides, batch_size, classes, mesh, **options):
-  """The compiled train step of a network on a mesh."""
-  model = models.build(name, classes, constrain=sharding.make_constrain(mesh), **options)
+def make_step(name, classes, mesh, **options):
+  """(train step, fresh state of a key and an image) of a network, jitted on a mesh; None: without one."""
+  placed = {'constrain': sharding.make_constrain(mesh)} if mesh else {}
+  model = models.build(name, classes, **placed, **options)
   loss_fn = losses.deep_supervised(losses.make_loss('ce_afw'), getattr(model, 'head_weights', None),
                                    main=getattr(model, 'main_output', 0))
   tx = optimizer.sgd(optimizer.polynomial_schedule(0.01, epochs=1, steps_per_epoch=1000))
-  init = functools.partial(step.init_state, model, tx, num_classes=classes)
+  train_step = step.make_train_step(model, loss_fn, tx, lambda key, batch: batch)
+  where = {'out_shardings': (sharding.replicated(mesh),) * 2} if mesh else {}
+  return jax.jit(train_step, donate_argnums=0, **where), functools.partial(step.init_state, model, tx, num_classes=classes)
+
+
+def compile_step(name, sides, batch_size, classes, mesh, **options):
+  """The compiled train step of a network on a mesh."""
+  train_step, init = make_step(name, classes, mesh, **options)
   state = jax.eval_shape(init, jax.random.key(0), image=jax.ShapeDtypeStruct((1, *sides, 1), jnp.float32))
   everywhere = sharding.replicated(mesh)
   state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), state)
   batch = {'image': ((batch_size, *sides, 1), jnp.float32), 'label': ((batch_size, *sides), jnp.int32)}
   placed = sharding.of_batch(mesh, batch)
   batch = {key: jax.ShapeDtypeStruct(*batch[key], sharding=placed[key]) for key in batch}
-  train_step = jax.jit(step.make_train_step(model, loss_fn, tx, lambda key, batch: batch), donate_argnums=0,
-                       out_shardings=(everywhere, everywhere))
   return train_step.lower(state, batch, jax.random.key(0)).compile()
 
 
