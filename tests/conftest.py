@@ -60,3 +60,9 @@ def trained(tmp_path_factory, demo, run_main):
   workdir = tmp_path_factory.mktemp('runs') / 'small'
   run_main(*demo, f'--workdir={workdir}')
   return workdir
+
+
+@pytest.fixture(scope='session')
+def stored(trained, demo):
+  """Arguments of the run `trained`, with its store."""
+  return (*demo, f'--config.data.store={next((trained.parent / "stores").iterdir())}')

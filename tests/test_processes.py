@@ -4,91 +4,16 @@ import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
 
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import ROOT, command, environment
+from conftest import command
+from process_runs import SECONDS, check_same_run, finish, losses, reach, start, text
 
-from afw_jax import checkpoint, predict, processes, writer
-from afw_jax.errors import InputError
-
-SECONDS = 30  # for the others to end in
-JOB = {'SLURM_JOB_ID': '5000', 'SLURM_NTASKS': '4', 'SLURM_PROCID': '0', 'SLURM_LOCALID': '0'}  # what salloc's shell sees
-STEP = {**JOB, 'SLURM_STEP_ID': '0', 'SLURM_STEP_NUM_TASKS': '4', 'SLURM_STEP_NODELIST': 'node[07-09]', 'SLURM_PROCID': '3',
-        'SLURM_STEP_TASKS_PER_NODE': '2(x2)', 'SLURM_LOCALID': '1'}
-JAX = {'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '2'}
-
-
-@pytest.mark.parametrize('environ', [
-    {}, JOB, {**JOB, 'SLURM_NTASKS': '1'}, {**STEP, 'SLURM_STEP_NUM_TASKS': '1'},  # a step of one task: salloc's own shell, sbatch's script
-    {'JOB_COMPLETION_INDEX': '1'}, JAX, {'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, {**JAX, 'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '0'},
-    {'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_WORKER_ID': '0'},
-    {'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '0', 'JAX_PLATFORMS': 'cpu'}])
-def test_one_host_stays_alone(environ):
-  assert processes.place(environ=environ) is None
-
-
-@pytest.mark.parametrize('environ, expected', [
-    (STEP, processes.Place('node07:' + str(61440 + 5000 % 4096), 4, 3, (1,))),
-    ({**STEP, 'CUDA_VISIBLE_DEVICES': '0,1'}, processes.Place('node07:62344', 4, 3, (1,))),
-    ({**STEP, 'CUDA_VISIBLE_DEVICES': '1'}, processes.Place('node07:62344', 4, 3)),  # SLURM has chosen for it
-    ({**STEP, 'SLURM_STEP_TASKS_PER_NODE': '1(x4)', 'SLURM_LOCALID': '0', 'SLURM_STEP_NODELIST': 'gpu[3,5-6].cluster,b'},
-     processes.Place('gpu3.cluster:62344', 4, 3)),
-    ({**STEP, 'SLURM_STEP_NODELIST': 'alpha-1,beta', 'JAX_COORDINATOR_PORT': '99'}, processes.Place('alpha-1:99', 4, 3, (1,))),
-    ({**JAX, 'JOB_COMPLETION_INDEX': '1'}, processes.Place('a:1', 2, 1)), ({**JAX, 'JAX_PROCESS_ID': '0'}, processes.Place('a:1', 2, 0)),
-    ({'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '1'}, processes.Place('auto'))])
-def test_launchers(environ, expected):
-  assert processes.place(environ=environ) == expected
-
-
-def test_flags_come_first_and_are_given_together():
-  assert processes.place('a:1', 2, 1, environ=STEP) == processes.Place('a:1', 2, 1)
-  assert processes.place('auto', environ={}) == processes.Place('auto')
-  assert processes.place(None, 1, None, environ=STEP) is None
-  for given, named in (((None, 2, 1), '--coordinator'), (('a:1', 2, None), '--process_id'), (('a:1', 2, 2), '0 to 1'), (('a', 2, 1), 'HOST:PORT')):
-    with pytest.raises(InputError, match=named):
-      processes.place(*given, environ={})
-
-
-def start(arguments, n, log, **environ):
-  """n processes of one run, each with a log of its own."""
-  with socket.socket() as s:
-    s.bind(('127.0.0.1', 0))
-    port = s.getsockname()[1]
-  started = []
-  for i in range(n):
-    slurm = {**STEP, 'SLURM_STEP_NUM_TASKS': str(n), 'SLURM_PROCID': str(i), 'SLURM_STEP_NODELIST': 'localhost', 'JAX_COORDINATOR_PORT': str(port)}
-    out = open(f'{log}.{i}', 'w')
-    started.append(subprocess.Popen(arguments, cwd=ROOT, stdout=out, stderr=out, start_new_session=True,
-                                    env=environment(**(slurm if n > 1 else {}), **environ)))
-  return started
-
-
-def text(log, i):
-  with open(f'{log}.{i}') as f:
-    return f.read()
-
-
-def finish(started, log, codes=0):
-  """Waits for the processes; their exit codes are the given ones."""
-  for i, process in enumerate(started):
-    code = process.wait(300)
-    assert code == (codes if isinstance(codes, int) else codes[i]), text(log, i)[-3000:]
-
-
-def losses(workdir):
-  return {r['step']: r['train/loss'] for r in writer.read_metrics(str(workdir)) if 'train/loss' in r}
-
-
-@pytest.fixture(scope='module')
-def stored(trained, demo):
-  """Arguments of the run `trained`, with its store."""
-  return (*demo, f'--config.data.store={next((trained.parent / "stores").iterdir())}')
+from afw_jax import checkpoint, predict
 
 
 @pytest.fixture(scope='module')
@@ -101,20 +26,7 @@ def pair(trained, stored, tmp_path_factory):
 
 
 def test_two_processes_give_the_curve_and_scores_of_one(trained, pair):
-  one, two = losses(trained), losses(pair)
-  assert list(two) == list(range(1, 25))
-  one, two = list(one.values()), list(two.values())
-  np.testing.assert_allclose(two[:6], one[:6], rtol=1e-5)
-  np.testing.assert_allclose(two, one, rtol=2e-3)  # as two devices of one process: this tiny network makes much of rounding
-  validated = [[(r['step'], r['val/dsc']) for r in writer.read_metrics(str(w)) if 'val/dsc' in r] for w in (trained, pair)]
-  np.testing.assert_allclose(*validated, atol=0.02)
-  names = lambda w, part: sorted(os.listdir(w / part))
-  for part in ('cases', 'predictions', 'pictures', 'report'):
-    assert names(pair, part) == names(trained, part)
-  assert not (pair / '.evaluating').exists()
-  for name in names(trained, 'cases'):
-    scores = [json.loads((w / 'cases' / name).read_text())['scores'] for w in (trained, pair)]
-    np.testing.assert_allclose(*([s['dsc'] for s in x.values()] for x in scores), atol=0.05)
+  check_same_run(pair, trained)
 
 
 def test_only_the_first_process_writes_and_talks(pair):
@@ -144,13 +56,6 @@ def test_predict_shares_out_the_scans(pair, phantoms, tmp_path):
       np.testing.assert_allclose(two, one, atol=1e-3 if kind else 0)  # written as float16
     assert one.std() > 0
   assert 'scan2' in text(log, 0) and 'scan' not in text(log, 1)
-
-
-def reach(workdir, step, started, log):
-  limit = time.time() + 300
-  while max(losses(workdir), default=0) < step:
-    assert all(p.poll() is None for p in started) and time.time() < limit, [text(log, i)[-2000:] for i in range(len(started))]
-    time.sleep(0.01)
 
 
 def fingerprints(workdir):
@@ -184,16 +89,6 @@ def test_killed_and_interrupted_runs_go_on_with_another_number_of_processes(pair
   finish(start(arguments, 1, log), log)  # one device
   assert 'resumed from step 2' in text(log, 0)
   np.testing.assert_allclose(list(losses(workdir).values()), list(losses(pair).values()), rtol=1e-4)
-
-
-def test_a_signal_to_one_process_stops_all_after_the_same_step(stored, tmp_path):
-  workdir, log = tmp_path / 'run', str(tmp_path / 'log')
-  started = start(command(*stored, f'--workdir={workdir}', '--mode=train', '--config.train.epochs=500'), 2, log)
-  reach(workdir, 2, started, log)
-  started[1].send_signal(signal.SIGTERM)
-  finish(started, log, 143)
-  step = checkpoint.read_meta(str(workdir / 'checkpoints' / 'last'))['step']
-  assert step == max(losses(workdir)) and f'saved at step {step} of 4000' in text(log, 0)
 
 
 SCRIPT = """
@@ -248,19 +143,19 @@ for step in range(10**6):
   processes.gather(step)
   if step == 3 and i == n - 1:
     open(folder + '/event', 'x').close()
-    if how == 'stop':
-      os.kill(os.getpid(), signal.SIGSTOP)
+    if how != 'exception':
+      os.kill(os.getpid(), {'stop': signal.SIGSTOP, 'kill': signal.SIGKILL}[how])
     raise KeyError('boom')
 """
 
 
-def test_shares_and_what_a_stopped_or_failing_process_does_to_the_others(tmp_path):
+def test_shares_and_what_a_stopped_killed_or_failing_process_does_to_the_others(tmp_path):
   runs = {}
-  for how, n in (('stop', 2), ('exception', 4)):
+  for how, n in (('stop', 2), ('kill', 2), ('exception', 4)):
     (tmp_path / how).mkdir()
     runs[how] = start([sys.executable, '-c', SCRIPT, how, str(tmp_path / how), str(n)], n, tmp_path / how / 'log')
   ended, limit = {}, time.time() + 200
-  waited_for = [(how, i) for how, started in runs.items() for i in range(len(started)) if (how, i) != ('stop', 1)]
+  waited_for = [(how, i) for how, started in runs.items() for i in range(len(started)) if (how, i) not in (('stop', 1), ('kill', 1))]
   while len(ended) < len(waited_for) and time.time() < limit:
     ended |= {key: time.time() for key in waited_for if key not in ended and runs[key[0]][key[1]].poll() is not None}
     time.sleep(0.05)

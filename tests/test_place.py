@@ -1,0 +1,40 @@
+"""Whether a process belongs to others: told by flags or by its launcher, never guessed."""
+
+import pytest
+from process_runs import JOB, STEP
+
+from afw_jax import processes
+from afw_jax.errors import InputError
+
+JAX = {'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '2'}
+
+
+@pytest.mark.parametrize('environ', [
+    {}, JOB, {**JOB, 'SLURM_NTASKS': '1'}, {**STEP, 'SLURM_STEP_NUM_TASKS': '1'},  # a step of one task: salloc's own shell, sbatch's script
+    {'JOB_COMPLETION_INDEX': '1'}, JAX, {'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, {**JAX, 'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '0'},
+    {'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_WORKER_ID': '0'},
+    {'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '0', 'JAX_PLATFORMS': 'cpu'}])
+def test_one_host_stays_alone(environ):
+  assert processes.place(environ=environ) is None
+
+
+@pytest.mark.parametrize('environ, expected', [
+    (STEP, processes.Place('node07:' + str(61440 + 5000 % 4096), 4, 3, (1,))),
+    ({**STEP, 'CUDA_VISIBLE_DEVICES': '0,1'}, processes.Place('node07:62344', 4, 3, (1,))),
+    ({**STEP, 'CUDA_VISIBLE_DEVICES': '1'}, processes.Place('node07:62344', 4, 3)),  # SLURM has chosen for it
+    ({**STEP, 'SLURM_STEP_TASKS_PER_NODE': '1(x4)', 'SLURM_LOCALID': '0', 'SLURM_STEP_NODELIST': 'gpu[3,5-6].cluster,b'},
+     processes.Place('gpu3.cluster:62344', 4, 3)),
+    ({**STEP, 'SLURM_STEP_NODELIST': 'alpha-1,beta', 'JAX_COORDINATOR_PORT': '99'}, processes.Place('alpha-1:99', 4, 3, (1,))),
+    ({**JAX, 'JOB_COMPLETION_INDEX': '1'}, processes.Place('a:1', 2, 1)), ({**JAX, 'JAX_PROCESS_ID': '0'}, processes.Place('a:1', 2, 0)),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '1'}, processes.Place('auto'))])
+def test_launchers(environ, expected):
+  assert processes.place(environ=environ) == expected
+
+
+def test_flags_come_first_and_are_given_together():
+  assert processes.place('a:1', 2, 1, environ=STEP) == processes.Place('a:1', 2, 1)
+  assert processes.place('auto', environ={}) == processes.Place('auto')
+  assert processes.place(None, 1, None, environ=STEP) is None
+  for given, named in (((None, 2, 1), '--coordinator'), (('a:1', 2, None), '--process_id'), (('a:1', 2, 2), '0 to 1'), (('a', 2, 1), 'HOST:PORT')):
+    with pytest.raises(InputError, match=named):
+      processes.place(*given, environ={})
