@@ -62,6 +62,12 @@ def augmentation(config: ml_collections.ConfigDict):
   return augment.make_augment(config.augment.name, **config.augment.get(config.augment.name, {}))
 
 
+def preparation(config: ml_collections.ConfigDict, on):
+  """What a train step does to a raw batch on a mesh: window and augmentation, (key, batch) -> batch."""
+  prepare = augment.make_prepare(augmentation(config))
+  return prepare if config.augment.name == 'none' else sharding.on_whole_samples(on, prepare)
+
+
 def schedule(config: ml_collections.ConfigDict, steps_per_epoch: int):
   """Learning rate of a step."""
   return optimizer.polynomial_schedule(

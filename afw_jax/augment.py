@@ -33,6 +33,11 @@ def apply_window(image, window):
   return jnp.clip((image.astype(jnp.float32) - low) / (high - low), 0.0, 1.0)
 
 
+def make_prepare(augment: Augment) -> Augment:
+  """(key, raw batch with 'image', 'label' and 'window') -> the batch that the network sees: windowed, then augmented."""
+  return lambda key, batch: augment(key, {'image': apply_window(batch['image'], batch['window']), 'label': batch['label']})
+
+
 def rotation(angle_deg):
   """(2, 2) output-to-source matrix on (row, column) offsets from the centre; scipy.ndimage.rotate's sense."""
   cos, sin = jnp.cos(jnp.deg2rad(angle_deg)), jnp.sin(jnp.deg2rad(angle_deg))

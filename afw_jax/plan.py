@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import ml_collections
 import tqdm
 
-from afw_jax import accumulate, assembly, augment, sharding, step, targets
+from afw_jax import accumulate, assembly, sharding, step, targets
 from afw_jax.data import datasets
 from afw_jax.errors import InputError, InputErrors
 
@@ -103,11 +103,7 @@ def program(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, *, micro
   accumulate.check(micro_batches, batch_size, mesh.shape['data'])
   model, _ = assembly.network(config, len(class_names), constrain=sharding.make_constrain(mesh))
   loss_fn = assembly.loss(config, model, class_names)
-  transform = assembly.augmentation(config)
   tx = assembly.sgd(config, assembly.schedule(config, max(config.train.steps_per_epoch, 1)))
-
-  def prepare_batch(key, batch):
-    return transform(key, {'image': augment.apply_window(batch['image'], batch['window']), 'label': batch['label']})
 
   everywhere = sharding.replicated(mesh)
   shaped = lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where)
@@ -119,7 +115,7 @@ def program(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, *, micro
            'window': jax.ShapeDtypeStruct((batch_size, 2), jnp.float32)}
   arguments = (jax.tree.map(lambda a: shaped(a, everywhere), state),
                {k: shaped(batch[k], where) for k, where in sharding.of_batch(mesh, batch).items()}, shaped(key, everywhere))
-  train_step = step.make_train_step(model, loss_fn, tx, prepare_batch, micro_batches=micro_batches, unroll=unroll)
+  train_step = step.make_train_step(model, loss_fn, tx, assembly.preparation(config, mesh), micro_batches=micro_batches, unroll=unroll)
   return jax.jit(train_step, donate_argnums=0, out_shardings=(everywhere, everywhere)), arguments
 
 

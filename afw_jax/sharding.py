@@ -67,6 +67,22 @@ def make_constrain(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
   return constrain
 
 
+def on_whole_samples(mesh: Mesh, transform: Callable[[jax.Array, dict], dict]) -> Callable[[jax.Array, dict], dict]:
+  """(key, batch) -> batch that sees whole samples, though they are divided: a rotation takes its voxels from anywhere.
+
+  Image and label are gathered once, in the few bytes that they are stored in (left to itself XLA gathers the float image for
+  each corner of the interpolation); the results are divided again, so each device makes its own part of them only.
+  """
+  if mesh.shape['spatial'] == 1:
+    return transform
+
+  def placed(batch, *axes):
+    where = NamedSharding(mesh, PartitionSpec(*axes))
+    return {k: jax.lax.with_sharding_constraint(v, where) if k in ('image', 'label') else v for k, v in batch.items()}
+
+  return lambda key, batch: placed(transform(key, placed(batch, 'data')), 'data', 'spatial')
+
+
 def check(mesh: Mesh, batch_size: int, sides: tuple[int, ...]) -> None:
   """Raises InputError where the global batch or the samples do not divide over the mesh, naming values that would."""
   data, spatial = mesh.shape['data'], mesh.shape['spatial']

@@ -49,7 +49,6 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   sharding.check(mesh, batch_size, size)
   model, model_options = assembly.network(config, len(class_names), constrain=sharding.make_constrain(mesh))
   loss_fn = assembly.loss(config, model, class_names)
-  transform = assembly.augmentation(config)
   schedule = assembly.schedule(config, steps_per_epoch)
   tx = assembly.sgd(config, schedule)
 
@@ -88,10 +87,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   }
 
   # -- steps
-  def prepare_batch(key, batch):
-    return transform(key, {'image': augment.apply_window(batch['image'], batch['window']), 'label': batch['label']})
-
-  train_step = jax.jit(step.make_train_step(model, loss_fn, tx, prepare_batch, micro_batches=config.train.micro_batches),
+  train_step = jax.jit(step.make_train_step(model, loss_fn, tx, assembly.preparation(config, mesh), micro_batches=config.train.micro_batches),
                        donate_argnums=0, out_shardings=(everywhere, everywhere))
   own = processes.own_mesh(mesh)  # cases are validated by one process each
   predict_step = jax.jit(step.make_predict_step(model.clone(constrain=sharding.make_constrain(own)), augment.apply_window))

@@ -4,9 +4,11 @@ The programs are compiled and run in processes of their own with eight virtual C
 with what to do, a network and numbers as arguments, and the findings as JSON.
 """
 
+import collections
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import zlib
@@ -46,19 +48,16 @@ def all_losses(logits, labels, log_sigma_sq):
 
 
 def make_program(name, mesh, dtype='float32', loss='ce_afw', augmentation='none', **options):
-  """(the train step, its state without values) for a network of the testing size."""
-  model = models.build(name, CLASSES, size='testing', dtype=dtype, constrain=sharding.make_constrain(mesh), **options)
+  """(the train step, its state without values) for a network of the testing size; mesh None: as if there were no meshes."""
+  where = {'constrain': sharding.make_constrain(mesh)} if mesh else {}
+  model = models.build(name, CLASSES, size='testing', dtype=dtype, **where, **options)
   single = all_losses if loss == 'all' else losses.make_loss(loss)
   loss_fn = losses.deep_supervised(single, getattr(model, 'head_weights', None), main=getattr(model, 'main_output', 0))
   tx = optimizer.sgd(optimizer.polynomial_schedule(0.1, epochs=4, steps_per_epoch=1))  # its first momentum: the gradient
-  transform = augment.make_augment(augmentation)
-
-  def prepare(key, batch):
-    return transform(key, {'image': augment.apply_window(batch['image'], batch['window']), 'label': batch['label']})
-
-  everywhere = sharding.replicated(mesh)
-  train_step = jax.jit(step.make_train_step(model, loss_fn, tx, prepare), donate_argnums=0,
-                       out_shardings=(everywhere, everywhere))
+  prepare = augment.make_prepare(augment.make_augment(augmentation))
+  prepare = prepare if augmentation == 'none' else sharding.on_whole_samples(mesh, prepare)
+  out = {'out_shardings': (sharding.replicated(mesh),) * 2} if mesh else {}
+  train_step = jax.jit(step.make_train_step(model, loss_fn, tx, prepare), donate_argnums=0, **out)
   return train_step, functools.partial(step.init_state, model, tx, num_classes=CLASSES)
 
 
@@ -136,6 +135,17 @@ def memory(name, batch_size, sides, **options):
   return found
 
 
+def preparation(sides):
+  """What the devices of a sample send each other for the window and a rotation of it."""
+  mesh = sharding.make_mesh(2, 4)
+  prepare = sharding.on_whole_samples(mesh, augment.make_prepare(augment.make_augment('volume')))
+  batch = {'image': ((2, *sides, 1), 'int16'), 'label': ((2, *sides), 'uint8'), 'window': ((2, 2), 'float32')}
+  batch = {key: jax.ShapeDtypeStruct(*batch[key], sharding=placed) for key, placed in sharding.of_batch(mesh, batch).items()}
+  compiled = jax.jit(prepare).lower(jax.random.key(0), batch).compile(compiler_options=FAST)
+  made = {key: list(placed.shard_shape((2, *sides))) for key, placed in compiled.output_shardings.items() if key == 'label'}
+  return [sharding.collectives(compiled.as_text()), made]
+
+
 # -- the tests
 
 
@@ -189,5 +199,27 @@ def test_each_device_holds_its_share_and_sends_only_borders(name, batch_size, si
     assert all(size <= 0.05 * activation for kind, size in sent if kind in ('all-gather', 'all-to-all')), (count, sent)
 
 
+def test_a_rotation_gathers_each_sample_once_as_it_is_stored():
+  sent, made = run('preparation', (8, 6, 10))
+  voxels = 8 * 6 * 10
+  assert sorted(sent) == [['all-gather', voxels], ['all-gather', 2 * voxels]]  # uint8 labels, int16 image
+  assert made == {'label': [1, 2, 6, 10]}  # each device makes its own part
+
+
+def test_on_one_device_the_sharded_program_has_the_instructions_of_the_plain_one():
+  """So it costs nothing there."""
+  batch = {key: jnp.asarray(array) for key, array in make_batch((32, 16), 2).items()}
+  programs = []
+  for mesh in (None, sharding.make_mesh(1, 1, jax.devices()[:1])):
+    train_step, init = make_program('unet', mesh)
+    state = jax.eval_shape(init, jax.random.key(0), image=batch['image'][:1])
+    if mesh:
+      batch = sharding.put_batch(batch, mesh)
+      state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding.replicated(mesh)), state)  # noqa: B023
+    compiled = train_step.lower(state, batch, jax.random.key(7)).compile(compiler_options=FAST)
+    programs.append((collections.Counter(re.findall(r' = \S+ ([\w-]+)\(', compiled.as_text())), compiled.memory_analysis().temp_size_in_bytes))
+  assert programs[0] == programs[1] and programs[0][0]['convolution'] > 20
+
+
 if __name__ == '__main__':
-  print(json.dumps({'equal': equal, 'memory': memory}[sys.argv[1]](*json.loads(sys.argv[2]), **json.loads(sys.argv[3]))))
+  print(json.dumps({'equal': equal, 'memory': memory, 'preparation': preparation}[sys.argv[1]](*json.loads(sys.argv[2]), **json.loads(sys.argv[3]))))

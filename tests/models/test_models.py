@@ -1,5 +1,6 @@
 """What must hold for every network: it has a known parameter count, and its testing size trains in no time."""
 
+import functools
 import time
 
 import jax
@@ -47,7 +48,7 @@ def test_a_train_step_of_the_testing_size_is_quick_and_reaches_every_parameter(n
                                    main=getattr(model, 'main_output', 0))
   rest = {key: value for key, value in variables.items() if key != 'params'}
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # optimising takes most of the time
   def step(params):
     def loss_of(params):
       logits, _ = model.apply({'params': params, **rest}, image, train=True, mutable=['batch_stats'],
