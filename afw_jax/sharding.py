@@ -64,6 +64,7 @@ def make_constrain(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
       return x  # an example at initialisation
     return jax.lax.with_sharding_constraint(x, both if x.shape[1] >= mesh.shape['spatial'] else batch)
 
+  constrain.parts = mesh.shape['spatial']
   return constrain
 
 

@@ -184,7 +184,10 @@ def test_in_float32_where_nothing_amplifies_rounding():
   check_equal('unetpp', '4x2', dtype='float32')
 
 
-@pytest.mark.parametrize('name, batch_size, sides', [('unet', 4, (256, 64)), pytest.param('unetr', 1, (128, 32, 32), marks=SLOW)])
+@pytest.mark.parametrize('name, batch_size, sides', [
+  ('unet', 4, (256, 64)), *(pytest.param(*case, marks=SLOW) for case in (
+    ('unetpp', 4, (256, 64)), ('transunet', 2, (512, 64)), ('vatransunet', 2, (512, 64)), ('unet3d', 1, (128, 32, 32)),
+    ('unetr', 1, (128, 32, 32))))])
 def test_each_device_holds_its_share_and_sends_only_borders(name, batch_size, sides):
   """Of the program for CPUs; `volume_conv` has another form on a GPU or TPU, which is divided before in the same way."""
   found = run('memory', name, batch_size, sides)

@@ -12,6 +12,11 @@ def identity(x):
   return x
 
 
+def parts_of(constrain) -> int:
+  """Over how many devices `constrain` divides the rows of a sample: its attribute `parts`, 1 where it has none."""
+  return getattr(constrain, 'parts', 1)
+
+
 def logits_dtype(dtype) -> jnp.dtype:
   """float32 whatever the compute dtype, except that float64 stays float64."""
   return jnp.promote_types(dtype, jnp.float32)

@@ -12,7 +12,7 @@ from afw_jax.models.depthwise import depthwise
 from afw_jax.models.gelu import gelu
 from afw_jax.models.layers import convolve
 from afw_jax.models.norm import BatchNorm, LayerNorm
-from afw_jax.models.options import identity
+from afw_jax.models.options import identity, parts_of
 
 
 class Stage(NamedTuple):
@@ -35,6 +35,7 @@ class VanConv(nn.Module):
   dilation: int = 1
   depthwise: bool = False
   bias_gradient: bool = True  # as in layers.Conv
+  parts: int = 1  # over how many devices the rows are divided
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -47,7 +48,7 @@ class VanConv(nn.Module):
     bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
     if self.depthwise:
-      y = depthwise(x, kernel, self.dilation)
+      y = depthwise(x, kernel, self.dilation, self.parts)
     elif k == 1:
       y = jnp.dot(x, kernel[0, 0])
     else:
@@ -58,26 +59,28 @@ class VanConv(nn.Module):
 class LargeKernelAttention(nn.Module):
   """x times a map that sees 23 pixels around: depthwise 5x5, depthwise 7x7 with dilation 3, pointwise."""
 
+  parts: int = 1
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x):
     c = x.shape[-1]
-    y = VanConv(c, 5, depthwise=True, dtype=self.dtype, name='conv0')(x)
-    y = VanConv(c, 7, dilation=3, depthwise=True, dtype=self.dtype, name='conv_spatial')(y)
+    y = VanConv(c, 5, depthwise=True, parts=self.parts, dtype=self.dtype, name='conv0')(x)
+    y = VanConv(c, 7, dilation=3, depthwise=True, parts=self.parts, dtype=self.dtype, name='conv_spatial')(y)
     return x * VanConv(c, dtype=self.dtype, name='conv1')(y)
 
 
 class Attention(nn.Module):
   """Pointwise, GELU, large kernel attention, pointwise; its input is added."""
 
+  parts: int = 1
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x):
     c = x.shape[-1]
     y = gelu(VanConv(c, dtype=self.dtype, name='proj_1')(x))
-    y = LargeKernelAttention(self.dtype, name='spatial_gating_unit')(y)
+    y = LargeKernelAttention(self.parts, self.dtype, name='spatial_gating_unit')(y)
     return x + VanConv(c, dtype=self.dtype, name='proj_2')(y)
 
 
@@ -85,12 +88,13 @@ class Mlp(nn.Module):
   """Pointwise to the hidden channels, depthwise 3x3, GELU, pointwise back."""
 
   hidden: int
+  parts: int = 1
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x):
     y = VanConv(self.hidden, dtype=self.dtype, name='fc1')(x)
-    y = VanConv(self.hidden, 3, depthwise=True, dtype=self.dtype, name='dwconv')(y)
+    y = VanConv(self.hidden, 3, depthwise=True, parts=self.parts, dtype=self.dtype, name='dwconv')(y)
     return VanConv(x.shape[-1], dtype=self.dtype, name='fc2')(gelu(y))
 
 
@@ -99,12 +103,13 @@ class Block(nn.Module):
 
   mlp_ratio: int
   drop_rate: float
+  parts: int = 1
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x, train: bool):
     c = x.shape[-1]
-    branches = Attention(self.dtype, name='attn'), Mlp(self.mlp_ratio * c, self.dtype, name='mlp')
+    branches = Attention(self.parts, self.dtype, name='attn'), Mlp(self.mlp_ratio * c, self.parts, self.dtype, name='mlp')
     for i, branch in enumerate(branches, 1):
       scale = self.param(f'layer_scale_{i}', nn.initializers.constant(1e-2), (c,), jnp.float32).astype(self.dtype)
       y = scale * branch(BatchNorm(name=f'norm{i}')(x, train=train))
@@ -140,7 +145,7 @@ class VAN(nn.Module):
       x = PatchEmbed(stage.features, 7 if i == 1 else 3, self.dtype, name=f'patch_embed{i}')(x, train=train)
       for j in range(stage.depth):
         rate = self.drop_path_rate * done / max(blocks - 1, 1)
-        x = self.constrain(block(stage.mlp_ratio, rate, self.dtype, name=f'block{i}_{j}')(x, train))
+        x = self.constrain(block(stage.mlp_ratio, rate, parts_of(self.constrain), self.dtype, name=f'block{i}_{j}')(x, train))
         done += 1
       x = LayerNorm(1e-6, name=f'norm{i}')(x)
       maps.append(x)

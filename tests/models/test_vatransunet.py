@@ -208,6 +208,16 @@ def test_depthwise_is_the_grouped_convolution_with_its_gradients(shape, kernel, 
     assert one.shape == other.shape and np.allclose(one, other, atol=1e-4)
 
 
+@pytest.mark.parametrize('rows, size, dilation, parts', [(12, 3, 1, 4), (16, 7, 2, 2), (8, 7, 3, 4), (9, 3, 1, 2)],
+                         ids=['divided', 'wide', 'borders wider than parts', 'uneven'])
+def test_parts_change_nothing(rows, size, dilation, parts):
+  x, kernel, grad = draw((2, rows, 5, 3)), draw((size, 3, 1, 3), 1), draw((2, rows, 5, 3), 2)
+  whole, pull = jax.vjp(lambda x, k: depthwise(x, k, dilation), x, kernel)
+  divided, divided_pull = jax.vjp(lambda x, k: depthwise(x, k, dilation, parts), x, kernel)
+  for one, other in zip((whole, *pull(grad)), (divided, *divided_pull(grad))):
+    assert one.shape == other.shape and np.allclose(one, other, atol=1e-4)
+
+
 def test_gradients_are_those_of_finite_differences():
   with jax.enable_x64(True):
     x, kernel = draw((1, 5, 4, 2), dtype=np.float64), draw((3, 3, 1, 2), 1, np.float64)
