@@ -5,7 +5,7 @@ What differs from network to network is data in the network's own module:
   TORCH_CLASSES   keys of weights whose axis 0 is the number of classes (the first one present counts)
   TORCH_CHANNELS  keys of weights whose axis 1 is the number of image channels (likewise)
 and, where it needs them,
-  TORCH_IGNORED   patterns of PyTorch's keys that have no counterpart: dead parameters
+  TORCH_IGNORED   patterns of PyTorch's keys that may have no counterpart: dead parameters, heads that only train
   TORCH_ALIASES   (pattern, replacement) pairs for second names of shared parameters, which count where the first is missing
   torch_image     (model, arrays, channels) -> shape of an image for which the parameters have the shapes of `arrays`
 """
@@ -47,7 +47,7 @@ def from_torch(name: str, state_dict: Mapping[str, np.ndarray], **options) -> di
   models.check_options(name, options)
   module = models.module_of(name)
   ignored = re.compile('|'.join((IGNORED, *getattr(module, 'TORCH_IGNORED', ()))))
-  arrays = {key: np.asarray(value) for key, value in state_dict.items() if not ignored.search(key)}
+  arrays = {key: np.asarray(value) for key, value in state_dict.items()}
   for alias, name_of in ((key, re.sub(*pair, key)) for pair in getattr(module, 'TORCH_ALIASES', ()) for key in [*arrays]):
     if alias != name_of:
       arrays.setdefault(name_of, arrays.pop(alias))
@@ -60,7 +60,7 @@ def from_torch(name: str, state_dict: Mapping[str, np.ndarray], **options) -> di
   keys = {path: torch_key(path, module.TORCH_NAMES) for path in needed}
   shapes = {keys[path]: _torch_shape(path, leaf.shape) for path, leaf in needed.items()}
   missing = [key for key in shapes if key not in arrays]
-  unknown = [key for key in arrays if key not in shapes]
+  unknown = [key for key in arrays if key not in shapes and not ignored.search(key)]
   wrong = [f'{key} is {arrays[key].shape}, not {shape}' for key, shape in shapes.items()
            if key in arrays and arrays[key].shape != shape]
   problems = [f'{len(found)} {what}: {", ".join(found)}' for what, found in

@@ -3,7 +3,7 @@
   python benchmarks/networks_cpu.py [--network unet unetr] [--batch 4] [--rounds 3] [--side 224]
 
 One input channel, nine classes, float32; the train step is forward with batch statistics, cross entropy + Dice, backward,
-SGD with momentum. The outputs are compared before anything is timed. The peers are MONAI's UNETR and, for the others,
+SGD with momentum. The outputs are compared before anything is timed. The peers are MONAI's UNETR, nnU-Net's own U-Net and, for the others,
 PyTorch networks written from the published descriptions, whose keys are those of the reference implementations.
 """
 
@@ -41,6 +41,7 @@ WORK = {
     'unetpp': ({}, (224, 224), 4),
     'transunet': ({'dropout_rate': 0.0}, (224, 224), 4),
     'vatransunet': ({'drop_path_rate': 0.0}, (224, 224), 4),
+    'unet3d': ({'deep_supervision': False}, (64, 128, 128), 1),
     'unetr': ({}, (96, 96, 96), 1),
     'unetrpp': ({'attention_dropout': 0.0, 'channel_dropout': 0.0}, (64, 128, 128), 1),
 }

@@ -69,7 +69,7 @@ def prepare(dataset: str, root: str | os.PathLike, store_dir: str | os.PathLike,
   publish.check_folder(store_dir)
   jobs = [dict(id=case.id, case=case, spec=spec, options=options, options_hash=options_hash, store=os.fspath(store_dir))
           for case in (files[shard[0]::shard[1]] if shard else files)]
-  with store.lock(store_dir, shared=shard is not None):
+  with publish.lock(store_dir, shared=shard is not None):
     if not shard:
       store.remove_stale(store_dir)
     if scheduler:

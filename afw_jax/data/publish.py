@@ -1,6 +1,7 @@
 """From cases that wait in staging to a store that shows them: safe for several processes and hosts at once."""
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import shutil
@@ -8,6 +9,34 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from afw_jax.data import store
 from afw_jax.errors import InputError
+
+
+@contextlib.contextmanager
+def lock(store_dir: str | os.PathLike, *, shared: bool = False):
+  """Holds the store for one writing process; the system lets go of it when the process ends, however it ends.
+
+  Args:
+    store_dir: the folder; made if need be.
+    shared: hold it together with others that share it, for as far as the disk knows locks (some network disks do not).
+
+  Raises:
+    InputError: another process holds it, or it cannot be locked.
+  """
+  path = pathlib.Path(store_dir)
+  with store.writing(path):
+    path.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path / '.lock', os.O_RDWR | os.O_CREAT, 0o666)
+  try:
+    try:
+      fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise InputError(path, 'another process is preparing this store', 'Wait for it, or use another folder') from e
+    except OSError as e:
+      if not shared:
+        raise InputError(path, f'cannot be locked ({e.strerror})', 'Use a folder on a local disk') from e
+    yield
+  finally:
+    os.close(fd)
 
 
 def check_folder(store_dir: str | os.PathLike) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -190,34 +189,6 @@ def remove_stale(store: str | os.PathLike) -> None:
     for folder in (store, store / 'cases', store / STAGING / 'cases'):
       for path in folder.glob(f'{_TMP}*'):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-@contextlib.contextmanager
-def lock(store: str | os.PathLike, *, shared: bool = False):
-  """Holds the store for one writing process; the system lets go of it when the process ends, however it ends.
-
-  Args:
-    store: the folder; made if need be.
-    shared: hold it together with others that share it, for as far as the disk knows locks (some network disks do not).
-
-  Raises:
-    InputError: another process holds it, or it cannot be locked.
-  """
-  store = pathlib.Path(store)
-  with writing(store):
-    store.mkdir(parents=True, exist_ok=True)
-    fd = os.open(store / '.lock', os.O_RDWR | os.O_CREAT, 0o666)
-  try:
-    try:
-      fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-      raise InputError(store, 'another process is preparing this store', 'Wait for it, or use another folder') from e
-    except OSError as e:
-      if not shared:
-        raise InputError(store, f'cannot be locked ({e.strerror})', 'Use a folder on a local disk') from e
-    yield
-  finally:
-    os.close(fd)
 
 
 def _put(source: pathlib.Path, final: pathlib.Path, meta: dict) -> None:

@@ -117,5 +117,5 @@ TORCH_NAMES = ((r'^encoder(\d+)', r'encoder.stages.\1.0.convs'), (r'^decoder(\d+
                (r'^up(\d+)$', r'decoder.transpconvs.\1'), (r'^head(\d+)$', r'decoder.seg_layers.\1'))
 TORCH_CLASSES = ('decoder.seg_layers.1.weight',)
 TORCH_CHANNELS = ('encoder.stages.0.0.convs.0.conv.weight',)
-# Dead: the biases and the head of the coarsest level. The others are second names of the same parameters.
-TORCH_IGNORED = (r'\.convs\.\d+\.conv\.bias$', r'^decoder\.seg_layers\.0\.', r'\.all_modules\.', r'^decoder\.encoder\.')
+# Dead biases; heads, which nnU-Net makes for every level, used or not; and second names of the same parameters.
+TORCH_IGNORED = (r'\.convs\.\d+\.conv\.bias$', r'^decoder\.seg_layers\.', r'\.all_modules\.', r'^decoder\.encoder\.')

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from afw_jax.data import store
+from afw_jax.data import publish, store
 from afw_jax.errors import InputError
 
 ARRAYS = {'image': np.arange(2 * 5 * 4, dtype=np.int16).reshape(2, 5, 4), 'label': np.ones((2, 5, 4), np.uint8)}
@@ -107,7 +107,7 @@ def test_a_file_where_a_folder_is_needed(tmp_path):
   with pytest.raises(InputError, match='cannot be written'):
     store.write_case(tmp_path, 'c', ARRAYS, META)
   (tmp_path / 'file').write_text('')
-  with pytest.raises(InputError, match='cannot be written'), store.lock(tmp_path / 'file'):
+  with pytest.raises(InputError, match='cannot be written'), publish.lock(tmp_path / 'file'):
     pass
 
 
@@ -139,17 +139,17 @@ def test_leftovers_go_and_cases_stay(tmp_path):
 
 
 def test_one_writer_at_a_time(tmp_path):
-  with store.lock(tmp_path), pytest.raises(InputError, match='another process'), store.lock(tmp_path):
+  with publish.lock(tmp_path), pytest.raises(InputError, match='another process'), publish.lock(tmp_path):
     pass
-  with store.lock(tmp_path):
+  with publish.lock(tmp_path):
     pass
 
 
 def test_shards_write_together_but_not_beside_a_writer_of_everything(tmp_path):
-  with (store.lock(tmp_path, shared=True), store.lock(tmp_path, shared=True), pytest.raises(InputError, match='another process'),
-        store.lock(tmp_path)):
+  with (publish.lock(tmp_path, shared=True), publish.lock(tmp_path, shared=True), pytest.raises(InputError, match='another process'),
+        publish.lock(tmp_path)):
     pass
-  with store.lock(tmp_path), pytest.raises(InputError, match='another process'), store.lock(tmp_path, shared=True):
+  with publish.lock(tmp_path), pytest.raises(InputError, match='another process'), publish.lock(tmp_path, shared=True):
     pass
 
 

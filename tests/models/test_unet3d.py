@@ -45,6 +45,8 @@ def test_logits_of_the_heads_are_nnunets():
   for i, head in enumerate(logits):
     assert list(head.shape) == facts['outputs'][f'eval_{i}']['shape']
     assert golden_weights.worst_error(head, numbers, f'eval_{i}') < 2e-5
+  single = convert.from_torch('unet3d', state, deep_supervision=False)
+  assert set(variables['params']) - set(single['params']) == {'head1', 'head2', 'head3'}
 
 
 @pytest.mark.parametrize('options, channels, classes, parameters', [
