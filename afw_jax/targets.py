@@ -164,7 +164,7 @@ def exhausted(message: str) -> float | None:
   """GiB that a compiler says a program needs, where it refuses a program for want of memory; otherwise None."""
   if 'RESOURCE_EXHAUSTED' not in message:
     return None
-  used = re.search(r'[Uu]sed ([\d.]+)([KMG]) of', message)
+  used = re.search(r'(?:[Uu]sed |required for HLO temporaries \()([\d.]+)([KMG])', message)
   return float(used[1]) / {'K': 2**20, 'M': 2**10, 'G': 1}[used[2]] if used else float('inf')
 
 

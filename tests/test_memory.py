@@ -89,3 +89,4 @@ def test_evaluating(tmp_path, trained, phantoms):
   # A busy machine has now one and now two blocks of probabilities (10 MiB) in flight, a step or two among all; what each
   # case left behind would add to every one of them.
   assert np.median(np.diff(peaks[2:])) < VOLUME / 10
+  assert peaks[-1] - peaks[1] < 8 * VOLUME  # those blocks and no more

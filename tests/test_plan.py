@@ -194,6 +194,8 @@ def test_a_mistake_in_the_config_comes_back_from_the_other_process():
 def test_a_compiler_that_runs_out_of_memory_says_how_much():
   message = 'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.55G of 15.75G hbm. Exceeded hbm capacity by 4.80G.'
   assert targets.exhausted(message) == 20.55
+  early = 'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (46.09G) exceeds available HBM (15.75G).'
+  assert targets.exhausted(early) == 46.09
   assert targets.exhausted('INTERNAL: something else. Used 1G of 2G') is None
   assert targets.exhausted('RESOURCE_EXHAUSTED: no figures') == float('inf')
 
