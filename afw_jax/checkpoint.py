@@ -142,12 +142,23 @@ def _read_meta(path: pathlib.Path) -> dict:
 def _load(folder: str, step: int, wanted: dict[str, PyTree]) -> tuple[dict[str, PyTree], dict]:
   path = pathlib.Path(os.path.abspath(folder)) / str(step)
   meta = _read_meta(path)
+  _check_same_arrays(path, meta, wanted)
   trees = {k: _read(path, k, ocp.args.StandardRestore(v)) for k, v in wanted.items()}
   found = fingerprint(trees)
   wrong = [k for k, v in found.items() if meta['fingerprint'].get(k) != v]
   if wrong:
     raise ValueError(f'{len(wrong)} arrays differ from their fingerprint, first {wrong[0]}')
   return trees, meta
+
+
+def _check_same_arrays(path: pathlib.Path, meta: dict, wanted: dict[str, PyTree]) -> None:
+  """Raises InputError where a whole checkpoint holds other arrays than are wanted: of another network or version."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(wanted)
+  names = {jax.tree_util.keystr(key) for key, _ in leaves}
+  saved = {name for name in meta['fingerprint'] if name.startswith(tuple(f'[{part!r}]' for part in wanted))}
+  if other := sorted(names ^ saved):
+    raise InputError(path, f'is of another network or version: {len(other)} arrays are only in it or only wanted, first {other[0]}',
+                     'Use the version and the config that it was made with, or another --workdir.')
 
 
 def read_meta(folder: str) -> dict | None:
@@ -184,6 +195,8 @@ def restore_state(folder: str, abstract: TrainState) -> tuple[TrainState, dict] 
     found, problem = None, None
     try:
       found = _load(folder, step, _split(abstract))
+    except InputError:
+      raise  # whole, but of something else: nothing is set aside
     except Exception as error:  # Orbax raises bare Exception, ValueError, KeyError ... for a torn checkpoint
       if not _is_damage(error):
         raise _unreadable(folder, step, error) from error
@@ -237,6 +250,8 @@ def restore_variables(folder: str, abstract: PyTree) -> tuple[PyTree, dict]:
     raise InputError(folder, 'there is no checkpoint', 'Train first: --mode=train, or give the --workdir of a finished run.')
   try:
     trees, meta = _load(folder, steps[0], {'model': abstract})
+  except InputError:
+    raise
   except Exception as error:  # as above; here nothing older is the model that was asked for
     if not _is_damage(error):
       raise _unreadable(folder, steps[0], error) from error

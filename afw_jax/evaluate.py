@@ -82,9 +82,10 @@ def _make_anew(staging: str, folders: Iterable[str]) -> None:
 
 
 def _publish(workdir: str, staging: str, folders: dict[str, str]) -> None:
-  for name, folder in folders.items():
+  for name in folders:  # the scores first: without them nothing is reported
     shutil.rmtree(os.path.join(workdir, name), ignore_errors=True)
-    os.replace(folder, os.path.join(workdir, name))
+  for name in reversed(folders):  # and last
+    os.replace(folders[name], os.path.join(workdir, name))
   os.rmdir(staging)
 
 

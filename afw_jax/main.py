@@ -4,6 +4,7 @@ Modes: prepare, train, evaluate, report, compare, predict, convert, plan; all (t
 train, evaluate and report. The same command again goes on where it stopped.
 """
 
+import contextlib
 import errno
 import glob
 import logging
@@ -110,7 +111,7 @@ def _dispatch() -> None:
     plan.plan(config, _TARGET.value, _DEVICES.value, _MEMORY.value)
     return
   place = processes.place(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-  if mode in ('all', 'train', 'evaluate', 'predict'):
+  if mode in ('all', 'train', 'evaluate', 'predict') or (place and place.process_id is None):  # which it is, the others know
     processes.start(place)
   elif place and place.process_id:
     return  # nothing to share out
@@ -122,13 +123,13 @@ def _dispatch() -> None:
   if mode == 'predict':
     _predict(workdir)
   elif mode == 'report':
-    _report(workdir)
+    processes.first(lambda: _report(workdir))
   elif mode == 'compare':
-    _compare(workdir.split(','))
+    processes.first(lambda: _compare(workdir.split(',')))
   elif config is None:
     raise InputError('--config', 'is not given', f'--mode={mode} needs one, for instance --config=configs/demo.py.')
   elif mode == 'convert':
-    _convert(config, workdir)
+    processes.first(lambda: _convert(config, workdir))
   else:
     _train_and_score(mode, config, workdir)
 
@@ -147,6 +148,11 @@ def _train_and_score(mode: str, config: ml_collections.ConfigDict, workdir: str)
   processes.check_alike('--config and --workdir', [config.to_json_best_effort(), workdir])
   processes.first(lambda: run_folder.claim(workdir, config))
   processes.check_shared(os.path.join(workdir, 'config.json'))
+  with run_folder.hold(workdir) if mode in ('all', 'train') and processes.index() == 0 else contextlib.nullcontext():
+    _stages(mode, config, workdir)
+
+
+def _stages(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
   store_dir = run_folder.store_path(config, workdir)
   if mode in ('all', 'prepare'):
     processes.first(lambda: _prepare(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from afw_jax import augment, checkpoint, inference, models, processes, step, writer
+from afw_jax import augment, checkpoint, inference, models, processes, sharding, step, writer
 from afw_jax.data import prepare, resample, volumes
 from afw_jax.errors import InputError
 
@@ -53,7 +53,7 @@ class Trained(NamedTuple):
 
 
 def load(workdir: str, *, which: str = 'best', mirror_axes: Sequence[int] = ()) -> Trained:
-  """The trained network of a run.
+  """The trained network of a run, on all devices of this process.
 
   Args:
     workdir: of the run.
@@ -72,16 +72,17 @@ def load(workdir: str, *, which: str = 'best', mirror_axes: Sequence[int] = ()) 
   if meta is None:
     raise InputError(workdir, 'there is no checkpoint in it', 'Train first (--mode=train), or give the --workdir of a finished run.')
   network = meta['model']
-  model = models.build(network['name'], num_classes=network['num_classes'], **network['options'])
+  own = processes.own_mesh(meta['config'].get('mesh', {}).get('spatial', 1))  # what was trained divided may fit no other way
+  model = models.build(network['name'], num_classes=network['num_classes'], constrain=sharding.make_constrain(own), **network['options'])
   image = jax.ShapeDtypeStruct((1, *network['input_size'], 1), jnp.float32)
   shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
   abstract = {'net': shapes['params'], 'batch_stats': shapes.get('batch_stats', {}),
               'log_sigma_sq': jax.ShapeDtypeStruct((network['num_classes'],), jnp.float32)}
-  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # wherever it was trained
-  abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), abstract)
+  everywhere = sharding.replicated(own)
+  abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), abstract)
   variables, meta = checkpoint.restore_variables(folder, abstract)
   forward = inference.mirror_averaged(step.make_predict_step(model, augment.apply_window), mirror_axes)
-  return Trained(jax.jit(forward), variables, meta)
+  return Trained(sharding.divided(own, forward), variables, meta)
 
 
 def predict_volume(
@@ -142,6 +143,10 @@ def predict(
     os.makedirs(folder, exist_ok=True)
   except OSError as error:
     raise InputError(folder, f'cannot be made ({error})', 'Choose another --output.') from error
+  if processes.count() > 1:
+    processes.first(lambda: _write_volumes(folder, [], trained.organs))
+    processes.check_alike('--output', os.path.abspath(folder))
+    processes.check_shared(os.path.join(folder, 'volumes.json'))
   rows = []
   for name, path in tqdm.tqdm(processes.share(list(scans.items())), desc='predict', unit='scan',
                               disable=processes.index() > 0 or (len(scans) == 1 and not sys.stderr.isatty())):

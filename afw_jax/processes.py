@@ -96,10 +96,20 @@ def _checked(where: str, found: Place) -> Place | None:
 
 def _by_variables(environ: Mapping[str, str]) -> Place | None:
   names = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES')
-  own = environ.get('JAX_PROCESS_ID', environ.get('JOB_COMPLETION_INDEX'))
-  if own is None or not all(environ.get(name) for name in names):
+  told = {name: environ[name] for name in (*names, 'JAX_PROCESS_ID') if environ.get(name)}
+  if not told:
     return None
-  return _checked('JAX_PROCESS_ID', Place(environ[names[0]], int(environ[names[1]]), int(own)))
+  told.setdefault('JAX_PROCESS_ID', environ.get('JOB_COMPLETION_INDEX'))
+  if told.get(names[1]) == '1' and told['JAX_PROCESS_ID'] in (None, '0'):
+    return None
+  missing = [name for name in (*names, 'JAX_PROCESS_ID') if not told.get(name)]
+  if missing:  # alone, each process would train the whole in one workdir
+    raise InputError(' and '.join(missing), f'must be set with {" and ".join(name for name in told if told[name])}',
+                     'Set all three (in Kubernetes JOB_COMPLETION_INDEX does for the id), or none.')
+  for name in (names[1], 'JAX_PROCESS_ID'):
+    if not told[name].isdecimal():
+      raise InputError(name, f'{told[name]!r} is no number', 'Give the number of processes, and ids from 0.')
+  return _checked('JAX_PROCESS_ID', Place(told[names[0]], int(told[names[1]]), int(told['JAX_PROCESS_ID'])))
 
 
 def _by_slurm(environ: Mapping[str, str]) -> Place | None:
@@ -222,11 +232,9 @@ def check_shared(path: str) -> None:
                    'Give a --workdir (and data.store) on a file system that all processes share.')
 
 
-def own_mesh(mesh: Mesh) -> Mesh:
-  """The mesh of what a process does alone, on its own devices; of one process the mesh itself."""
-  if count() == 1:
-    return mesh
-  return sharding.make_mesh(-1, math.gcd(mesh.shape['spatial'], jax.local_device_count()), jax.local_devices())
+def own_mesh(spatial: int) -> Mesh:
+  """The mesh of what a process does alone, on its own devices: samples in as many of `spatial` parts as these allow."""
+  return sharding.make_mesh(-1, math.gcd(spatial, jax.local_device_count()), jax.local_devices())
 
 
 def own_copy(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -247,7 +255,7 @@ def interruption() -> Iterator[Callable[[int], int | None]]:
     process stops all of them after the same step.
   """
   several, received = count() > 1, []
-  if several:
+  if several and distributed.global_state.preemption_sync_manager is None:
     jax.config.update('jax_enable_preemption_service', True)
     distributed.global_state.initialize_preemption_sync_manager()
 

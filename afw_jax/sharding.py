@@ -84,6 +84,29 @@ def on_whole_samples(mesh: Mesh, transform: Callable[[jax.Array, dict], dict]) -
   return lambda key, batch: placed(transform(key, placed(batch, 'data')), 'data', 'spatial')
 
 
+def divided(mesh: Mesh, predict_step: Callable) -> Callable:
+  """The jitted forward pass of evaluation over all devices of a mesh; any number of rows, filled up to what divides.
+
+  Args:
+    mesh: of this process's own devices.
+    predict_step: (variables, image (B, *S, 1), window (B, 2)) -> probabilities (B, *S, C).
+
+  Returns:
+    The same function, of numpy images; its probabilities lie on the mesh's first device.
+  """
+  at = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
+  run = jax.jit(predict_step, in_shardings=(at(), at('data', 'spatial'), at('data')))
+  if mesh.size == 1:
+    return run
+  first = mesh.devices.flat[0]
+
+  def predict(variables, image, window):
+    filled = lambda rows: np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % mesh.shape['data'], 0)])
+    return jax.device_put(run(variables, filled(image), filled(window)), first)[:len(image)]
+
+  return predict
+
+
 def check(mesh: Mesh, batch_size: int, sides: tuple[int, ...]) -> None:
   """Raises InputError where the global batch or the samples do not divide over the mesh, naming values that would."""
   data, spatial = mesh.shape['data'], mesh.shape['spatial']

@@ -105,7 +105,7 @@ def environment(target: Target, count: int, base: Mapping[str, str]) -> dict[str
   if target.platform == 'tpu':
     more = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': f'v5litepod-{max(count, 4)}', 'TPU_WORKER_ID': '0',
             'TPU_WORKER_HOSTNAMES': 'localhost', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
-  kept = {k: v for k, v in base.items() if k != 'JAX_COMPILATION_CACHE_DIR'}
+  kept = {k: v for k, v in base.items() if k not in ('JAX_COMPILATION_CACHE_DIR', 'JAX_NUM_CPU_DEVICES')}
   return {**kept, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ' '.join(flags), **more}
 
 
@@ -162,10 +162,10 @@ _CALLS = ('body', 'condition', 'calls', 'to_apply', 'called_computations', 'bran
 
 def exhausted(message: str) -> float | None:
   """GiB that a compiler says a program needs, where it refuses a program for want of memory; otherwise None."""
-  if 'RESOURCE_EXHAUSTED' not in message:
+  if 'RESOURCE_EXHAUSTED' not in message or 'hbm' not in message.lower():  # vmem is a core's scratch, not the device's memory
     return None
-  used = re.search(r'(?:[Uu]sed |required for HLO temporaries \()([\d.]+)([KMG])', message)
-  return float(used[1]) / {'K': 2**20, 'M': 2**10, 'G': 1}[used[2]] if used else float('inf')
+  used = re.search(r'(?:[Uu]sed |required for HLO temporaries \()([\d.]+)([KMGT])', message)
+  return float(used[1]) * {'K': 2**-20, 'M': 2**-10, 'G': 1, 'T': 2**10}[used[2]] if used else float('inf')
 
 
 def _installed(package: str) -> bool:

@@ -75,9 +75,9 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
     state = born(init_key, image=jnp.zeros(image.shape, image.dtype))
     if config.model.pretrained:
       state = _with_pretrained(state, config, model_options, everywhere)
-    best_dsc = None
-  start = int(state.step)
-  if start >= total_steps:
+    best_dsc, meta = None, {}
+  start, due = int(state.step), meta.get('validation_due', False)
+  if start >= total_steps and not due:
     _log.info('training is finished already (%d steps)', start)
     return
   meta = {
@@ -89,8 +89,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   # -- steps
   train_step = jax.jit(step.make_train_step(model, loss_fn, tx, assembly.preparation(config, mesh), micro_batches=config.train.micro_batches),
                        donate_argnums=0, out_shardings=(everywhere, everywhere))
-  own = processes.own_mesh(mesh)  # cases are validated by one process each
-  predict_step = jax.jit(step.make_predict_step(model.clone(constrain=sharding.make_constrain(own)), augment.apply_window))
+  own = processes.own_mesh(mesh.shape['spatial'])  # cases are validated by one process each
+  predict_step = sharding.divided(own, step.make_predict_step(model.clone(constrain=sharding.make_constrain(own)), augment.apply_window))
   rank, world = sharding.share(mesh)
   batches = pipeline.train_batches(
       source, batch_size=batch_size, seed=config.seed, start_step=start, rank=rank, world=world,
@@ -101,7 +101,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   out = writer.MetricWriter(workdir, start_step=start)
   bar = tqdm.tqdm(total=total_steps, initial=start, unit='step', desc='train', disable=processes.index() > 0,
                   mininterval=0.5 if sys.stderr.isatty() else 30)
-  clock = {'time': time.perf_counter(), 'step': start}
+  clock = {'time': time.perf_counter(), 'step': start, 'wait': 0.0}
   pending = None
 
   def consume(done: int, aux: dict, picked: np.ndarray, wait: float) -> None:
@@ -110,17 +110,35 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
     if not (np.isfinite(aux['loss']) and np.isfinite(aux['grad_norm'])):
       raise FloatingPointError(progress.non_finite(done, aux, [str(source.records[i][0]) for i in picked], class_names))
     bar.update(1)
+    clock['wait'] += wait
     if done % config.train.log_every_steps and done != total_steps:
       return
-    now = time.perf_counter()
-    speed = (done - clock['step']) * batch_size / max(now - clock['time'], 1e-9)
-    clock.update(time=now, step=done)
+    now, steps = time.perf_counter(), done - clock['step']
+    speed, waited = steps * batch_size / max(now - clock['time'], 1e-9), clock['wait'] / max(steps, 1)
+    clock.update(time=now, step=done, wait=0.0)
     scalars = progress.scalars(aux, class_names) | {
-        'epoch': done / steps_per_epoch, 'train/lr': float(schedule(done - 1)), 'images_per_s': speed, 'data_wait_s': wait}
+        'epoch': done / steps_per_epoch, 'train/lr': float(schedule(done - 1)), 'images_per_s': speed, 'data_wait_s': waited}
     out.write(done, scalars)
     bar.set_postfix_str(progress.postfix(scalars, aux['terms'], class_names, best_dsc))
 
+  def validate(done: int) -> None:
+    """Scores the state, and keeps it where it is the best so far."""
+    nonlocal best_dsc
+    scores = validation.validate(
+        predict_step, processes.own_copy(step.variables_of(state), own), store_dir, index, window_size=size,
+        batch_size=config.eval.batch_size, overlap=config.eval.overlap)
+    out.write(done, scores)
+    if processes.index() == 0:
+      bar.write(f'step {done}: validation DSC {scores["val/dsc"]:.4f}')
+    if best_dsc is None or scores['val/dsc'] > best_dsc:
+      best_dsc = scores['val/dsc']
+      checkpoint.save(managers['best'], state, {**meta, 'best_dsc': best_dsc})
+      checkpoint.finish(managers['best'])  # before `last` says that it is there
+    clock.update(time=time.perf_counter(), step=done, wait=0.0)  # validation is not counted as training time
+
   with processes.interruption() as asked, contextlib.closing(out), contextlib.closing(bar):
+    if due:
+      validate(start)
     for done in range(start + 1, total_steps + 1):
       before = time.perf_counter()
       batch = next(batches)
@@ -137,19 +155,11 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
 
       consume(*pending)  # a checkpoint never holds what a non-finite step made
       pending = None
-      if validate_now and index['splits']['val']:
-        scores = validation.validate(
-            predict_step, processes.own_copy(step.variables_of(state), own), store_dir, index, window_size=size,
-            batch_size=config.eval.batch_size, overlap=config.eval.overlap)
-        out.write(done, scores)
-        if processes.index() == 0:
-          bar.write(f'step {done}: validation DSC {scores["val/dsc"]:.4f}')
-        if best_dsc is None or scores['val/dsc'] > best_dsc:
-          best_dsc = scores['val/dsc']
-          checkpoint.save(managers['best'], state, {**meta, 'best_dsc': best_dsc})
-          checkpoint.finish(managers['best'])  # before `last` says that it is there
-        clock.update(time=time.perf_counter(), step=done)  # validation is not counted as training time
-      checkpoint.save(managers['last'], state, {**meta, 'best_dsc': best_dsc})
+      due = validate_now and bool(index['splits']['val'])
+      if due and not exit_code:
+        validate(done)
+        due = False
+      checkpoint.save(managers['last'], state, {**meta, 'best_dsc': best_dsc, 'validation_due': due})
       if exit_code:
         for manager in managers.values():
           checkpoint.finish(manager)
@@ -158,6 +168,9 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
     for manager in managers.values():
       checkpoint.finish(manager)
       manager.close()
+    if exit_code := asked(total_steps + 1):  # during the last validation
+      _log.warning('interrupted: training is finished and saved; the same command goes on from here')
+      raise SystemExit(exit_code)
 
 
 def _with_pretrained(state: step.TrainState, config: ml_collections.ConfigDict, options: dict, everywhere) -> step.TrainState:

@@ -1,14 +1,20 @@
 """The folder of a run: it belongs to one config, and says which."""
 
+import contextlib
 import difflib
+import fcntl
 import hashlib
 import json
+import logging
 import os
+from collections.abc import Iterator
 
 import ml_collections
 
 from afw_jax import writer
 from afw_jax.errors import InputError
+
+_log = logging.getLogger('afw_jax')
 
 # What may change between two starts in one workdir without changing what was trained.
 FREE = ('eval', 'mesh', 'runtime', 'data.root', 'data.store')
@@ -46,6 +52,24 @@ def claim(workdir: str, config: ml_collections.ConfigDict) -> None:
                        'Choose another --workdir, or start with the values it was made with.')
   writer.write_json(path, new)
   writer.write_json(os.path.join(workdir, 'environment.json'), writer.environment())
+
+
+@contextlib.contextmanager
+def hold(workdir: str) -> Iterator[None]:
+  """Keeps the workdir to the one process that trains in it; the system lets go of it when that ends, however it ends.
+
+  Raises:
+    InputError: another one trains in it.
+  """
+  path = os.path.join(workdir, '.lock')
+  with open(path, 'w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise InputError(workdir, 'another process is training in it', f'Wait for it or choose another --workdir. If none is, remove {path}.') from error
+    except OSError as error:  # some network disks know no locks
+      _log.warning('%s cannot be locked (%s): see that no two runs use it', workdir, error.strerror)
+    yield
 
 
 def begun(workdir: str) -> bool:

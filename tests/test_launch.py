@@ -107,8 +107,9 @@ def test_dockerfile():
   assert instructions[0][0] == 'FROM' and {i for i, _ in instructions} == {'FROM', 'WORKDIR', 'COPY', 'RUN', 'ENV', 'ENTRYPOINT'}
   copied = [arguments.split()[0] for i, arguments in instructions if i == 'COPY']
   assert all((ROOT / path).exists() for path in copied) and {'afw_jax', 'configs', 'requirements.txt'} <= set(copied)
-  assert json.loads(next(a for i, a in instructions if i == 'ENTRYPOINT')) == ['python', '-m', 'afw_jax.main']
-  (command,) = (a for i, a in instructions if i == 'RUN')
-  assert subprocess.run(['bash', '-n', '-c', command]).returncode == 0
+  assert json.loads(next(a for i, a in instructions if i == 'ENTRYPOINT')) == ['tini', '--', 'python', '-m', 'afw_jax.main']
+  commands = [a for i, a in instructions if i == 'RUN']
+  assert all(subprocess.run(['bash', '-n', '-c', command]).returncode == 0 for command in commands) and 'tini' in commands[0]
+  command = commands[-1]
   version = subprocess.run(re.search(r'\$\((.*)\)', command)[1], shell=True, cwd=ROOT, capture_output=True, text=True).stdout.strip()
   assert f'jax=={version} ' in (ROOT / 'requirements.txt').read_text()

@@ -11,7 +11,7 @@ JAX = {'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '2'}
 
 @pytest.mark.parametrize('environ', [
     {}, JOB, {**JOB, 'SLURM_NTASKS': '1'}, {**STEP, 'SLURM_STEP_NUM_TASKS': '1'},  # a step of one task: salloc's own shell, sbatch's script
-    {'JOB_COMPLETION_INDEX': '1'}, JAX, {'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, {**JAX, 'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '0'},
+    {'JOB_COMPLETION_INDEX': '1'}, {'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, {**JAX, 'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '0'},
     {'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_WORKER_ID': '0'},
     {'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '0', 'JAX_PLATFORMS': 'cpu'}])
 def test_one_host_stays_alone(environ):
@@ -29,6 +29,17 @@ def test_one_host_stays_alone(environ):
     ({'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '1'}, processes.Place('auto'))])
 def test_launchers(environ, expected):
   assert processes.place(environ=environ) == expected
+
+
+@pytest.mark.parametrize('environ, named', [
+    (JAX, 'JAX_PROCESS_ID'), ({'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '0'}, 'JAX_COORDINATOR_ADDRESS'),
+    ({'JAX_COORDINATOR_ADDRESS': 'a:1', 'JOB_COMPLETION_INDEX': '1'}, 'JAX_NUM_PROCESSES'),
+    ({**JAX, 'JAX_NUM_PROCESSES': 'two', 'JAX_PROCESS_ID': '0'}, "'two' is no number"), ({**JAX, 'JAX_PROCESS_ID': '2'}, '0 to 1')])
+def test_told_in_part_by_the_environment_is_refused(environ, named):
+  """Alone, each would train the whole in the same workdir."""
+  with pytest.raises(InputError, match=named):
+    processes.place(environ=environ)
+  assert processes.place(None, 1, environ=environ) is None
 
 
 def test_flags_come_first_and_are_given_together():

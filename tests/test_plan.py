@@ -137,6 +137,8 @@ def test_plan_finds_the_smallest_mesh_that_fits(one, monkeypatch):
   assert rows[1]['memory']['total'] < 0.8 * rows[0]['memory']['total']
   assert rows[0]['traffic'] == [] and {'all-reduce', 'collective-permute'} <= {kind for kind, _, _ in rows[1]['traffic']}
   assert rows[0]['flops'] == rows[1]['flops'] == one['flops']
+  gathered = sorted(size for kind, size, _ in rows[1]['traffic'] if kind == 'all-gather')
+  assert gathered == [4 * 32 * 32, 2 * 4 * 32 * 32]  # label and image for the rotation, as they are stored
   assert [line.split()[:6] for line in written[2:4]] == [
       [str(n), '1', 'x', str(n), f'{row["memory"]["total"] / targets.GIB:.3g}', f'{row["memory"]["temporary"] / targets.GIB:.3g}']
       for n, row in zip((1, 2), rows)]
@@ -197,15 +199,18 @@ def test_a_compiler_that_runs_out_of_memory_says_how_much():
   early = 'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (46.09G) exceeds available HBM (15.75G).'
   assert targets.exhausted(early) == 46.09
   assert targets.exhausted('INTERNAL: something else. Used 1G of 2G') is None
-  assert targets.exhausted('RESOURCE_EXHAUSTED: no figures') == float('inf')
+  assert targets.exhausted('RESOURCE_EXHAUSTED: no figures of HBM') == float('inf')
+  assert targets.exhausted('RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 1.20T of 15.75G hbm.') == 1.2 * 1024
+  assert targets.exhausted('RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 17.50M of 16.00M vmem.') is None
 
 
 def test_environment_keeps_the_flags_of_the_user():
   cpu, h100 = targets.get('cpu'), targets.get('h100')
-  base = {'XLA_FLAGS': '--xla_dump_to=here --xla_force_host_platform_device_count=2', 'HOME': '/root', 'JAX_COMPILATION_CACHE_DIR': 'x'}
+  base = {'XLA_FLAGS': '--xla_dump_to=here --xla_force_host_platform_device_count=2', 'HOME': '/root', 'JAX_COMPILATION_CACHE_DIR': 'x',
+          'JAX_NUM_CPU_DEVICES': '2'}
   made = targets.environment(cpu, 8, base)
   assert made['XLA_FLAGS'].split() == ['--xla_dump_to=here', '--xla_force_host_platform_device_count=8']
-  assert made['HOME'] == '/root' and 'JAX_COMPILATION_CACHE_DIR' not in made
+  assert made['HOME'] == '/root' and not {'JAX_COMPILATION_CACHE_DIR', 'JAX_NUM_CPU_DEVICES'} & set(made)
   assert '--xla_gpu_autotune_level=0' in targets.environment(h100, 8, base)['XLA_FLAGS']
 
 

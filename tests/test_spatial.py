@@ -24,7 +24,7 @@ from afw_jax import augment, losses, models, optimizer, sharding, step
 
 CLASSES = 4
 # The smallest images whose deepest level has two rows: the finer levels divide over two and four, the coarse do not.
-SIDES = {'unet': (32, 16), 'unetpp': (8, 8), 'transunet': (32, 16), 'vatransunet': (32, 16), 'unet3d': (8, 8, 4),
+SIDES = {'unet': (32, 16), 'unetpp': (8, 8), 'transunet': (32, 16), 'vatransunet': (80, 16), 'unet3d': (8, 8, 4),
          'unetr': (32, 16, 16), 'unetrpp': (16, 16, 16)}
 SLOW = pytest.mark.skipif('AFW_SLOW' not in os.environ, reason='AFW_SLOW is not set (some minutes more)')
 FAST = {'xla_backend_optimization_level': 0}

@@ -28,6 +28,13 @@ def test_what_trains_nothing_may_change(begun):
   workdir.claim(str(begun), config)
 
 
+def test_one_run_trains_in_a_workdir(begun):
+  with workdir.hold(str(begun)), pytest.raises(InputError, match='another process is training'), workdir.hold(str(begun)):
+    pass
+  with workdir.hold(str(begun)):
+    pass
+
+
 def test_what_trains_may_not(begun):
   config = demo.get_config()
   config.model.unet.head_kernel, config.loss.name, config.train.epochs = 3, 'ce_dice', 7

@@ -1,5 +1,6 @@
 """Divides the preparing between hosts: an array job's share of the cases, or an existing Dask cluster. Owns Dask."""
 
+import concurrent.futures
 import contextlib
 import logging
 import os
@@ -83,6 +84,8 @@ def run_jobs(function: Callable[[dict], dict], jobs: list[dict], *, scheduler: s
         results.append({'id': job['id'], 'problems': [InputError(
           job['case'].image, 'reading it ended one worker after the other',
           'Probably too little memory: give the workers more, or remove the case')]})
+      except concurrent.futures.CancelledError as e:
+        raise InputError(f'--scheduler={scheduler}', 'was lost on the way', 'Start it and the same command again: cases that are done are kept') from e
       except (ImportError, RuntimeError) as e:
         if isinstance(e, RuntimeError) and 'deserialization' not in str(e):
           raise

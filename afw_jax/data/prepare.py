@@ -90,7 +90,7 @@ def prepare(dataset: str, root: str | os.PathLike, store_dir: str | os.PathLike,
       return None
     notes += more + selection.case_notes(spec, metas, splits)
     index = selection.index(spec, request, options, options_hash, splits, metas, excluded, notes)
-    return publish.publish(store_dir, json.loads(json.dumps(index)), metas, [i for i in metas if ready[i][1]])
+    return publish.publish(store_dir, json.loads(json.dumps(index)), metas, [i for i in metas if ready[i][1]], alone=not shard)
 
 
 def make_request(dataset: str, *, size=(224, 224), spacing_mm=(None, 1.0, 1.0), fit='resize', order='cubic',

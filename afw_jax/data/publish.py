@@ -73,13 +73,13 @@ def of_others(store_dir: str | os.PathLike, case_ids: Iterable[str], options_has
   """Case id -> (meta, staged) of those that other processes have prepared so far."""
   probe = pathlib.Path(store_dir) / store.STAGING / 'cases' / f'.tmp-probe-{store.process()}'
   with contextlib.suppress(FileNotFoundError):  # a change of ours in the folder makes a network disk look at it anew
-    probe.mkdir()
+    probe.mkdir(exist_ok=True)
     probe.rmdir()
   found = ((case_id, next(prepared(store_dir, case_id, options_hash), None)) for case_id in case_ids)
   return {case_id: found for case_id, found in found if found}
 
 
-def publish(store_dir: str | os.PathLike, index: dict, metas: Mapping[str, dict], staged: Iterable[str]) -> dict:
+def publish(store_dir: str | os.PathLike, index: dict, metas: Mapping[str, dict], staged: Iterable[str], *, alone: bool = True) -> dict:
   """Moves staged cases to their places and writes the index, last.
 
   The processes that share the work may all come here at once: each does what it finds undone, and what each writes is
@@ -90,6 +90,7 @@ def publish(store_dir: str | os.PathLike, index: dict, metas: Mapping[str, dict]
     index: the new content of its dataset.json.
     metas: case id -> meta, of every case.
     staged: ids of the cases that wait in staging.
+    alone: no other process can be at work in staging.
 
   Returns:
     The index as it now is.
@@ -104,5 +105,19 @@ def publish(store_dir: str | os.PathLike, index: dict, metas: Mapping[str, dict]
     for case_id in staged:
       store.move_case(path / store.STAGING, path, case_id, metas[case_id])
     written = store.write_index(path, index)
-  shutil.rmtree(path / store.STAGING, ignore_errors=True)
+  if alone:
+    shutil.rmtree(path / store.STAGING, ignore_errors=True)
+  else:
+    _tidy(path / store.STAGING, metas)
   return written
+
+
+def _tidy(staging: pathlib.Path, metas: Mapping[str, dict]) -> None:
+  """Removes what of these very cases is left in staging, and staging itself if others stage nothing there meanwhile."""
+  for case_id, meta in metas.items():
+    with contextlib.suppress(InputError):  # not there any more
+      if store.read_case(staging, case_id).meta == meta:
+        shutil.rmtree(store.case_folder(staging, case_id), ignore_errors=True)
+  for folder in (staging / 'cases', staging):
+    with contextlib.suppress(OSError):  # not empty
+      folder.rmdir()

@@ -18,6 +18,11 @@ def uniform_fan_in(fan_in: int) -> Callable:
   return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def he_normal(fan_in: int, slope: float) -> Callable:
+  """He et al. 2015 for a LeakyReLU of this slope: N(0, 2 / ((1 + slope^2) fan_in))."""
+  return nn.initializers.normal(math.sqrt(2 / ((1 + slope**2) * fan_in)))
+
+
 class Conv(nn.Module):
   """Convolution over any number of spatial axes, channels last, with PyTorch's symmetric padding and initialisation.
 
@@ -30,6 +35,7 @@ class Conv(nn.Module):
     use_bias: whether a bias is added.
     bias_gradient: False where a BatchNorm with the batch's statistics follows: that takes the bias out again, so its
       gradient is zero but for rounding, and leaving it out saves a pass over the output's gradient.
+    kernel_init, bias_init: initialisers (key, shape, dtype); None is PyTorch's default.
     dtype: compute dtype; the parameters are float32.
   """
 
@@ -41,6 +47,8 @@ class Conv(nn.Module):
   groups: int = 1
   use_bias: bool = True
   bias_gradient: bool = True
+  kernel_init: Callable | None = None
+  bias_init: Callable | None = None
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -51,10 +59,10 @@ class Conv(nn.Module):
     padding = same if self.padding is None else _per_axis(self.padding, rank)
     inputs = x.shape[-1] // self.groups
     init = uniform_fan_in(math.prod(size) * inputs)
-    kernel = self.param('kernel', init, (*size, inputs, self.features), jnp.float32)
+    kernel = self.param('kernel', self.kernel_init or init, (*size, inputs, self.features), jnp.float32)
     y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), strides, [(p, p) for p in padding], dilation, self.groups)
     if self.use_bias:
-      bias = self.param('bias', init, (self.features,), jnp.float32).astype(self.dtype)
+      bias = self.param('bias', self.bias_init or init, (self.features,), jnp.float32).astype(self.dtype)
       y = y + (bias if self.bias_gradient else lax.stop_gradient(bias))
     return y
 

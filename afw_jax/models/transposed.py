@@ -1,7 +1,7 @@
 """Transposed convolution whose kernel equals its stride: a matrix product and a reshape."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -19,12 +19,15 @@ class UpConv(nn.Module):
     features: output channels.
     factor: one number, or one per spatial axis.
     use_bias: whether a bias is added.
+    kernel_init, bias_init: initialisers (key, shape, dtype); None is PyTorch's default.
     dtype: compute dtype; the parameters are float32.
   """
 
   features: int
   factor: int | Sequence[int] = 2
   use_bias: bool = False
+  kernel_init: Callable | None = None
+  bias_init: Callable | None = None
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -32,9 +35,9 @@ class UpConv(nn.Module):
     rank, inputs = x.ndim - 2, x.shape[-1]
     factor = (self.factor,) * rank if isinstance(self.factor, int) else tuple(self.factor)
     init = uniform_fan_in(math.prod(factor) * self.features)  # PyTorch counts a transposed kernel's fan-in on its axis 1
-    kernel = self.param('transposed_kernel', init, (*factor, inputs, self.features), jnp.float32)
+    kernel = self.param('transposed_kernel', self.kernel_init or init, (*factor, inputs, self.features), jnp.float32)
     y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), ((-1,), (-2,)))  # (B, *S, *factor, features)
     if self.use_bias:
-      y = y + self.param('bias', init, (self.features,), jnp.float32).astype(self.dtype)
+      y = y + self.param('bias', self.bias_init or init, (self.features,), jnp.float32).astype(self.dtype)
     order = [0, *(a for i in range(rank) for a in (1 + i, 1 + rank + i)), 2 * rank + 1]
     return y.transpose(order).reshape(x.shape[0], *(n * k for n, k in zip(x.shape[1:-1], factor)), self.features)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from afw_jax.errors import InputError
-from afw_jax.models.layers import Conv
+from afw_jax.models.layers import Conv, he_normal
 from afw_jax.models.norm import InstanceNorm
 from afw_jax.models.options import check_choice, check_image, compute_dtype, identity, logits_dtype
 from afw_jax.models.transposed import UpConv
@@ -19,6 +19,11 @@ from afw_jax.models.transposed import UpConv
 RANK = 3
 SIZES = {'full': (32, 64, 128, 256, 320, 320), 'testing': (4, 6, 8)}
 SLOPE = 0.01  # of LeakyReLU below zero
+
+
+def _starting(fan_in: int) -> dict:
+  """nnU-Net's initialisation: He's of the weights, no biases."""
+  return {'kernel_init': he_normal(fan_in, SLOPE), 'bias_init': nn.initializers.zeros}
 
 
 class Level(nn.Module):
@@ -31,7 +36,7 @@ class Level(nn.Module):
   @nn.compact
   def __call__(self, x):
     for i, stride in enumerate((self.stride, 1)):
-      x = Conv(self.features, 3, stride, padding=1, use_bias=False, dtype=self.dtype, name=f'conv{i}')(x)
+      x = Conv(self.features, 3, stride, padding=1, use_bias=False, **_starting(27 * x.shape[-1]), dtype=self.dtype, name=f'conv{i}')(x)
       x = nn.leaky_relu(InstanceNorm(affine=True, name=f'norm{i}')(x), SLOPE)
     return x
 
@@ -68,11 +73,12 @@ class UNet3D(nn.Module):
       skips.append(x)
     decoded = [skips.pop()]
     for i, skip in enumerate(reversed(skips)):
-      x = UpConv(skip.shape[-1], use_bias=True, dtype=self.dtype, name=f'up{i}')(decoded[-1])
+      x = UpConv(skip.shape[-1], use_bias=True, **_starting(8 * skip.shape[-1]), dtype=self.dtype, name=f'up{i}')(decoded[-1])
       decoded.append(level(f'decoder{i}', skip.shape[-1], jnp.concatenate([x, skip], axis=-1)))
 
     def head(i):
-      return self.constrain(Conv(self.num_classes, 1, dtype=logits_dtype(self.dtype), name=f'head{i}')(decoded[i + 1]))
+      x = decoded[i + 1]
+      return self.constrain(Conv(self.num_classes, 1, **_starting(x.shape[-1]), dtype=logits_dtype(self.dtype), name=f'head{i}')(x))
 
     return [head(i) for i in reversed(range(1, deepest))] if self.deep_supervision else head(deepest - 1)
 

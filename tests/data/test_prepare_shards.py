@@ -63,12 +63,27 @@ def test_all_publish_at_once(tmp_path, monkeypatch, older):
   if older:
     prepare_here(root, tmp_path / 's', window='transunet')
   with monkeypatch.context() as m:
-    m.setattr(publish, 'publish', lambda *_: None)
+    m.setattr(publish, 'publish', lambda *_, **__: None)
     prepare_here(root, tmp_path / 's')
   assert staged(tmp_path / 's') == 60
   ended([start_shard(tmp_path, root, tmp_path / 's', i, 4, gate='gate') for i in range(4)])
   found = contents(tmp_path / 's')
   assert found == contents(tmp_path / 'one') and not list(tmp_path.glob('s/cases/.*'))
+
+
+def test_a_shard_that_publishes_leaves_what_another_has_staged(tmp_path, monkeypatch):
+  root = make_many(tmp_path / 'raw', 4)
+  prepare_here(root, tmp_path / 's')
+  image = volumes.read_image(root / 'images' / 'c0001.nii')
+  volumes.write_image(root / 'images' / 'c0001.nii', image.array + 1, image.geometry)  # a mended scan: all shards are given again
+  with monkeypatch.context() as m:
+    m.setattr(publish, 'publish', lambda *_, **__: None)
+    prepare_here(root, tmp_path / 's', shard=(1, 2))
+  assert staged(tmp_path / 's') == 1
+  prepare_here(root, tmp_path / 's', shard=(0, 2))
+  prepare_here(root, tmp_path / 's', shard=(1, 2))
+  prepare_here(root, tmp_path / 'one')
+  assert contents(tmp_path / 's') == contents(tmp_path / 'one') and not staged(tmp_path / 's')
 
 
 def test_killed_while_it_publishes(tmp_path, monkeypatch):

@@ -55,6 +55,15 @@ def test_parameter_counts(options, channels, classes, parameters):
   assert count(shapes(unet3d.make(classes, **options), channels)) == parameters
 
 
+def test_it_starts_as_nnunet_does():
+  """He's initialisation for slope 0.01, measured by PyTorch's fans, and no bias."""
+  net = models.init(unet3d.make(3, features=(8, 16, 24)), jax.random.key(0), (1, 4, 4, 4, 2))['params']
+  for kernel, fan_in in ((net['encoder1']['conv1']['kernel'], 27 * 16), (net['encoder0']['conv0']['kernel'], 27 * 2),
+                         (net['up0']['transposed_kernel'], 8 * 16), (net['decoder1']['conv0']['kernel'], 27 * 16)):
+    assert np.std(kernel) == pytest.approx(np.sqrt(2 / (1.0001 * fan_in)), rel=0.1)
+  assert not np.any(net['up0']['bias']) and not np.any(net['head1']['bias'])
+
+
 def test_without_deep_supervision_it_is_the_first_head(small):
   model, variables, image = small
   assert model.head_weights == (1, 0.5) and model.main_output == 0
