@@ -45,6 +45,11 @@ def mesh(config: ml_collections.ConfigDict):
   return sharding.make_mesh(config.mesh.data, config.mesh.spatial)
 
 
+def check_mesh(config: ml_collections.ConfigDict, on, model) -> None:
+  """Raises InputError where the batch, the samples or the network's deepest level do not divide over a mesh."""
+  sharding.check(on, config.train.batch_size, input_size(config), models.reduction(config.model.name, model))
+
+
 def loss(config: ml_collections.ConfigDict, model, class_names: tuple[str, ...]):
   """The configured loss for one head or several (networks with deep supervision say what their heads weigh)."""
   options = dict(config.loss.get(config.loss.name, {}))
@@ -113,9 +118,9 @@ def check(config: ml_collections.ConfigDict, *, fresh: bool = True) -> None:
   options = dict(config.loss.get(config.loss.name, {}))
   options.pop('rare', None)  # organ names: checked when the data are known
   losses.make_loss(config.loss.name, **options)
-  sharding.check(mesh(config), config.train.batch_size, input_size(config))
-  accumulate.check(config.train.micro_batches, config.train.batch_size, mesh(config).shape['data'])
   model, options = network(config, 2)
+  check_mesh(config, mesh(config), model)
+  accumulate.check(config.train.micro_batches, config.train.batch_size, mesh(config).shape['data'])
   if config.model.pretrained and fresh:
     pretrained.check(config.model.name, config.model.pretrained, encoder=options.get('encoder', 'r50'))
   image = jax.ShapeDtypeStruct((1, *input_size(config), 1), jnp.float32)

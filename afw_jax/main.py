@@ -110,6 +110,8 @@ def _dispatch() -> None:
       raise InputError('--config', 'is not given', '--mode=plan needs one, for instance --config=configs/demo.py.')
     plan.plan(config, _TARGET.value, _DEVICES.value, _MEMORY.value)
     return
+  if _SHARD.value and mode != 'prepare':
+    raise InputError('--shard', f'divides the preparing, and this is --mode={mode}', 'Prepare the shares with --mode=prepare, then train without --shard.')
   place = processes.place(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   if mode in ('all', 'train', 'evaluate', 'predict') or (place and place.process_id is None):  # which it is, the others know
     processes.start(place)
@@ -145,7 +147,8 @@ def _train_and_score(mode: str, config: ml_collections.ConfigDict, workdir: str)
   _cache(config.runtime.compilation_cache)
   if mode != 'prepare':
     assembly.check(config, fresh=not run_folder.begun(workdir))  # before any long work
-  processes.check_alike('--config and --workdir', [config.to_json_best_effort(), workdir])
+  processes.check_alike('--workdir', workdir)
+  processes.check_alike('--config', config.to_json_best_effort())
   processes.first(lambda: run_folder.claim(workdir, config))
   processes.check_shared(os.path.join(workdir, 'config.json'))
   with run_folder.hold(workdir) if mode in ('all', 'train') and processes.index() == 0 else contextlib.nullcontext():

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import ml_collections
 import tqdm
 
-from afw_jax import accumulate, assembly, sharding, step, targets
+from afw_jax import accumulate, assembly, models, sharding, step, targets
 from afw_jax.data import datasets
 from afw_jax.errors import InputError, InputErrors
 
@@ -45,7 +45,8 @@ def plan(config: ml_collections.ConfigDict, target_name: str, choices: str = '',
   size, batch_size = assembly.input_size(config), config.train.batch_size
   choices = choices or ('1,4,8,16' if target.platform == 'tpu' else '1,2,4,8,16')
   accumulate.check(config.train.micro_batches, batch_size, 1)
-  meshes = {choice: mesh_of(choice, batch_size // config.train.micro_batches, size[0], config.mesh.data, config.mesh.spatial)
+  deepest = size[0] // models.reduction(config.model.name, assembly.network(config, 2)[0])
+  meshes = {choice: mesh_of(choice, batch_size // config.train.micro_batches, size[0], deepest, config.mesh.data, config.mesh.spatial)
             for choice in dict.fromkeys(c.strip() for c in choices.split(','))}
   for mesh in filter(None, meshes.values()):
     targets.check(target_name, target, mesh[0] * mesh[1])
@@ -67,13 +68,14 @@ def plan(config: ml_collections.ConfigDict, target_name: str, choices: str = '',
   return rows
 
 
-def mesh_of(choice: str, batch_size: int, side: int, data: int = -1, spatial: int = 1) -> Mesh | None:
+def mesh_of(choice: str, batch_size: int, side: int, rows: int, data: int = -1, spatial: int = 1) -> Mesh | None:
   """(data, spatial) of a choice: '4x2' as it says, '8' with as many parts of the batch, and as few of each sample, as divide.
 
   Args:
     choice: a number of devices, or data x spatial.
     batch_size: what data has to divide, the batch or a micro-batch.
     side: what spatial has to divide.
+    rows: at the deepest level, the most that spatial may be.
     data: fixes the parts of the batch (-1: free).
     spatial: fixes the parts of a sample (1: free).
 
@@ -91,7 +93,7 @@ def mesh_of(choice: str, batch_size: int, side: int, data: int = -1, spatial: in
   else:
     n = int(choice)
     found = [(n // s, s) for s in range(1, n + 1) if n % s == 0 and data in (-1, n // s) and spatial in (1, s)]
-  return next(((d, s) for d, s in found if batch_size % d == 0 and side % s == 0), None)
+  return next(((d, s) for d, s in found if batch_size % d == 0 and side % s == 0 and s <= max(rows, 1)), None)
 
 
 def program(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, *, micro_batches: int, unroll: bool):
@@ -99,9 +101,9 @@ def program(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, *, micro
   size, batch_size = assembly.input_size(config), config.train.batch_size
   spec = datasets.spec(config.data.dataset, config.data.root if config.data.dataset == 'folder' else None)
   class_names = ('background', *spec.organs)
-  sharding.check(mesh, batch_size, size)
-  accumulate.check(micro_batches, batch_size, mesh.shape['data'])
   model, _ = assembly.network(config, len(class_names), constrain=sharding.make_constrain(mesh))
+  assembly.check_mesh(config, mesh, model)
+  accumulate.check(micro_batches, batch_size, mesh.shape['data'])
   loss_fn = assembly.loss(config, model, class_names)
   tx = assembly.sgd(config, assembly.schedule(config, max(config.train.steps_per_epoch, 1)))
 
@@ -192,7 +194,7 @@ _HEADING = (f'{"devices":>7} {"data x spatial":>15} {"GiB/device":>11} {"tempora
 def _row(choice: str, *, mesh: Mesh | None, fits: bool, flops: float = 0, memory=None, traffic=(), exhausted: float = 0, seconds=0) -> str:
   """One mesh in the columns of the heading; `exhausted` in place of memory and traffic where the compiler refused it."""
   if mesh is None:
-    return f'{choice:>7}  divides neither the batch nor the first side of the samples so'
+    return f'{choice:>7}  no such mesh divides the batch and the first side of the samples and leaves a row a device at the deepest level'
   devices = mesh[0] * mesh[1]
   total, temporary = (f'{memory[k] / targets.GIB:.3g}' if memory else '' for k in ('total', 'temporary'))
   line = (f'{devices:>7} {"{} x {}".format(*mesh):>15} {total or f"{exhausted:.3g}":>11} {temporary:>10} {"yes" if fits else "no":>5} '
@@ -222,7 +224,8 @@ def _advice(rows: list[dict], target: targets.Target) -> list[str]:
   data, spatial = min(fitting, key=math.prod)
   devices = data * spatial
   lines.append(f'The smallest of these that fits: {devices} device{"s" * (devices > 1)}, --config.mesh.data={data} --config.mesh.spatial={spatial}')
-  if target.platform == 'cuda':
+  held = next(row['memory']['total'] for row in rows if row['mesh'] == (data, spatial)) / targets.GIB
+  if target.platform == 'cuda' and held > 0.7 * target.memory_gib:
     lines.append('JAX takes three quarters of a GPU by itself; to use it all, start with XLA_PYTHON_CLIENT_MEM_FRACTION=0.92.')
   return lines
 

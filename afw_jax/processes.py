@@ -86,6 +86,8 @@ def place(coordinator: str | None = None, num_processes: int | None = None, proc
 
 
 def _checked(where: str, found: Place) -> Place | None:
+  if found.num_processes < 1:
+    raise InputError(where, f'is given with {found.num_processes} processes', 'Give the number of processes, 1 or more.')
   if not 0 <= found.process_id < found.num_processes:
     raise InputError(where, f'{found.process_id} is not one of {found.num_processes} processes',
                      f'Number them from 0 to {found.num_processes - 1}.')
@@ -147,9 +149,8 @@ def start(found: Place | None) -> None:
   known = {} if found.coordinator == AUTO else dict(
       coordinator_address=found.coordinator, num_processes=found.num_processes, process_id=found.process_id,
       local_device_ids=found.local_devices, cluster_detection_method='deactivate')
-  if not found.process_id:
-    _log.info('meeting %s processes at %s, for 5 minutes at most (--num_processes=1: this one alone)',
-              found.num_processes or 'all', found.coordinator)
+  _log.info('process %s of %s: meeting the others at %s, for 5 minutes at most (--num_processes=1: this one alone)',
+            '?' if found.process_id is None else found.process_id, found.num_processes or '?', found.coordinator)
   jax.config.update('jax_enable_preemption_service', False)  # it takes SIGTERM: `interruption` starts it where steps are taken
   try:
     jax.distributed.initialize(**known, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS)

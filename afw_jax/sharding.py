@@ -107,10 +107,18 @@ def divided(mesh: Mesh, predict_step: Callable) -> Callable:
   return predict
 
 
-def check(mesh: Mesh, batch_size: int, sides: tuple[int, ...]) -> None:
-  """Raises InputError where the global batch or the samples do not divide over the mesh, naming values that would."""
+def check(mesh: Mesh, batch_size: int, sides: tuple[int, ...], reduction: int = 1) -> None:
+  """Raises InputError where the global batch or the samples do not divide over the mesh, naming values that would.
+
+  Args:
+    mesh: data x spatial.
+    batch_size: of the global batch.
+    sides: of a sample.
+    reduction: `models.reduction`. With fewer rows than devices at its deepest level a program is made (jaxlib 0.10.2) whose
+      gradients can be wrong by whole factors, so that is refused.
+  """
   data, spatial = mesh.shape['data'], mesh.shape['spatial']
-  works = [n for n in _divisors(mesh.size) if batch_size % (mesh.size // n) == 0 and sides[0] % n == 0]
+  works = [n for n in _divisors(mesh.size) if batch_size % (mesh.size // n) == 0 and sides[0] % n == 0 and n <= max(sides[0] // reduction, 1)]
   instead = f'mesh.spatial {_either(works)} with mesh.data -1' if works else ''
   if batch_size % data:
     sizes = _either(n for n in (batch_size // data * data, -(-batch_size // data) * data) if n)
@@ -119,6 +127,9 @@ def check(mesh: Mesh, batch_size: int, sides: tuple[int, ...]) -> None:
   if sides[0] % spatial:
     raise InputError('mesh.spatial', f'{spatial} does not divide the first side of {" x ".join(map(str, sides))}',
                      f'Use {instead or f"a side divisible by {spatial}"}.')
+  if spatial > 1 and spatial * reduction > sides[0]:
+    raise InputError('mesh.spatial', f'{spatial} parts are more than the {sides[0] // reduction} rows that a first side of {sides[0]} has '
+                     'at the deepest level of this network', f'Use {instead or f"a first side of {spatial * reduction} or more"}.')
 
 
 def share(mesh: Mesh) -> tuple[int, int]:

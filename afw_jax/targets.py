@@ -9,6 +9,7 @@ import dataclasses
 import importlib.metadata
 import os
 import re
+import sys
 from collections.abc import Mapping
 
 import jax
@@ -83,7 +84,7 @@ def check(name: str, target: Target, count: int) -> None:
   else:
     return
   raise InputError(f'--target={name}', 'its compiler is not installed (it needs no such device, only space on the disk)',
-                   f'pip install --no-deps --target=compilers {packages}  and start the same command with PYTHONPATH=compilers.')
+                   f'{sys.executable} -m pip install --no-deps --target=compilers {packages}  and start the same command with PYTHONPATH=compilers.')
 
 
 def environment(target: Target, count: int, base: Mapping[str, str]) -> dict[str, str]:

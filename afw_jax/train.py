@@ -46,8 +46,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
 
   # -- model, loss, optimizer: the config ends here
   mesh = assembly.mesh(config)
-  sharding.check(mesh, batch_size, size)
   model, model_options = assembly.network(config, len(class_names), constrain=sharding.make_constrain(mesh))
+  assembly.check_mesh(config, mesh, model)
   loss_fn = assembly.loss(config, model, class_names)
   schedule = assembly.schedule(config, steps_per_epoch)
   tx = assembly.sgd(config, schedule)

@@ -88,7 +88,7 @@ def main() -> None:
     whole, own = None, {'epa_layout': args.epa_layout} if name == 'unetrpp' else {}
     for data, spatial in shapes:
       mesh = sharding.make_mesh(data, spatial, jax.devices()[:data * spatial])
-      sharding.check(mesh, args.batch, args.sides)
+      sharding.check(mesh, args.batch, args.sides, models.reduction(name, models.build(name, args.classes)))
       begun = time.perf_counter()
       compiled = compile_step(name, tuple(args.sides), args.batch, args.classes, mesh, **options, **own)
       print(f'compiled in {time.perf_counter() - begun:.0f} s', file=sys.stderr)

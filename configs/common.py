@@ -104,7 +104,7 @@ def get_config() -> ml_collections.ConfigDict:
   evaluation.mirror_axes = ()  # axes to average over at test time
   evaluation.overlap = 0.5  # of neighbouring windows, as a share of their side (3D)
   evaluation.largest_component = False
-  evaluation.batch_size = 8  # slices or windows at once
+  evaluation.batch_size = 8  # slices or windows at once, divided over the devices
   evaluation.num_pictures = 4  # cases drawn as overlays
 
   config.mesh = mesh = ml_collections.ConfigDict()  # devices = data x spatial; changes a result by rounding only

@@ -46,6 +46,6 @@ def test_flags_come_first_and_are_given_together():
   assert processes.place('a:1', 2, 1, environ=STEP) == processes.Place('a:1', 2, 1)
   assert processes.place('auto', environ={}) == processes.Place('auto')
   assert processes.place(None, 1, None, environ=STEP) is None
-  for given, named in (((None, 2, 1), '--coordinator'), (('a:1', 2, None), '--process_id'), (('a:1', 2, 2), '0 to 1'), (('a', 2, 1), 'HOST:PORT')):
+  for given, named in (((None, 2, 1), '--coordinator'), (('a:1', 2, None), '--process_id'), (('a:1', 2, 2), '0 to 1'), (('a', 2, 1), 'HOST:PORT'), (('a:1', 0, 0), '1 or more')):
     with pytest.raises(InputError, match=named):
       processes.place(*given, environ={})

@@ -1,5 +1,6 @@
 """A run that was killed ends with the same bits as one that was not."""
 
+import contextlib
 import json
 import os
 import random
@@ -8,11 +9,12 @@ import signal
 import subprocess
 import time
 
+import ml_collections
 import numpy as np
 import pytest
 from conftest import ROOT, command, environment
 
-from afw_jax import checkpoint
+from afw_jax import checkpoint, processes, train, validation
 
 
 def fingerprints(workdir, which='last'):
@@ -79,3 +81,35 @@ def test_killed_between_the_best_and_the_last_checkpoint(demo, trained, tmp_path
   assert start(arguments, str(workdir)).wait(120) == 0, open(f'{workdir}.log').read()[-2000:]
   assert fingerprints(workdir) == fingerprints(trained)
   assert fingerprints(workdir, 'best') == fingerprints(trained, 'best')
+
+
+@contextlib.contextmanager
+def interrupted_at(step):
+  """In place of `processes.interruption`: a SIGTERM that comes while this step is taken."""
+  yield lambda done: 143 if done == step else None
+
+
+def test_a_signal_saves_before_a_validation_that_is_due_and_one_in_the_last_validation_is_heard(trained, tmp_path, monkeypatch):
+  config = ml_collections.ConfigDict(json.loads((trained / 'config.json').read_text()))
+  store, workdir = str(next((trained.parent / 'stores').iterdir())), str(tmp_path / 'run')
+  validated, validate = [], validation.validate
+
+  def counted(*args, **kwargs):
+    validated.append(None)
+    if len(validated) == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return validate(*args, **kwargs)
+
+  monkeypatch.setattr(validation, 'validate', counted)
+  with monkeypatch.context() as m, pytest.raises(SystemExit) as stopped:
+    m.setattr(processes, 'interruption', lambda: interrupted_at(8))  # the step of the first validation
+    train.train(config, workdir, store)
+  assert stopped.value.code == 143 and not validated
+  assert checkpoint.read_meta(os.path.join(workdir, 'checkpoints', 'last'))['validation_due']
+  with pytest.raises(SystemExit) as stopped:
+    train.train(config, workdir, store)
+  assert stopped.value.code == 143 and len(validated) == 3
+  assert [step for step, _, dsc in losses(workdir) if dsc is not None] == [8, 16, 24]
+  assert fingerprints(workdir)[0] == 24
+  train.train(config, workdir, store)  # finished: nothing more to do
+  assert len(validated) == 3

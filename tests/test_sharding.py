@@ -83,6 +83,18 @@ def test_what_does_not_divide_is_refused_with_values_that_do(spatial, batch, sid
     sharding.check(sharding.make_mesh(-1, int(named), devices(8)), batch, sides)
 
 
+def test_fewer_rows_at_the_deepest_level_than_devices_are_refused():
+  mesh = lambda spatial: sharding.make_mesh(-1, spatial, devices(8))
+  with pytest.raises(InputError) as error:
+    sharding.check(mesh(4), 8, (32, 32), 16)
+  assert str(error.value) == ('mesh.spatial: 4 parts are more than the 2 rows that a first side of 32 has at the deepest level of this '
+                              'network. Use mesh.spatial 1 or 2 with mesh.data -1.')
+  for spatial, side in ((2, 32), (4, 64), (8, 224)):
+    sharding.check(mesh(spatial), 8, (side, 32), 16)
+  with pytest.raises(InputError, match='a first side of 128 or more'):
+    sharding.check(mesh(8), 1, (64, 32), 16)
+
+
 def test_what_divides_passes():
   for spatial, batch, sides in ((1, 8, (7, 7)), (2, 4, (2, 5)), (8, 1, (16, 3, 3))):
     sharding.check(sharding.make_mesh(-1, spatial, devices(8)), batch, sides)

@@ -5,6 +5,7 @@ Every module of `MODELS` offers
   make(num_classes, **options) -> nn.Module      called as apply(variables, image, train=False)
   smallest_image(module, channels) -> shape      of an image that is enough to initialise it
   RANK                                           2 (slices) or 3 (volumes)
+  reduction(module) -> int                       of the first axis at the deepest level, where it is not the smallest image's side
   TORCH_NAMES, TORCH_CLASSES, TORCH_CHANNELS     what `afw_jax.convert` needs to read PyTorch weights
 
 and every network takes the options `size` ('testing' is small enough for a train step in well under a second), `dtype`
@@ -40,6 +41,12 @@ def check_options(name: str, options: dict) -> None:
   for option in options:
     if option not in known:
       raise InputError(f'model option {option!r}', f'{name} has no such option', _cure(option, known))
+
+
+def reduction(name: str, model: nn.Module) -> int:
+  """How many rows of an image (along its first axis) become one at the deepest level of the network `name`."""
+  module = module_of(name)
+  return module.reduction(model) if hasattr(module, 'reduction') else module.smallest_image(model)[1]
 
 
 def build(name: str, num_classes: int, **options) -> nn.Module:

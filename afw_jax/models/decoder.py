@@ -1,10 +1,13 @@
 """The decoder blocks of TransUNet and VATransUNet."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax.numpy as jnp
 
 from afw_jax.models.layers import Conv
 from afw_jax.models.norm import BatchNorm
+from afw_jax.models.options import identity
 from afw_jax.models.upsample import upsample_2x
 
 
@@ -26,10 +29,11 @@ class DecoderBlock(nn.Module):
   features: int
   upsample: bool = True
   dtype: jnp.dtype = jnp.float32
+  constrain: Callable = identity
 
   @nn.compact
   def __call__(self, x, skip=None, train: bool = False):
-    x = upsample_2x(x) if self.upsample else x
+    x = upsample_2x(x, self.constrain) if self.upsample else x
     x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
     for i in (1, 2):
       x = ConvBnRelu(self.features, self.dtype, name=f'conv{i}')(x, train)

@@ -97,7 +97,7 @@ class TransUNet(nn.Module):
     block = nn.remat(DecoderBlock, static_argnums=(3,)) if self.remat else DecoderBlock
     for i, features in enumerate(self.decoder[1:]):
       skip = skips[i] if i < self.n_skip else None
-      x = self.constrain(block(features, dtype=self.dtype, name=f'decoder{i}')(x, skip, train))
+      x = self.constrain(block(features, dtype=self.dtype, constrain=self.constrain, name=f'decoder{i}')(x, skip, train))
     logits = Conv(self.num_classes, 3, dtype=logits_dtype(self.dtype), name='head')(x)
     return self.constrain(logits)
 

@@ -62,7 +62,7 @@ class UNet(nn.Module):
       x = max_pool(skips[-1])
     x = block(deepest, 0, x)
     for level in reversed(range(deepest)):
-      x = block(level, deepest - level, jnp.concatenate([skips[level], upsample_2x(x)], axis=-1))
+      x = block(level, deepest - level, jnp.concatenate([skips[level], upsample_2x(x, self.constrain)], axis=-1))
     logits = Conv(self.num_classes, self.head_kernel, dtype=logits_dtype(self.dtype), name='head')(x)
     return self.constrain(logits)
 

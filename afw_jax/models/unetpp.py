@@ -60,7 +60,7 @@ class UNetPP(nn.Module):
       rows[last].append(block(last, 0, max_pool(rows[last - 1][0]) if last else x))
       for step in range(1, last + 1):
         level = last - step
-        below = upsample_2x(rows[level + 1][step - 1])
+        below = upsample_2x(rows[level + 1][step - 1], self.constrain)
         rows[level].append(block(level, step, jnp.concatenate([*rows[level], below], axis=-1)))
 
     def head(name, x):

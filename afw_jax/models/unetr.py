@@ -194,6 +194,11 @@ def smallest_image(model: UNETR, channels: int = 1) -> tuple[int, ...]:
   return (1, *(PATCH * n for n in model.position_grid or (1,) * RANK), channels)
 
 
+def reduction(model: UNETR) -> int:
+  """Rows of the image per row of tokens."""
+  return PATCH
+
+
 def torch_image(model: UNETR, arrays, channels: int) -> tuple[int, ...]:
   """Shape of an image with as many patches as the table of positions in `arrays` has rows."""
   if model.position_grid or POSITIONS not in arrays:

@@ -32,9 +32,9 @@ class Decoder(nn.Module):
     deepest, *widths = self.features
     x = self.constrain(ConvBnRelu(deepest, self.dtype, name='conv_more')(maps[-1], train))
     for i, (width, skip) in enumerate(zip(widths, reversed(maps))):
-      x = DecoderBlock(width, i > 0, self.dtype, name=f'block{i}')(x, skip, train)
+      x = DecoderBlock(width, i > 0, self.dtype, self.constrain, name=f'block{i}')(x, skip, train)
       x = self.constrain(x)
-    x = self.constrain(DecoderBlock(widths[-1], dtype=self.dtype, name='fin_conv')(x, None, train))
+    x = self.constrain(DecoderBlock(widths[-1], dtype=self.dtype, constrain=self.constrain, name='fin_conv')(x, None, train))
     return self.constrain(ConvBnRelu(widths[-1], self.dtype, name='fin_conv2')(x, train))
 
 
