@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -84,7 +85,8 @@ def test_evaluating(tmp_path, trained, phantoms):
   request = store.read_index(next((trained.parent / 'stores').iterdir()))['request']
   choices = {key: request[key] for key in ('size', 'spacing_mm', 'fit', 'order', 'window')}
   prepare.prepare('folder', root, tmp_path / 's', progress=False, workers=0, **choices)
-  start, peaks = peaks_of(EVALUATE, trained, tmp_path / 's')
+  shutil.copytree(trained, tmp_path / 'run')  # other tests look at the scores in it
+  start, peaks = peaks_of(EVALUATE, tmp_path / 'run', tmp_path / 's')
   assert len(peaks) == CASES - 1
   # A busy machine has now one and now two blocks of probabilities (10 MiB) in flight, a step or two among all; what each
   # case left behind would add to every one of them.

@@ -161,6 +161,15 @@ for rows, own in ((16, 4), (15, 4), (5, 2), (3, 3)):
   assert f'f32[1,{own},7]' in text, (rows, own, text)
 example = jnp.zeros((1, 16, 7))
 assert constrain(example) is example
+
+# evaluation: any number of rows, filled up; the answer on the first device
+mesh = sharding.make_mesh(4, 2)
+predict = sharding.divided(mesh, lambda scale, image, window: scale * image + window[:, :1, None, None])
+scale = jax.device_put(jnp.float32(3), sharding.replicated(mesh))
+for rows in (1, 4, 6):
+  image, window = np.arange(rows * 24, dtype=np.float32).reshape(rows, 4, 6, 1), np.ones((rows, 2), np.float32)
+  found = predict(scale, image, window)
+  assert found.devices() == {mesh.devices[0, 0]} and np.array_equal(found, 3 * image + 1), rows
 print('placed')
 """
 

@@ -26,7 +26,7 @@ def upsample_2x(x, constrain: Callable = identity):
   """
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   for axis in range(1, x.ndim - 1):
-    wide = _double(wide, axis, constrain)
+    wide = _double(wide, axis, constrain if axis == 1 else identity)
   return wide.astype(x.dtype)
 
 

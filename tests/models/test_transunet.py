@@ -244,7 +244,9 @@ def test_float64_goes_through(case):
 def test_constrain_sees_every_block_the_tokens_and_the_logits():
   seen = []
   shapes_of(small(constrain=lambda x: seen.append(x.shape[1:]) or x), (1, 32, 48, 1))
-  assert seen == [(16, 24, 8), (7, 11, 32), (4, 6, 64), (2, 3, 128), *[(6, 32)] * 3,
+  pairs = [shape for shape in seen if len(shape) == 4]  # of rows, where they are doubled
+  assert pairs == [(2, 2, 3, 32), (4, 2, 6, 16), (8, 2, 12, 16), (16, 2, 24, 8)]
+  assert [s for s in seen if s not in pairs] == [(16, 24, 8), (7, 11, 32), (4, 6, 64), (2, 3, 128), *[(6, 32)] * 3,
                   (2, 3, 32), (4, 6, 16), (8, 12, 16), (16, 24, 8), (32, 48, 8), (32, 48, 3)]
 
 

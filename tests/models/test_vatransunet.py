@@ -121,7 +121,9 @@ def test_a_case_does_not_depend_on_its_batch_and_no_rng_is_needed_without_droppi
 def test_constrain_sees_every_block_and_the_logits():
   seen = []
   shapes_of(build(constrain=lambda x: seen.append(x.shape[1:]) or x), (1, 32, 48, 1))
-  assert seen == [(16, 24, 4), (8, 12, 4), (4, 6, 8), (2, 3, 8), (2, 3, 16), (2, 3, 8), (4, 6, 8), (8, 12, 4),
+  pairs = [shape for shape in seen if len(shape) == 4]  # of rows, where they are doubled
+  assert [(rows, two) for rows, two, _, _ in pairs] == [(2, 2), (4, 2), (8, 2), (16, 2)]
+  assert [s for s in seen if s not in pairs] == [(16, 24, 4), (8, 12, 4), (4, 6, 8), (2, 3, 8), (2, 3, 16), (2, 3, 8), (4, 6, 8), (8, 12, 4),
                   (16, 24, 4), (32, 48, 4), (32, 48, 4), (32, 48, 4)]
 
 
