@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from afw_jax.models.volume_conv import volume_conv
+from afw_jax.models.volume_conv import strided_conv, volume_conv
 
 
 def uniform_fan_in(fan_in: int) -> Callable:
@@ -93,8 +93,8 @@ def convolve(x, kernel, strides, padding, dilation=None, groups=1):
   if min(rows, x.shape[1]) < size[0]:
     return _row_by_row(rows, x, kernel, strides, padding, dilation, groups)
   same = all(k % 2 and tuple(p) == (k // 2, k // 2) for k, p in zip(size, padding))
-  if rank == 3 and same and set(strides) == set(dilation) == {groups} == {1}:
-    return volume_conv(x, kernel)
+  if rank == 3 and same and set(dilation) == {groups} == {1}:
+    return volume_conv(x, kernel) if set(strides) == {1} else strided_conv(x, kernel, tuple(strides))
   letters = 'DHW'[-rank:]
   return lax.conv_general_dilated(
     x, kernel, strides, padding, rhs_dilation=dilation, feature_group_count=groups,

@@ -14,7 +14,7 @@ from jax import lax
 from jax.test_util import check_grads
 
 from afw_jax.models.layers import Conv
-from afw_jax.models.volume_conv import volume_conv
+from afw_jax.models.volume_conv import strided_conv, volume_conv
 
 # batches of one and of several, more inputs than outputs and fewer, volumes thinner than the kernel
 CASES = [((1, 5, 4, 7, 3), (3, 3, 3), 2), ((2, 5, 4, 7, 3), (3, 3, 3), 2), ((1, 5, 4, 6, 1), (3, 3, 3), 4),
@@ -47,6 +47,19 @@ def test_values_and_gradients_are_the_plain_convolutions(shape, size, outputs):
 
   for ours, wanted in zip(*both(x, kernel, grad)):
     assert ours.shape == wanted.shape and np.abs(ours - wanted).max() < 5e-6 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize('shape, size, strides', [((1, 8, 6, 4, 3), (3, 3, 3), (2, 2, 2)), ((2, 5, 7, 6, 2), (3, 3, 3), (2, 2, 2)),
+                                                 ((1, 4, 9, 8, 2), (1, 3, 5), (1, 2, 3)), ((1, 1, 3, 2, 2), (3, 3, 3), (2, 2, 2))])
+def test_with_strides_values_and_gradients_are_the_plain_convolutions(shape, size, strides):
+  x, kernel = draw(*shape), draw(*size, shape[-1], 4)
+  plain = lambda x, kernel: lax.conv_general_dilated(x, kernel, strides, [(k // 2, k // 2) for k in size],
+                                                     dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC'))
+  y, pull = jax.vjp(lambda x, kernel: strided_conv(x, kernel, strides), x, kernel)
+  wanted, plain_pull = jax.vjp(plain, x, kernel)
+  grad = jnp.cos(y)
+  for ours, other in zip((y, *pull(grad)), (wanted, *plain_pull(grad))):
+    assert ours.shape == other.shape and np.abs(ours - other).max() < 1e-5 * np.abs(other).max()
 
 
 @pytest.mark.parametrize('shape, size, outputs', [CASES[0], CASES[3]])
