@@ -11,10 +11,15 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from afw_jax import inference, metrics, overlays, predict, processes, writer
-from afw_jax.data import resample, store, volumes
-from afw_jax.data.geometry import Geometry
+from afw_jax import metrics, predict
+from afw_jax.data import resample, store
+from afw_jax.data.formats import volumes
+from afw_jax.data.formats.geometry import Geometry
+from afw_jax.distributed import runtime
 from afw_jax.errors import InputError
+from afw_jax.inference import segmentation
+from afw_jax.report import overlays
+from afw_jax.training import metric_writer
 
 _log = logging.getLogger('afw_jax')
 
@@ -47,11 +52,11 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   # Until all is scored the results of an earlier evaluation stay as they are, and never mix with these.
   staging = os.path.join(workdir, '.evaluating')
   folders = {name: os.path.join(staging, name) for name in ('cases', 'predictions', 'pictures')}
-  processes.first(lambda: _make_anew(staging, folders.values()))
-  processes.check_shared(folders['pictures'])
+  runtime.first(lambda: _make_anew(staging, folders.values()))
+  runtime.check_shared(folders['pictures'])
 
   mean_dsc = {}
-  for case_id in tqdm.tqdm(processes.share(case_ids), desc='evaluate', unit='case', disable=processes.index() > 0,
+  for case_id in tqdm.tqdm(runtime.share(case_ids), desc='evaluate', unit='case', disable=runtime.index() > 0,
                            mininterval=0.1 if sys.stderr.isatty() else 30):
     case = store.read_case(store_dir, case_id, verify=True)
     labels = label_case(trained, case, options)
@@ -60,19 +65,19 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
         labels, np.asarray(case.arrays['native_label']), spacing_mm=geometry.spacing_mm, labels=trained.labels,
         convention=options.convention, nsd_tolerance_mm=options.nsd_tolerance_mm)
     volumes.write_label(os.path.join(folders['predictions'], f'{case_id}.nii.gz'), trained.on_file(labels), geometry)
-    writer.write_json(os.path.join(folders['cases'], f'{case_id}.json'), {
+    metric_writer.write_json(os.path.join(folders['cases'], f'{case_id}.json'), {
         'case': case_id, 'split': split, 'organs': list(trained.organs), 'convention': options.convention,
         'spacing_mm': list(geometry.spacing_mm), 'has_mm': geometry.has_mm, 'nsd_tolerance_mm': options.nsd_tolerance_mm,
         'checkpoint_step': trained.meta['step'], 'scores': scores})
     mean_dsc[case_id] = float(np.nanmean([s['dsc'] for s in scores.values()]))
 
   if importlib.util.find_spec('matplotlib'):
-    mean_dsc = {case_id: dsc for part in processes.gather(mean_dsc) for case_id, dsc in part.items()}
+    mean_dsc = {case_id: dsc for part in runtime.gather(mean_dsc) for case_id, dsc in part.items()}
     _draw(trained, store_dir, {case_id: mean_dsc[case_id] for case_id in case_ids}, folders['pictures'], options)
   else:
     _log.warning('no pictures: matplotlib is not installed (pip install ".[viz]")')
-  processes.wait_for_all()
-  processes.first(lambda: _publish(workdir, staging, folders))
+  runtime.wait_for_all()
+  runtime.first(lambda: _publish(workdir, staging, folders))
 
 
 def _make_anew(staging: str, folders: Iterable[str]) -> None:
@@ -93,7 +98,7 @@ def _draw(trained: predict.Trained, store_dir: str, mean_dsc: dict[str, float], 
   """Overlays of cases from the worst to the best."""
   ranked = sorted(mean_dsc, key=mean_dsc.get)
   chosen = {ranked[round(i)]: None for i in np.linspace(0, len(ranked) - 1, min(options.num_pictures, len(ranked)))}
-  for case_id in processes.share(list(chosen)):
+  for case_id in runtime.share(list(chosen)):
     case = store.read_case(store_dir, case_id)
     draw_case(os.path.join(folder, f'{case_id}.png'), trained, case, label_case(trained, case, options), mean_dsc[case_id])
 
@@ -114,10 +119,10 @@ def choose_split(index: dict, wanted: str) -> tuple[str, list[str]]:
 
 def label_case(trained: predict.Trained, case: store.Case, options: ml_collections.ConfigDict) -> np.ndarray:
   """(D, H, W) class ids of a prepared case on its own grid."""
-  labels, _ = inference.segment(trained.predict_step, trained.variables, case.arrays['image'], case.meta['window'],
+  labels, _ = segmentation.segment(trained.predict_step, trained.variables, case.arrays['image'], case.meta['window'],
                                 resample.restore_matrices(resample.Plan.from_json(case.meta['plan'])),
                                 window_size=trained.input_size, batch_size=options.batch_size, overlap=options.overlap)
-  return inference.largest_components(labels, len(trained.organs) + 1) if options.largest_component else labels
+  return segmentation.largest_components(labels, len(trained.organs) + 1) if options.largest_component else labels
 
 
 def draw_case(path: str, trained: predict.Trained, case: store.Case, labels: np.ndarray, dsc: float) -> None:

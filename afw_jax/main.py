@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 
-from afw_jax import xla_flags
+from afw_jax.distributed import xla_flags
 
 xla_flags.set_cpu_flags()  # before jax is imported
 
@@ -21,10 +21,14 @@ from absl import app, flags  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from afw_jax import adopt, assembly, evaluate, plan, predict, processes, report, train  # noqa: E402
+from afw_jax import evaluate, import_run, predict, train  # noqa: E402
 from afw_jax import workdir as run_folder  # noqa: E402
-from afw_jax.data import cluster, prepare  # noqa: E402
+from afw_jax.config import build  # noqa: E402
+from afw_jax.data.preparation import dask_cluster, prepare  # noqa: E402
+from afw_jax.distributed import runtime  # noqa: E402
 from afw_jax.errors import InputError, InputErrors  # noqa: E402
+from afw_jax.planning import plan  # noqa: E402
+from afw_jax.report import report  # noqa: E402
 
 _log = logging.getLogger('afw_jax')
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -112,9 +116,9 @@ def _dispatch() -> None:
     return
   if _SHARD.value and mode != 'prepare':
     raise InputError('--shard', f'divides the preparing, and this is --mode={mode}', 'Prepare the shares with --mode=prepare, then train without --shard.')
-  place = processes.place(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  place = runtime.place(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   if mode in ('all', 'train', 'evaluate', 'predict') or (place and place.process_id is None):  # which it is, the others know
-    processes.start(place)
+    runtime.start(place)
   elif place and place.process_id:
     return  # nothing to share out
   if workdir is None:
@@ -125,13 +129,13 @@ def _dispatch() -> None:
   if mode == 'predict':
     _predict(workdir)
   elif mode == 'report':
-    processes.first(lambda: _report(workdir))
+    runtime.first(lambda: _report(workdir))
   elif mode == 'compare':
-    processes.first(lambda: _compare(workdir.split(',')))
+    runtime.first(lambda: _compare(workdir.split(',')))
   elif config is None:
     raise InputError('--config', 'is not given', f'--mode={mode} needs one, for instance --config=configs/demo.py.')
   elif mode == 'convert':
-    processes.first(lambda: _convert(config, workdir))
+    runtime.first(lambda: _convert(config, workdir))
   else:
     _train_and_score(mode, config, workdir)
 
@@ -146,29 +150,29 @@ def _cache(folder: str) -> None:
 def _train_and_score(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
   _cache(config.runtime.compilation_cache)
   if mode != 'prepare':
-    assembly.check(config, fresh=not run_folder.begun(workdir))  # before any long work
-  processes.check_alike('--workdir', workdir)
-  processes.check_alike('--config', config.to_json_best_effort())
-  processes.first(lambda: run_folder.claim(workdir, config))
-  processes.check_shared(os.path.join(workdir, 'config.json'))
-  with run_folder.hold(workdir) if mode in ('all', 'train') and processes.index() == 0 else contextlib.nullcontext():
+    build.check(config, fresh=not run_folder.begun(workdir))  # before any long work
+  runtime.check_alike('--workdir', workdir)
+  runtime.check_alike('--config', config.to_json_best_effort())
+  runtime.first(lambda: run_folder.claim(workdir, config))
+  runtime.check_shared(os.path.join(workdir, 'config.json'))
+  with run_folder.hold(workdir) if mode in ('all', 'train') and runtime.index() == 0 else contextlib.nullcontext():
     _stages(mode, config, workdir)
 
 
 def _stages(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
   store_dir = run_folder.store_path(config, workdir)
   if mode in ('all', 'prepare'):
-    processes.first(lambda: _prepare(
+    runtime.first(lambda: _prepare(
         config.data, store_dir, config.runtime.workers, anew=mode == 'prepare', begun=run_folder.begun(workdir)))
   if mode in ('all', 'train'):
     train.train(config, workdir, store_dir)
   if mode in ('all', 'evaluate'):
     evaluate.evaluate(config, workdir, store_dir)
-    processes.first(lambda: _report(workdir))
+    runtime.first(lambda: _report(workdir))
 
 
 def _prepare(data: ml_collections.ConfigDict, store_dir: str, workers: int, *, anew: bool, begun: bool) -> None:
-  choices = assembly.data_choices(data)
+  choices = build.data_choices(data)
   if os.path.exists(os.path.join(store_dir, 'dataset.json')) and not anew:
     differing = prepare.differences(store_dir, data.dataset, data.root, **choices)
     if differing:
@@ -179,7 +183,7 @@ def _prepare(data: ml_collections.ConfigDict, store_dir: str, workers: int, *, a
       return
     _log.info('%d scans are new in %s (%s ...): preparing them', len(new), data.root, new[0])
   index = prepare.prepare(data.dataset, data.root, store_dir, workers=workers or None, scheduler=_SCHEDULER.value,
-                          shard=cluster.parse_shard(_SHARD.value, os.environ) if anew else None, **choices)
+                          shard=dask_cluster.parse_shard(_SHARD.value, os.environ) if anew else None, **choices)
   if index is None:  # other shards are still at work
     return
   for case_id, reason in index['excluded'].items():
@@ -192,8 +196,8 @@ def _prepare(data: ml_collections.ConfigDict, store_dir: str, workers: int, *, a
 def _convert(config: ml_collections.ConfigDict, workdir: str) -> None:
   if not _INPUT.value:
     raise InputError('--input', 'is not given', 'Give the file of weights: .safetensors, .npz, .pth or .pt.')
-  assembly.check(config)
-  adopt.adopt(config, workdir, _INPUT.value)
+  build.check(config)
+  import_run.adopt(config, workdir, _INPUT.value)
   print(f'{_INPUT.value} -> {workdir}: predict or evaluate with it, or train on from it.')
 
 
@@ -217,7 +221,7 @@ def _predict(workdir: str) -> None:
   rows = predict.predict(
       workdir, _INPUT.value, _OUTPUT.value, which=_CHECKPOINT.value, mirror_axes=tuple(int(a) if a.isdecimal() else a for a in _MIRROR.value),
       largest_component=_LARGEST.value, save_probabilities=_PROBABILITIES.value, overlap=_OVERLAP.value)
-  if processes.index():
+  if runtime.index():
     return
   organs = list(rows[0]['volume_ml'])
   print('\nOrgan volumes, mL\n' + ''.join(f'{name:>14}' for name in ('scan', *organs)))

@@ -11,9 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from afw_jax import augment, checkpoint, inference, models, processes, sharding, step, writer
-from afw_jax.data import prepare, resample, volumes
+from afw_jax import models
+from afw_jax.data import resample
+from afw_jax.data.formats import volumes
+from afw_jax.data.preparation import prepare
+from afw_jax.distributed import runtime, sharding
 from afw_jax.errors import InputError
+from afw_jax.inference import segmentation
+from afw_jax.training import augment, checkpoint, metric_writer, step
 
 
 class Trained(NamedTuple):
@@ -72,7 +77,7 @@ def load(workdir: str, *, which: str = 'best', mirror_axes: Sequence[int] = ()) 
   if meta is None:
     raise InputError(workdir, 'there is no checkpoint in it', 'Train first (--mode=train), or give the --workdir of a finished run.')
   network = meta['model']
-  own = processes.own_mesh(meta['config'].get('mesh', {}).get('spatial', 1))  # what was trained divided may fit no other way
+  own = runtime.own_mesh(meta['config'].get('mesh', {}).get('spatial', 1))  # what was trained divided may fit no other way
   model = models.build(network['name'], num_classes=network['num_classes'], constrain=sharding.make_constrain(own), **network['options'])
   image = jax.ShapeDtypeStruct((1, *network['input_size'], 1), jnp.float32)
   shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
@@ -81,7 +86,7 @@ def load(workdir: str, *, which: str = 'best', mirror_axes: Sequence[int] = ()) 
   everywhere = sharding.replicated(own)
   abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), abstract)
   variables, meta = checkpoint.restore_variables(folder, abstract)
-  forward = inference.mirror_averaged(step.make_predict_step(model, augment.apply_window), mirror_axes)
+  forward = segmentation.mirror_averaged(step.make_predict_step(model, augment.apply_window), mirror_axes)
   return Trained(sharding.divided(own, forward), variables, meta)
 
 
@@ -104,12 +109,12 @@ def predict_volume(
   """
   options = trained.meta['config']['eval']
   plan, image, window = prepare.to_working(scan, trained.meta['data']['options'])
-  labels, probabilities = inference.segment(
+  labels, probabilities = segmentation.segment(
       trained.predict_step, trained.variables, image, window, resample.restore_matrices(plan),
       window_size=trained.input_size, batch_size=batch_size or options['batch_size'],
       overlap=options.get('overlap', 0.5) if overlap is None else overlap, keep_probabilities=keep_probabilities)
   if largest_component:
-    labels = inference.largest_components(labels, len(trained.organs) + 1)
+    labels = segmentation.largest_components(labels, len(trained.organs) + 1)
   return labels, probabilities
 
 
@@ -143,13 +148,13 @@ def predict(
     os.makedirs(folder, exist_ok=True)
   except OSError as error:
     raise InputError(folder, f'cannot be made ({error})', 'Choose another --output.') from error
-  if processes.count() > 1:
-    processes.first(lambda: _write_volumes(folder, [], trained.organs))
-    processes.check_alike('--output', os.path.abspath(folder))
-    processes.check_shared(os.path.join(folder, 'volumes.json'))
+  if runtime.count() > 1:
+    runtime.first(lambda: _write_volumes(folder, [], trained.organs))
+    runtime.check_alike('--output', os.path.abspath(folder))
+    runtime.check_shared(os.path.join(folder, 'volumes.json'))
   rows = []
-  for name, path in tqdm.tqdm(processes.share(list(scans.items())), desc='predict', unit='scan',
-                              disable=processes.index() > 0 or (len(scans) == 1 and not sys.stderr.isatty())):
+  for name, path in tqdm.tqdm(runtime.share(list(scans.items())), desc='predict', unit='scan',
+                              disable=runtime.index() > 0 or (len(scans) == 1 and not sys.stderr.isatty())):
     target = output if to_file else os.path.join(folder, f'{name}.nii.gz')
     if os.path.exists(target) and os.path.exists(path) and os.path.samefile(target, path):
       raise InputError(target, 'the output would overwrite the scan', 'Choose another --output.')
@@ -164,12 +169,12 @@ def predict(
     voxel_ml = float(np.prod(scan.spacing_mm)) / 1000
     counts = np.bincount(labels.ravel(), minlength=len(trained.organs) + 1)
     rows.append({'scan': name, 'output': target, 'volume_ml': {o: round(float(counts[c]) * voxel_ml, 3) for o, c in trained.labels.items()}})
-    if processes.index() == 0:
+    if runtime.index() == 0:
       _write_volumes(folder, rows, trained.organs)  # after every scan: an error in the next one loses nothing
-  by_name = {row['scan']: row for part in processes.gather(rows) for row in part}
+  by_name = {row['scan']: row for part in runtime.gather(rows) for row in part}
   rows = [by_name[name] for name in scans]
-  if processes.count() > 1:
-    processes.first(lambda: _write_volumes(folder, rows, trained.organs))
+  if runtime.count() > 1:
+    runtime.first(lambda: _write_volumes(folder, rows, trained.organs))
   return rows
 
 
@@ -217,7 +222,7 @@ def _stem(path: str) -> str:
 
 
 def _write_volumes(folder: str, rows: list[dict], organs: Sequence[str]) -> None:
-  writer.write_json(os.path.join(folder, 'volumes.json'), {'unit': 'mL', 'scans': rows})
+  metric_writer.write_json(os.path.join(folder, 'volumes.json'), {'unit': 'mL', 'scans': rows})
   path = os.path.join(folder, 'volumes.csv')
   with open(path + '.tmp', 'w', newline='') as f:
     table = csv.writer(f)

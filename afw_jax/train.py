@@ -14,9 +14,13 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from afw_jax import assembly, augment, checkpoint, pretrained, processes, progress, sharding, step, validation, writer
+from afw_jax.config import build
 from afw_jax.data import pipeline, store
+from afw_jax.distributed import runtime, sharding
 from afw_jax.errors import InputError
+from afw_jax.inference import validation
+from afw_jax.training import augment, checkpoint, metric_writer, progress, step
+from afw_jax.weights import pretrained
 
 _log = logging.getLogger('afw_jax')
 
@@ -36,7 +40,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   # -- data
   index = store.read_index(store_dir)
   class_names = ('background', *index['organs'])
-  size = assembly.input_size(config)
+  size = build.input_size(config)
   source = pipeline.make_source(
       store_dir, index['splits']['train'], patch_size=tuple(config.train.patch_size) or None,
       foreground=config.train.foreground, crops_per_case=config.train.crops_per_case)
@@ -45,12 +49,12 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   total_steps = config.train.epochs * steps_per_epoch
 
   # -- model, loss, optimizer: the config ends here
-  mesh = assembly.mesh(config)
-  model, model_options = assembly.network(config, len(class_names), constrain=sharding.make_constrain(mesh))
-  assembly.check_mesh(config, mesh, model)
-  loss_fn = assembly.loss(config, model, class_names)
-  schedule = assembly.schedule(config, steps_per_epoch)
-  tx = assembly.sgd(config, schedule)
+  mesh = build.mesh(config)
+  model, model_options = build.network(config, len(class_names), constrain=sharding.make_constrain(mesh))
+  build.check_mesh(config, mesh, model)
+  loss_fn = build.loss(config, model, class_names)
+  schedule = build.schedule(config, steps_per_epoch)
+  tx = build.sgd(config, schedule)
 
   # -- state, born on the mesh
   everywhere = sharding.replicated(mesh)
@@ -87,9 +91,9 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   }
 
   # -- steps
-  train_step = jax.jit(step.make_train_step(model, loss_fn, tx, assembly.preparation(config, mesh), micro_batches=config.train.micro_batches),
+  train_step = jax.jit(step.make_train_step(model, loss_fn, tx, build.preparation(config, mesh), micro_batches=config.train.micro_batches),
                        donate_argnums=0, out_shardings=(everywhere, everywhere))
-  own = processes.own_mesh(mesh.shape['spatial'])  # cases are validated by one process each
+  own = runtime.own_mesh(mesh.shape['spatial'])  # cases are validated by one process each
   predict_step = sharding.divided(own, step.make_predict_step(model.clone(constrain=sharding.make_constrain(own)), augment.apply_window))
   rank, world = sharding.share(mesh)
   batches = pipeline.train_batches(
@@ -98,8 +102,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
 
   # -- the loop
   managers = {'last': checkpoint.open_manager(last, keep=2), 'best': checkpoint.open_manager(best, keep=1)}
-  out = writer.MetricWriter(workdir, start_step=start)
-  bar = tqdm.tqdm(total=total_steps, initial=start, unit='step', desc='train', disable=processes.index() > 0,
+  out = metric_writer.MetricWriter(workdir, start_step=start)
+  bar = tqdm.tqdm(total=total_steps, initial=start, unit='step', desc='train', disable=runtime.index() > 0,
                   mininterval=0.5 if sys.stderr.isatty() else 30)
   clock = {'time': time.perf_counter(), 'step': start, 'wait': 0.0}
   pending = None
@@ -125,10 +129,10 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
     """Scores the state, and keeps it where it is the best so far."""
     nonlocal best_dsc
     scores = validation.validate(
-        predict_step, processes.own_copy(step.variables_of(state), own), store_dir, index, window_size=size,
+        predict_step, runtime.own_copy(step.variables_of(state), own), store_dir, index, window_size=size,
         batch_size=config.eval.batch_size, overlap=config.eval.overlap)
     out.write(done, scores)
-    if processes.index() == 0:
+    if runtime.index() == 0:
       bar.write(f'step {done}: validation DSC {scores["val/dsc"]:.4f}')
     if best_dsc is None or scores['val/dsc'] > best_dsc:
       best_dsc = scores['val/dsc']
@@ -136,7 +140,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
       checkpoint.finish(managers['best'])  # before `last` says that it is there
     clock.update(time=time.perf_counter(), step=done, wait=0.0)  # validation is not counted as training time
 
-  with processes.interruption() as asked, contextlib.closing(out), contextlib.closing(bar):
+  with runtime.interruption() as asked, contextlib.closing(out), contextlib.closing(bar):
     if due:
       validate(start)
     for done in range(start + 1, total_steps + 1):
@@ -176,7 +180,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
 def _with_pretrained(state: step.TrainState, config: ml_collections.ConfigDict, options: dict, everywhere) -> step.TrainState:
   """The fresh state with the published weights of config.model.pretrained where they belong."""
   variables = pretrained.load(config.model.name, config.model.pretrained, step.variables_of(state),
-                               image_shape=assembly.input_size(config), **options)
+                               image_shape=build.input_size(config), **options)
   net, batch_stats = jax.device_put((variables['params'], variables.get('batch_stats', {})), everywhere)
   return state._replace(params={**state.params, 'net': net}, batch_stats=batch_stats)
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import ml_collections
 
-from afw_jax import writer
 from afw_jax.errors import InputError
+from afw_jax.training import metric_writer
 
 _log = logging.getLogger('afw_jax')
 
@@ -50,8 +50,8 @@ def claim(workdir: str, config: ml_collections.ConfigDict) -> None:
     if differing and begun(workdir):  # a workdir in which nothing was trained yet takes the new config
       raise InputError(path, 'this workdir belongs to another config: ' + '; '.join(differing),
                        'Choose another --workdir, or start with the values it was made with.')
-  writer.write_json(path, new)
-  writer.write_json(os.path.join(workdir, 'environment.json'), writer.environment())
+  metric_writer.write_json(path, new)
+  metric_writer.write_json(os.path.join(workdir, 'environment.json'), metric_writer.environment())
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
-from afw_jax import augment
+from afw_jax.training import augment
 
 BATCH, SIDE, ROUNDS = 24, 224, 7
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from afw_jax.xla_flags import set_cpu_flags  # noqa: E402
+from afw_jax.distributed.xla_flags import set_cpu_flags  # noqa: E402
 
 set_cpu_flags()
 
@@ -21,7 +21,8 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from spatial import make_step  # noqa: E402
 
-from afw_jax import models, sharding  # noqa: E402
+from afw_jax import models  # noqa: E402
+from afw_jax.distributed import sharding  # noqa: E402
 
 HEADER = '| program | devices | images/s | time, ms: median | least | of the plain one |\n|---|---|---|---|---|---|'
 

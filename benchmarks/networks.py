@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from afw_jax.xla_flags import set_cpu_flags  # noqa: E402
+from afw_jax.distributed.xla_flags import set_cpu_flags  # noqa: E402
 
 set_cpu_flags()
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from afw_jax.xla_flags import set_cpu_flags  # noqa: E402
+from afw_jax.distributed.xla_flags import set_cpu_flags  # noqa: E402
 
 FLAG = set_cpu_flags()
 
@@ -26,7 +26,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
-from afw_jax import convert, models  # noqa: E402
+from afw_jax import models  # noqa: E402
+from afw_jax.weights import convert  # noqa: E402
 
 try:
   import torch

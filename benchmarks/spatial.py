@@ -16,14 +16,16 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from afw_jax.xla_flags import set_cpu_flags  # noqa: E402
+from afw_jax.distributed.xla_flags import set_cpu_flags  # noqa: E402
 
 set_cpu_flags()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from afw_jax import losses, models, optimizer, sharding, step  # noqa: E402
+from afw_jax import losses, models  # noqa: E402
+from afw_jax.distributed import sharding  # noqa: E402
+from afw_jax.training import optimizer, step  # noqa: E402
 
 NETWORKS = ('unet3d', 'unetr', 'unetrpp')
 MESHES = ('1x1', '1x2', '2x1', '1x4', '2x2', '1x8', '2x4')

@@ -7,12 +7,12 @@ it drew is unknown: ours are drawn from data.split_seed and named in the store's
 (no spleen, a made-up spacing) are reported and left out unless data.keep_defective.
 """
 
-from configs import common
+from afw_jax.config import default_config
 
 
 def get_config():
   """The paper's recipe on a seeded draw of 100 cases."""
-  config = common.get_config()
+  config = default_config()
   config.data.dataset = 'abdomenct1k'
   config.data.root = 'data/abdomenct1k'
   config.data.num_cases = 100

@@ -9,8 +9,8 @@ these networks' own authors do. The four rows of Table 6 are unetr and unetrpp, 
 88.01 %) and with --config.loss.name=ce_dice (76.41 and 87.70 %). Which cases the paper drew is unknown; ours are seeded.
 """
 
+from afw_jax.config import default_config
 from afw_jax.errors import InputError
-from configs import common
 
 PATCHES = {'unetr': (96, 96, 96), 'unetrpp': (64, 128, 128), 'unet3d': (128, 128, 128)}  # (z, y, x), those of the networks' own papers
 
@@ -21,7 +21,7 @@ def get_config(variant: str = 'unetr'):
   if name not in PATCHES:
     raise InputError(f'configs/abdomenct1k_3d.py:{variant}', 'there is no such variant',
                      f'Use {", ".join(f"{name}, {name}_patch" for name in PATCHES)}.')
-  config = common.get_config()
+  config = default_config()
   config.data.dataset = 'abdomenct1k'
   config.data.root = 'data/abdomenct1k'
   config.data.num_cases = 200

@@ -9,12 +9,12 @@ public test labels: three quarters train, one quarter (seeded) validates, and th
 set (CT, with a pancreas) does not exist officially; its search of gamma cannot be repeated on official data.
 """
 
-from configs import common
+from afw_jax.config import default_config
 
 
 def get_config():
   """A narrow UNet at 128 x 128; the scans' own brightness, so extended augmentation."""
-  config = common.get_config()
+  config = default_config()
   config.data.dataset = 'chaos_mr_t2'
   config.data.root = 'data/chaos'
   config.data.size = (128, 128)

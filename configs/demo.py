@@ -3,12 +3,12 @@
     bash launch/demo.sh
 """
 
-from configs import common
+from afw_jax.config import default_config
 
 
 def get_config():
   """A narrow UNet on 16 phantoms."""
-  config = common.get_config()
+  config = default_config()
   config.data.dataset = 'folder'
   config.data.root = 'runs/demo-data'
   config.data.size = (80, 112)  # 224 x 314 mm around the middle: the body without the air beside it

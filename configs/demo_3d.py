@@ -4,12 +4,12 @@
     .venv/bin/python -m afw_jax.main --config=configs/demo_3d.py --workdir=runs/demo-3d
 """
 
-from configs import common
+from afw_jax.config import default_config
 
 
 def get_config():
   """A small UNETR on 16 whole phantoms, one a step: many small steps learn more in the time than few large ones."""
-  config = common.get_config()
+  config = default_config()
   config.data.dataset = 'folder'
   config.data.root = 'runs/demo-data'
   config.data.size = (32, 48, 64)  # 224 x 269 x 358 mm around the middle

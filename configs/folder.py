@@ -3,12 +3,12 @@
     python -m afw_jax.main --config=configs/folder.py --config.data.root=PATH --workdir=runs/NAME
 """
 
-from configs import common
+from afw_jax.config import default_config
 
 
 def get_config():
   """The paper's network and loss; TransUNet's wider window suits most CT. For MR: --config.data.window=percentile."""
-  config = common.get_config()
+  config = default_config()
   config.data.dataset = 'folder'
   config.data.root = 'data/mine'
   config.data.window = 'transunet'

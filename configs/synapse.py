@@ -7,12 +7,12 @@ The paper reports DSC 79.47 %, HD 28.41 mm for UNet with CE + AFW-Dice, 77.46 % 
 TransUNet's train_npz/ and test_vol_h5/ are both read.
 """
 
-from configs import common
+from afw_jax.config import default_config
 
 
 def get_config():
   """The paper's recipe; the defaults are its own."""
-  config = common.get_config()
+  config = default_config()
   config.data.dataset = 'synapse'
   config.data.root = 'data/synapse'
   return config

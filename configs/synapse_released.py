@@ -6,12 +6,12 @@ TransUNet's window and 512 -> 224 zoom without resampling to millimetres, three 
 squared denominators, weight decay 1e-4 on everything, the learning rate lowered every step, TransUNet's metrics.
 """
 
-from configs import common
+from afw_jax.config import default_config
 
 
 def get_config():
   """Every point where paper and released code differ, set to the released one."""
-  config = common.get_config()
+  config = default_config()
   config.data.dataset = 'synapse'
   config.data.root = 'data/synapse'
   config.data.window = 'transunet'

@@ -1,7 +1,10 @@
-"""The house rules that a machine can keep: who imports whom, short files, no junk rooms."""
+"""The rules of docs/architecture.md that a machine can keep: who imports whom, one owner per foreign library, short files."""
 
 import ast
+import functools
+import graphlib
 import pathlib
+import sys
 
 import pytest
 
@@ -9,82 +12,102 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'afw_jax'
 FILES = sorted(PACKAGE.rglob('*.py'))
 
-PURE = {'errors', 'losses', 'models', 'augment', 'augment_volume', 'optimizer', 'metrics', 'surface', 'statistics', 'xla_flags',
-        'data.datasets', 'data.specs_public', 'data.specs_folder', 'data.phantom_anatomy'}
-MECHANISM = {'step', 'accumulate', 'inference', 'windows', 'sharding', 'targets', 'processes', 'checkpoint', 'validation', 'writer', 'progress', 'convert', 'weights_file', 'pretrained', 'canvas', 'runs', 'tables', 'overlays', 'data.geometry', 'data.volumes', 'data.nifti',
-             'data.dicom', 'data.png_masks', 'data.transunet', 'data.layouts', 'data.resample', 'data.store',
-             'data.pipeline', 'data.crops', 'data.cases', 'data.phantom', 'data.checks', 'data.pool',
-             'data.cluster', 'data.selection', 'data.publish'}
-COMPOSITION = {'adopt', 'assembly', 'plan', 'train', 'evaluate', 'predict', 'report', 'figures', 'workdir', 'data.prepare'}
-LAYERS = [PURE, MECHANISM, COMPOSITION, {'main'}]
-# Which foreign library may be imported where; a name missing here may be imported anywhere.
-OWNERS = {
-    'orbax': {'checkpoint'}, 'grain': {'data.pipeline'}, 'nibabel': {'data.nifti'}, 'pydicom': {'data.dicom'},
-    'PIL': {'data.png_masks'}, 'h5py': {'data.transunet'}, 'matplotlib': {'canvas'}, 'tensorboardX': {'writer'},
-    'safetensors': {'weights_file'}, 'torch': {'weights_file'}, 'dask': {'data.cluster'}, 'distributed': {'data.cluster'},
+# Layers from the ground up: a module imports its own layer and those below. The longest matching prefix of a module counts.
+LAYERS = {
+    'pure': (
+        'errors', 'losses', 'models', 'metrics', 'training.optimizer', 'training.augment', 'training.affine3d', 'report.stats',
+        'data.sets', 'data.phantom.anatomy', 'distributed.xla_flags',
+    ),
+    'mechanism': (
+        'training', 'inference', 'weights', 'distributed', 'planning.accelerators', 'report.runs', 'report.tables',
+        'report.overlays', 'report.style', 'data', 'data.sets.layouts',
+    ),
+    'composition': (
+        'config', 'workdir', 'train', 'evaluate', 'predict', 'import_run', 'planning.plan', 'report', 'data.preparation.prepare',
+    ),
+    'entry': ('main', 'data.phantom.__main__'),
 }
-EVERYWHERE = {'jax', 'flax', 'optax', 'numpy', 'scipy', 'tqdm', 'absl', 'ml_collections', 'afw_jax'}
+RANKS = {prefix: rank for rank, prefixes in enumerate(LAYERS.values()) for prefix in prefixes}
+# Foreign libraries and the only modules that may import them; one that is not named here may not be imported at all.
+EVERYWHERE = {'jax', 'numpy', 'scipy', 'tqdm'}
+OWNERS = {
+    'flax': ('models', 'weights', 'import_run'), 'optax': ('training.optimizer', 'training.step'),
+    'ml_collections': (*LAYERS['composition'], 'main'), 'absl': ('main', 'data.pipeline', 'weights.pretrained'),
+    'orbax': ('training.checkpoint',), 'grain': ('data.pipeline',), 'nibabel': ('data.formats.nifti',),
+    'pydicom': ('data.formats.dicom',), 'PIL': ('data.formats.png_masks',), 'h5py': ('data.formats.transunet_files',),
+    'matplotlib': ('report.style',), 'tensorboardX': ('training.metric_writer',), 'safetensors': ('weights.files',),
+    'torch': ('weights.files',), 'distributed': ('data.preparation.dask_cluster',),
+}
+LOSSES_NEED = {'jax', 'numpy'}  # the losses can be lifted into any program
 
 
-def room(path: pathlib.Path) -> str:
-  parts = path.relative_to(PACKAGE).with_suffix('').parts
-  return parts[0] if parts[0] in ('losses', 'models') else '.'.join(p for p in parts if p != '__init__')
+def module(path: pathlib.Path) -> str:
+  return '.'.join(part for part in path.relative_to(PACKAGE).with_suffix('').parts if part != '__init__')
 
 
-def imported(path: pathlib.Path) -> set[str]:
-  names = set()
-  for node in ast.walk(ast.parse(path.read_text())):
+MODULES = {module(path): path for path in FILES}
+
+
+def within(name: str, prefixes) -> bool:
+  return any(name == prefix or name.startswith(f'{prefix}.') for prefix in prefixes)
+
+
+@functools.cache
+def imports(name: str) -> tuple[frozenset[str], frozenset[str]]:
+  """(modules of this package, foreign libraries) that a module imports, wherever in it."""
+  ours, foreign = set(), set()
+  for node in ast.walk(ast.parse(MODULES[name].read_text(encoding='utf-8'))):
     if isinstance(node, ast.Import):
-      names |= {a.name for a in node.names}
-    elif isinstance(node, ast.ImportFrom) and node.level == 0:
-      names |= {f'{node.module}.{a.name}' for a in node.names}
-  return names
-
-
-def layer(name: str) -> int:
-  for i, rooms in enumerate(LAYERS):
-    if name in rooms:
-      return i
-  raise AssertionError(f'{name} belongs to no layer: name it in tests/test_architecture.py')
-
-
-@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_one_way(path):
-  here = room(path)
-  if here in ('', 'data'):  # package docstrings import nothing
-    assert not {n for n in imported(path) if n.startswith('afw_jax')}
-    return
-  for name in imported(path):
-    if not name.startswith('afw_jax.'):
+      targets = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{name} imports relatively'
+      targets = [f'{node.module}.{alias.name}' for alias in node.names]
+    else:
       continue
-    parts = name.split('.')[1:]
-    target = parts[0] if parts[0] in ('losses', 'models') else '.'.join(parts[:2] if parts[0] == 'data' else parts[:1])
-    if target not in ('data', here):
-      assert layer(target) <= layer(here), f'{here} must not import {target}'
+    for target in targets:
+      library, _, rest = target.partition('.')
+      if library == 'afw_jax':
+        ours.add(next(m for m in (rest, rest.rpartition('.')[0], '') if m in MODULES))
+      elif library not in sys.stdlib_module_names:
+        foreign.add(library)
+  return frozenset(ours), frozenset(foreign)
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_each_foreign_library_has_one_owner(path):
-  here = room(path)
-  for name in imported(path):
-    library = name.split('.')[0]
-    if library in OWNERS:
-      assert here in OWNERS[library], f'{library} belongs to {OWNERS[library]}, not to {here}'
-  if here == 'losses':
-    assert {n.split('.')[0] for n in imported(path)} & (set(OWNERS) | EVERYWHERE) <= {'jax', 'numpy', 'afw_jax'}
+def rank(name: str) -> int:
+  matching = [prefix for prefix in RANKS if within(name, [prefix])]
+  assert matching, f'{name} belongs to no layer: name it in tests/test_architecture.py'
+  return RANKS[max(matching, key=len)]
 
 
-def test_config_stops_at_the_door():
-  for path in FILES:
-    if room(path) not in COMPOSITION | {'main'}:
-      assert not any(n.startswith('ml_collections') for n in imported(path)), path
+@pytest.mark.parametrize('name', filter(None, MODULES))
+def test_imports_point_down(name):
+  for target in imports(name)[0] - {''}:
+    if MODULES[name].stem != '__init__' and MODULES[target].stem != '__init__':  # packages only hand names on
+      assert rank(target) <= rank(name), f'{name} must not import {target}'
+
+
+def test_nothing_imports_in_a_circle():
+  graphlib.TopologicalSorter({name: imports(name)[0] - {name} for name in MODULES}).prepare()
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_each_foreign_library_has_an_owner(name):
+  for library in imports(name)[1] - EVERYWHERE:
+    assert library in OWNERS, f'{library} belongs to no module: name its owner in tests/test_architecture.py'
+    assert within(name, OWNERS[library]), f'{library} belongs to {OWNERS[library]}, not to {name}'
+
+
+@pytest.mark.parametrize('name', [name for name in MODULES if within(name, ['losses'])])
+def test_losses_can_be_lifted_into_any_program(name):
+  ours, foreign = imports(name)
+  assert foreign <= LOSSES_NEED and all(within(target, ['losses', 'errors']) for target in ours - {''})
 
 
 def test_files_are_short():
-  for path in [*FILES, *(ROOT / 'configs').glob('*.py'), *(ROOT / 'benchmarks').glob('*.py'), *(ROOT / 'tests').rglob('*.py')]:
-    lines = len(path.read_text().splitlines())
+  for path in [*FILES, *(path for folder in ('configs', 'benchmarks', 'tests') for path in (ROOT / folder).rglob('*.py'))]:
+    lines = len(path.read_text(encoding='utf-8').splitlines())
     assert lines <= 300, f'{path} has {lines} lines'
 
 
-def test_no_junk_rooms():
-  assert not {p.stem for p in FILES} & {'util', 'utils', 'helper', 'helpers', 'misc', 'common_utils'}
+def test_no_junk_modules():
+  assert not {path.stem for path in FILES} & {'util', 'utils', 'helper', 'helpers', 'misc', 'common_utils'}

@@ -5,18 +5,18 @@ import pathlib
 
 import pytest
 
-from afw_jax import assembly
+from afw_jax.config import build
 from afw_jax.errors import InputError
 from configs import abdomenct1k_3d
 
-NAMES = sorted(path.stem for path in pathlib.Path(__file__).parent.parent.glob('configs/*.py') if path.stem != 'common')
+NAMES = sorted(path.stem for path in pathlib.Path(__file__).parent.parent.glob('configs/*.py'))
 VARIANTS = [(name,) for name in NAMES] + [('abdomenct1k_3d', kind + more) for kind in abdomenct1k_3d.PATCHES for more in ('', '_patch')]
 
 
 @pytest.mark.parametrize('name', VARIANTS, ids=':'.join)
 def test_a_shipped_config_can_be_trained(name):
   module, *variant = name
-  assembly.check(importlib.import_module(f'configs.{module}').get_config(*variant))
+  build.check(importlib.import_module(f'configs.{module}').get_config(*variant))
 
 
 def test_a_variant_that_is_not_there():

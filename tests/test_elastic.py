@@ -7,7 +7,7 @@ import time
 from conftest import command
 from process_runs import SECONDS, check_same_run, finish, losses, reach, start, text
 
-from afw_jax import checkpoint
+from afw_jax.training import checkpoint
 
 
 def test_a_run_moves_from_four_processes_to_eight_devices_to_one_and_back(trained, stored, tmp_path):

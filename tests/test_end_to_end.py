@@ -8,8 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from afw_jax import predict, writer
-from afw_jax.data import volumes
+from afw_jax import predict
+from afw_jax.data.formats import volumes
+from afw_jax.training import metric_writer
 
 ORGANS = ('aorta', 'gallbladder', 'left_kidney', 'right_kidney', 'liver', 'pancreas', 'spleen', 'stomach')
 
@@ -24,7 +25,7 @@ def test_a_run_leaves_what_the_readme_says(trained):
 
 
 def test_metrics_have_every_step_once(trained):
-  records = writer.read_metrics(str(trained))
+  records = metric_writer.read_metrics(str(trained))
   steps = [r['step'] for r in records if 'train/loss' in r]
   assert steps == list(range(1, 25))
   assert [r['step'] for r in records if 'val/dsc' in r] == [8, 16, 24]

@@ -7,8 +7,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from afw_jax import predict, writer
-from afw_jax.data import volumes
+from afw_jax import predict
+from afw_jax.data.formats import volumes
+from afw_jax.training import metric_writer
 
 SMALL = ('--config.model.size=testing', '--config.train.batch_size=2', '--config.train.epochs=2', '--config.train.steps_per_epoch=3',
          '--config.train.checkpoint_every_steps=4', '--config.train.validate_every_epochs=1', '--config.train.log_every_steps=1',
@@ -29,7 +30,7 @@ def run(request, tmp_path_factory, phantoms, run_main):
 
 def test_it_leaves_what_a_2d_run_leaves(run, phantoms):
   workdir, _ = run
-  records = writer.read_metrics(str(workdir))
+  records = metric_writer.read_metrics(str(workdir))
   assert [r['step'] for r in records if 'train/loss' in r] == [1, 2, 3, 4, 5, 6]
   assert all(np.isfinite(r['train/loss']) for r in records if 'train/loss' in r)
   assert [r['step'] for r in records if 'val/dsc' in r] == [3, 6]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from afw_jax import metrics
-from afw_jax.data import volumes
+from afw_jax.data.formats import volumes
 
 REAL = os.environ.get('AFW_REAL_DATA')
 pytestmark = pytest.mark.skipif(not REAL, reason='AFW_REAL_DATA is not set (a folder with real scans)')

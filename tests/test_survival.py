@@ -14,9 +14,9 @@ import optax
 import pytest
 from test_resume import fingerprints, losses, start
 
-from afw_jax import checkpoint
 from afw_jax.errors import InputError
-from afw_jax.step import TrainState
+from afw_jax.training import checkpoint
+from afw_jax.training.step import TrainState
 
 KILLS = int(os.environ.get('AFW_KILLS', 3))  # 20 take minutes
 

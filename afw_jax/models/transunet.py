@@ -10,13 +10,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from afw_jax.errors import InputError
-from afw_jax.models.decoder import ConvBnRelu, DecoderBlock
-from afw_jax.models.layers import Conv, Linear
-from afw_jax.models.norm import LayerNorm
-from afw_jax.models.options import check_choice, check_image, compute_dtype, identity, logits_dtype
-from afw_jax.models.positions import position_table
-from afw_jax.models.resnet import READINGS, ResNetV2
-from afw_jax.models.vit import SelfAttention
+from afw_jax.models.layers.conv import Conv, Linear
+from afw_jax.models.layers.decoder import ConvBnRelu, DecoderBlock
+from afw_jax.models.layers.norm import LayerNorm
+from afw_jax.models.layers.options import check_choice, check_image, compute_dtype, identity, logits_dtype
+from afw_jax.models.layers.positions import position_table
+from afw_jax.models.layers.resnet import READINGS, ResNetV2
+from afw_jax.models.layers.vit import SelfAttention
 
 RANK = 2
 PATCH = 16  # pixels per token and axis, with either encoder

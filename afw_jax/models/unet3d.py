@@ -11,10 +11,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from afw_jax.errors import InputError
-from afw_jax.models.layers import Conv, he_normal
-from afw_jax.models.norm import InstanceNorm
-from afw_jax.models.options import check_choice, check_image, compute_dtype, identity, logits_dtype
-from afw_jax.models.transposed import UpConv
+from afw_jax.models.layers.conv import Conv, he_normal
+from afw_jax.models.layers.norm import InstanceNorm
+from afw_jax.models.layers.options import check_choice, check_image, compute_dtype, identity, logits_dtype
+from afw_jax.models.layers.transposed import UpConv
 
 RANK = 3
 SIZES = {'full': (32, 64, 128, 256, 320, 320), 'testing': (4, 6, 8)}

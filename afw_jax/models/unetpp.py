@@ -12,11 +12,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from afw_jax.errors import InputError
-from afw_jax.models.layers import Conv
-from afw_jax.models.options import check_choice, check_image, compute_dtype, identity, logits_dtype
-from afw_jax.models.pooling import max_pool
+from afw_jax.models.layers.conv import Conv
+from afw_jax.models.layers.options import check_choice, check_image, compute_dtype, identity, logits_dtype
+from afw_jax.models.layers.pooling import max_pool
+from afw_jax.models.layers.upsample import upsample_2x
 from afw_jax.models.unet import ConvBlock
-from afw_jax.models.upsample import upsample_2x
 
 RANK = 2
 SIZES = {'full': (32, 64, 128, 256, 512), 'testing': (4, 8, 16)}

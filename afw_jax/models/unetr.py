@@ -13,13 +13,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from afw_jax.errors import InputError
-from afw_jax.models.layers import Conv, uniform_fan_in
-from afw_jax.models.norm import LayerNorm
-from afw_jax.models.options import check_choice, check_image, compute_dtype, identity, logits_dtype
-from afw_jax.models.positions import position_table
-from afw_jax.models.residual import ResBlock
-from afw_jax.models.transposed import UpConv
-from afw_jax.models.vit import Block
+from afw_jax.models.layers.conv import Conv, uniform_fan_in
+from afw_jax.models.layers.norm import LayerNorm
+from afw_jax.models.layers.options import check_choice, check_image, compute_dtype, identity, logits_dtype
+from afw_jax.models.layers.positions import position_table
+from afw_jax.models.layers.residual import ResBlock
+from afw_jax.models.layers.transposed import UpConv
+from afw_jax.models.layers.vit import Block
 
 RANK, PATCH = 3, 16
 # channels of a token, heads, channels inside the MLP, blocks, blocks after which a skip leaves, decoder channels

@@ -13,12 +13,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from afw_jax.errors import InputError
-from afw_jax.models.epa import LAYOUTS, EPABlock
-from afw_jax.models.layers import Conv, uniform_fan_in
-from afw_jax.models.norm import GroupNorm
-from afw_jax.models.options import check_choice, check_image, compute_dtype, identity, logits_dtype
-from afw_jax.models.residual import ResBlock
-from afw_jax.models.transposed import UpConv
+from afw_jax.models.layers.conv import Conv, uniform_fan_in
+from afw_jax.models.layers.epa import LAYOUTS, EPABlock
+from afw_jax.models.layers.norm import GroupNorm
+from afw_jax.models.layers.options import check_choice, check_image, compute_dtype, identity, logits_dtype
+from afw_jax.models.layers.residual import ResBlock
+from afw_jax.models.layers.transposed import UpConv
 
 RANK = 3
 # widths of the encoder's stages, learned mixtures of tokens in each of them and in the decoder, EPA blocks per stage

@@ -10,10 +10,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from afw_jax.errors import InputError
-from afw_jax.models.decoder import ConvBnRelu, DecoderBlock
-from afw_jax.models.layers import Conv
-from afw_jax.models.options import check_choice, check_image, compute_dtype, identity, logits_dtype
-from afw_jax.models.van import VAN, VAN_B0, Stage
+from afw_jax.models.layers.conv import Conv
+from afw_jax.models.layers.decoder import ConvBnRelu, DecoderBlock
+from afw_jax.models.layers.options import check_choice, check_image, compute_dtype, identity, logits_dtype
+from afw_jax.models.layers.van import VAN, VAN_B0, Stage
 
 # the encoder's stages; the decoder's channels: at the deepest level, then of its blocks from deep to shallow
 SIZES = {'full': (VAN_B0, (512, 256, 128, 64, 16)),

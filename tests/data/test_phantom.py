@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from afw_jax.data import datasets, layouts, volumes
-from afw_jax.data.phantom import AXIS_CODES, ORGANS, make_phantom, native_geometry, write_phantoms
+from afw_jax.data.formats import volumes
+from afw_jax.data.phantom.make import AXIS_CODES, ORGANS, make_phantom, native_geometry, write_phantoms
+from afw_jax.data.sets import datasets, layouts
 from afw_jax.errors import InputError
 
 SEEDS = range(6)

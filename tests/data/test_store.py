@@ -6,7 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from afw_jax.data import publish, store
+from afw_jax.data import store
+from afw_jax.data.preparation import publish
 from afw_jax.errors import InputError
 
 ARRAYS = {'image': np.arange(2 * 5 * 4, dtype=np.int16).reshape(2, 5, 4), 'label': np.ones((2, 5, 4), np.uint8)}

@@ -10,9 +10,11 @@ import pytest
 import scipy.ndimage
 from flax import traverse_util
 
-from afw_jax import convert, models
+from afw_jax import models
 from afw_jax.errors import InputError
-from afw_jax.models import resnet, transunet
+from afw_jax.models import transunet
+from afw_jax.models.layers import resnet
+from afw_jax.weights import convert
 
 QUICK = {'xla_backend_optimization_level': 0}  # compiles in half the time
 

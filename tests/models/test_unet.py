@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afw_jax import convert, models
+from afw_jax import models
 from afw_jax.errors import InputError
+from afw_jax.weights import convert
 
 FEATURES = (4, 8, 16)
 

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afw_jax import convert, models
+from afw_jax import models
 from afw_jax.errors import InputError
 from afw_jax.models import unet3d
+from afw_jax.weights import convert
 
 FEATURES = (2, 3, 4, 5)
 

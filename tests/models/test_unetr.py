@@ -9,12 +9,12 @@ import scipy.ndimage
 from flax import linen as nn
 from flax import traverse_util
 
-from afw_jax import convert
 from afw_jax.errors import InputError
 from afw_jax.models import unetr
-from afw_jax.models.positions import position_table, resize_table
-from afw_jax.models.residual import ResBlock
-from afw_jax.models.vit import Block, SelfAttention
+from afw_jax.models.layers.positions import position_table, resize_table
+from afw_jax.models.layers.residual import ResBlock
+from afw_jax.models.layers.vit import Block, SelfAttention
+from afw_jax.weights import convert
 
 SMALL = (2, 16, 32, 16, 2)
 DEAD_IN_MONAI = 18_432  # norm_cross_attn

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from afw_jax import convert, models
+from afw_jax import models
 from afw_jax.errors import InputError
-from afw_jax.models import epa, unetrpp
+from afw_jax.models import unetrpp
+from afw_jax.models.layers import epa
+from afw_jax.weights import convert
 
 SMALL = (1, 8, 16, 32, 1)  # two tokens in the deepest stage
 STILL = {'size': 'testing', 'attention_dropout': 0, 'channel_dropout': 0}

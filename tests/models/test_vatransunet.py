@@ -14,11 +14,12 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from afw_jax import convert, models
+from afw_jax import models
 from afw_jax.errors import InputError
-from afw_jax.models import van
-from afw_jax.models.depthwise import depthwise
-from afw_jax.models.gelu import gelu
+from afw_jax.models.layers import van
+from afw_jax.models.layers.depthwise import depthwise
+from afw_jax.models.layers.gelu import gelu
+from afw_jax.weights import convert
 
 
 def draw(shape, seed=0, dtype=np.float32):
@@ -245,7 +246,7 @@ SHARDED = """
 import re
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from afw_jax.models.depthwise import depthwise
+from afw_jax.models.layers.depthwise import depthwise
 mesh = jax.make_mesh((2, 2), ('rows', 'columns'), axis_types=(AxisType.Auto,) * 2)
 x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 24, 16, 4)), jnp.float32)
 kernel = jnp.asarray(np.random.default_rng(1).standard_normal((3, 3, 1, 4)), jnp.float32)

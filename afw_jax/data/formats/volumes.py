@@ -1,0 +1,176 @@
+"""Reads and writes volumes, whatever the format: the one door between files and (D, H, W) arrays."""
+
+import dataclasses
+import os
+import stat
+
+import numpy as np
+
+from afw_jax.data.formats import dicom, nifti, png_masks, transunet_files
+from afw_jax.data.formats.geometry import SAME_AFFINE_MM, Geometry
+from afw_jax.errors import InputError
+
+READABLE = ('Give a NIfTI file (.nii, .nii.gz), a folder with one DICOM series, TransUNet\'s caseXXXX.npy.h5, or '
+            'caseXXXX_slice*.npz for its slices.')
+INT16 = np.iinfo(np.int16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Volume:
+  """One scan or one label map in the internal orientation.
+
+  Args:
+    array: (D, H, W): an image as int16 (every value integral and in range, as HU are) or float32; a label as uint8 or
+      uint16.
+    geometry: the grid of the source file.
+    source: the path it came from.
+    sha256: of the source bytes; of a folder: of its files in slice order.
+  """
+  array: np.ndarray
+  geometry: Geometry
+  source: str
+  sha256: str
+
+  @property
+  def spacing_mm(self) -> tuple[float, float, float]:
+    """Voxel size (z, y, x) of `array`, in mm."""
+    return self.geometry.spacing_mm
+
+
+def read_image(path: str | os.PathLike) -> Volume:
+  """Reads a scan and refuses whatever could load silently wrong.
+
+  Args:
+    path: a .nii or .nii.gz file, a folder with the slices of one DICOM series, a TransUNet caseXXXX.npy.h5, or the
+      pattern FOLDER/caseXXXX_slice*.npz (with the asterisk) for TransUNet's slices of one case.
+
+  Returns:
+    The Volume: int16 where every value is integral and fits, else float32.
+
+  Raises:
+    InputError: naming the file, what is wrong and the cure.
+  """
+  kind = _kind(path)
+  if kind == 'folder':
+    return _volume(path, dicom.read_image(path))
+  if kind == 'nifti':
+    return _volume(path, nifti.read_image(path))
+  return _volume(path, transunet_files.read_image(path))
+
+
+def read_label(path: str | os.PathLike, *, geometry: Geometry | None = None) -> Volume:
+  """Reads a label map, its ids as stored (which id means which organ is the data set's matter).
+
+  Args:
+    path: a .nii or .nii.gz file, a folder of CHAOS PNG masks (one grey image per slice), or TransUNet's files as in
+      `read_image`.
+    geometry: for PNG masks, which carry none: that of the DICOM series they were drawn on. Otherwise unused.
+
+  Returns:
+    The Volume: uint8, or uint16 where an id exceeds 255.
+
+  Raises:
+    InputError: naming the file, what is wrong and the cure; also for ids that are fractional, negative or > 65535.
+  """
+  kind = _kind(path)
+  if kind == 'folder':
+    if geometry is None:
+      raise InputError(path, 'a folder of PNG masks has no geometry of its own',
+                       'Give the scan it belongs to: read_label(folder, geometry=read_image(dicom_folder).geometry).')
+    return _volume(path, png_masks.read_label(path, geometry))
+  if kind == 'nifti':
+    return _volume(path, nifti.read_label(path))
+  return _volume(path, transunet_files.read_label(path))
+
+
+def write_label(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) -> None:
+  """Writes a label map as uint8 NIfTI on the grid of the scan it belongs to; whole or not at all.
+
+  Args:
+    path: .nii or .nii.gz.
+    array: (D, H, W) integers or bool, 0..255, in the internal orientation.
+    geometry: of the source scan: its affine, codes and units are written.
+
+  Raises:
+    InputError: values or shape that do not fit, no permission, a full disk.
+  """
+  nifti.write(path, _as_label(path, array), geometry)
+
+
+def write_image(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) -> None:
+  """Writes a scan as int16 or float32 NIfTI on the given grid; whole or not at all.
+
+  Args:
+    path: .nii or .nii.gz.
+    array: (D, H, W) integers that fit int16, or floats (written as float32), in the internal orientation.
+    geometry: grid, affine, codes and units to write.
+
+  Raises:
+    InputError: values or shape that do not fit, no permission, a full disk.
+  """
+  nifti.write(path, _as_image(path, array), geometry)
+
+
+def check_pair(image: Volume, label: Volume) -> None:
+  """Raises InputError unless scan and label lie on the same voxels (compared in the internal orientation)."""
+  if image.array.shape != label.array.shape:
+    raise InputError(label.source, f'its shape {label.array.shape} (z, y, x) is not that of the scan {image.source}, '
+                     f'{image.array.shape}', 'Use the label map drawn on this very scan, or resample it to its grid.')
+  difference = np.abs(image.geometry.internal_affine - label.geometry.internal_affine).max()
+  if difference > SAME_AFFINE_MM:
+    raise InputError(label.source, f'its affine differs by {difference:.4g} mm from that of the scan {image.source}',
+                     'Use the label map drawn on this very scan; if only its header is wrong, copy the affine of the '
+                     'scan into it.')
+
+
+def _volume(path: str | os.PathLike, parts: tuple[np.ndarray, Geometry, str]) -> Volume:
+  array, geometry, sha256 = parts
+  return Volume(array=array, geometry=geometry, source=os.fspath(path), sha256=sha256)
+
+
+def _kind(path: str | os.PathLike) -> str:
+  """'folder', 'nifti' or 'transunet'; raises where nothing is there or the kind of file is another."""
+  name = os.path.basename(os.fspath(path)).lower()
+  if name.endswith('_slice*.npz'):
+    return 'transunet'
+  try:
+    mode = os.stat(path).st_mode
+  except FileNotFoundError as e:
+    raise InputError(path, 'no such file or folder', 'Check the path; ' + READABLE) from e
+  except (OSError, ValueError) as e:
+    raise InputError(path, f'cannot be read ({e})', 'Check the path and its permissions.') from e
+  if stat.S_ISDIR(mode):
+    return 'folder'
+  if not stat.S_ISREG(mode):
+    raise InputError(path, 'neither a file nor a folder', READABLE)
+  if name.endswith(('.nii', '.nii.gz')):
+    return 'nifti'
+  if name.endswith('.h5'):
+    return 'transunet'
+  raise InputError(path, 'not a kind of file that can be read', READABLE)
+
+
+def _as_label(path: str | os.PathLike, array: np.ndarray) -> np.ndarray:
+  """The array as uint8; InputError unless it is of integers (or bool) within 0..255."""
+  array = np.asarray(array)
+  if array.dtype.kind not in 'biu' or (array.size and (array.min() < 0 or array.max() > 255)):
+    raise InputError(path, f'not written: a label map needs integers from 0 to 255, this is {_describe(array)}',
+                     'Map the classes to ids from 0 to 255 first.')
+  return array.astype(np.uint8, copy=False)
+
+
+def _as_image(path: str | os.PathLike, array: np.ndarray) -> np.ndarray:
+  """The array as int16 (integers) or float32 (floats); InputError where its values do not fit."""
+  array = np.asarray(array)
+  limit = float(np.finfo(np.float32).max) if array.dtype.kind == 'f' else INT16.max
+  fits = array.dtype.kind in 'biuf' and (not array.size or (-limit - 1 <= array.min() and array.max() <= limit))
+  if not fits:  # NaN compares false, so it ends here too
+    raise InputError(path, f'not written: a scan needs int16 or finite float32 values, this is {_describe(array)}',
+                     'Rescale the values, or give them as finite floats.')
+  return array.astype(np.float32 if array.dtype.kind == 'f' else np.int16, copy=False)
+
+
+def _describe(array: np.ndarray) -> str:
+  if array.size and array.dtype.kind in 'biuf':
+    return f'{array.dtype} from {array.min():g} to {array.max():g}'
+  return f'{array.dtype} of shape {array.shape}'

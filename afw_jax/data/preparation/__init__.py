@@ -1,0 +1,1 @@
+"""Preparation of raw scans into a store: checks, resampling, worker processes and clusters."""

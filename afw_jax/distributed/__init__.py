@@ -1,0 +1,1 @@
+"""Several devices and hosts: device meshes, launchers, the distributed runtime, signals and XLA flags."""

@@ -1,0 +1,1 @@
+"""Inference on whole volumes: slices or sliding windows, test-time augmentation, resampling to the grid of the scan."""

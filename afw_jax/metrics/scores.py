@@ -1,0 +1,180 @@
+"""Scores of a label map against the truth, organ by organ, under named conventions (they give different tables).
+
+convention   spacing    both empty         organ missed                    organ only predicted
+strict       mm         nan, skipped       DSC 0, NSD 0, image diagonal    DSC 0, NSD 0, image diagonal
+transunet    voxels     DSC 0, 0           DSC 0, 0                        DSC 1, 0
+unetrpp      voxels     DSC 1, 0           DSC 0, 0                        DSC 0, 0
+monai        mm         nan                DSC 0, NSD 0, HD inf, HD95 nan  DSC nan, NSD 0, HD inf, HD95 nan
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from afw_jax.errors import InputError
+from afw_jax.metrics.surface_distance import c_ordered, surface_distances, union_boxes
+
+SCORES = ('dsc', 'hd_mm', 'hd95_pooled_mm', 'hd95_max_mm', 'assd_mm', 'nsd')
+# Unit of the distances of each convention; the keys keep their names, so a table must print this beside them.
+UNITS = {'strict': 'mm', 'transunet': 'voxels', 'unetrpp': 'voxels', 'monai': 'mm'}
+
+_NAN, _INF = float('nan'), float('inf')
+# (DSC, HD, both HD95, ASSD, NSD) where a mask is empty: (neither present, missed, only predicted). None: image diagonal.
+# TransUNet and UNETR++ report no NSD: it follows their DSC. MONAI 1.6.1: as its functions answer, DiceMetric at its default.
+_EMPTY = {
+  'strict': ((_NAN,) * 5, (0.0, None, None, None, 0.0), (0.0, None, None, None, 0.0)),
+  'transunet': ((0.0,) * 5, (0.0,) * 5, (1.0, 0.0, 0.0, 0.0, 1.0)),
+  'unetrpp': ((1.0, 0.0, 0.0, 0.0, 1.0), (0.0,) * 5, (0.0,) * 5),
+  'monai': ((_NAN,) * 5, (0.0, _INF, _NAN, _INF, 0.0), (_NAN, _INF, _NAN, _INF, 0.0)),
+}
+
+
+def score_case(
+  pred: np.ndarray,
+  true: np.ndarray,
+  *,
+  spacing_mm: tuple[float, ...],
+  labels: Mapping[str, int],
+  convention: str = 'strict',
+  nsd_tolerance_mm: float | Mapping[str, float] = 2.0,
+) -> dict[str, dict[str, float | int | bool]]:
+  """Scores one case: DSC, HD, HD95 (two definitions), ASSD and NSD of every organ.
+
+  Surfaces are the voxels with a face neighbour outside the organ (`surface.border`), distances run between their
+  centres. `hd95_pooled_mm` is the 95th percentile of both directions together (medpy), `hd95_max_mm` the larger of the
+  two directed percentiles (MONAI); `assd_mm` the mean of all distances, `nsd` the share of them within the tolerance.
+  Under `transunet` and `unetrpp` spacing is not used: distances and the NSD tolerance are in voxels (see `UNITS`).
+  `monai` rounds as MONAI does (float32 distances and percentile ranks); the others are float64.
+
+  Args:
+    pred: (D, H, W) (or (H, W)) integer labels of the prediction.
+    true: the same shape, the reference labels. Ids that `labels` does not name count as background in both.
+    spacing_mm: voxel size along each axis, (z, y, x).
+    labels: organ name -> id.
+    convention: 'strict', 'transunet', 'unetrpp' or 'monai': see the table at the top of this file.
+    nsd_tolerance_mm: one tolerance, or one for each organ by name.
+
+  Returns:
+    organ -> `dsc`, `hd_mm`, `hd95_pooled_mm`, `hd95_max_mm`, `assd_mm`, `nsd` (floats), `missed` (in the truth only),
+    `false_positive` (in the prediction only), `absent` (in neither), `true_voxels`, `pred_voxels`, `true_ml`, `pred_ml`.
+
+  Raises:
+    InputError: shapes differ, labels are not integers, spacing is not positive, or an option is unknown.
+  """
+  pred, true = np.asarray(pred), np.asarray(true)
+  _check(pred, true, spacing_mm, labels, convention)
+  tolerances = _tolerances(nsd_tolerance_mm, labels)
+  pred, true = c_ordered(pred), c_ordered(true)
+  millimetres = tuple(float(s) for s in spacing_mm)
+  spacing = millimetres if UNITS[convention] == 'mm' else (1.0,) * pred.ndim
+  diagonal = float(np.linalg.norm(np.multiply(pred.shape, spacing)))
+  voxel_ml = float(np.prod(millimetres)) / 1000
+  boxes = union_boxes(pred, true, list(labels.values()))
+
+  scores = {}
+  for organ, index in labels.items():
+    box = boxes[index] or (slice(0),) * pred.ndim
+    p, t = pred[box] == index, true[box] == index
+    n_pred, n_true = int(np.count_nonzero(p)), int(np.count_nonzero(t))
+    if n_pred and n_true:
+      dsc = 2 * int(np.count_nonzero(p & t)) / (n_pred + n_true)
+      distances = surface_distances(p, t, spacing)
+      values = dsc, *_summaries(*distances, tolerances[organ], float32=convention == 'monai')
+    else:
+      dsc, hd, hd95, assd, nsd = _EMPTY[convention][1 if n_true else 2 if n_pred else 0]
+      values = dsc, *(diagonal if d is None else d for d in (hd, hd95, hd95, assd)), nsd
+    scores[organ] = dict(zip(SCORES, values)) | {
+      'missed': n_true > 0 and n_pred == 0,
+      'false_positive': n_pred > 0 and n_true == 0,
+      'absent': n_pred == 0 and n_true == 0,
+      'true_voxels': n_true,
+      'pred_voxels': n_pred,
+      'true_ml': n_true * voxel_ml,
+      'pred_ml': n_pred * voxel_ml,
+    }
+  return scores
+
+
+def dice_per_class(pred: np.ndarray, true: np.ndarray, num_classes: int) -> np.ndarray:
+  """DSC of every class from one count of label pairs, for validation during training.
+
+  Args:
+    pred, true: integer arrays of one shape, values in [0, num_classes).
+    num_classes: C, background included.
+
+  Returns:
+    (C,) float64, nan for a class in neither array.
+
+  Raises:
+    InputError: shapes differ, labels are not integers or lie outside [0, num_classes).
+  """
+  pred, true = np.asarray(pred), np.asarray(true)
+  _check_arrays(pred, true)
+  for name, array in (('pred', pred), ('true', true)):
+    if array.size and not 0 <= int(array.min()) <= int(array.max()) < num_classes:
+      raise InputError(name, f'labels lie in [{array.min()}, {array.max()}]', f'Give labels in [0, {num_classes}).')
+  pairs = true.astype(np.int64).ravel() * num_classes + pred.ravel()
+  table = np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+  total = table.sum(0) + table.sum(1)
+  return np.where(total > 0, 2 * np.diag(table) / np.maximum(total, 1), np.nan)
+
+
+def _summaries(to_true: np.ndarray, to_pred: np.ndarray, tolerance: float, *, float32: bool) -> tuple[float, ...]:
+  """HD, HD95 pooled, HD95 max, ASSD and NSD of the two sets of distances."""
+  if float32:
+    to_true, to_pred = to_true.astype(np.float32), to_pred.astype(np.float32)
+    percentile, slack = _percentile_float32, np.float32(1)
+  else:
+    percentile, slack = (lambda d: np.percentile(d, 95)), 1 + 1e-9  # a distance equal to the tolerance is within it
+  pooled = np.concatenate([to_true, to_pred])
+  values = (
+    pooled.max(),
+    percentile(pooled),
+    max(percentile(to_true), percentile(to_pred)),
+    pooled.mean(),
+    np.count_nonzero(pooled <= pooled.dtype.type(tolerance) * slack) / pooled.size,
+  )
+  return tuple(float(v) for v in values)
+
+
+def _percentile_float32(distances: np.ndarray) -> np.float32:
+  """95th percentile with the rank in float32, as `torch.quantile` computes it."""
+  rank = np.float32(0.95) * np.float32(distances.size - 1)
+  low, high = int(np.floor(rank)), int(np.ceil(rank))
+  ordered = np.partition(distances, (low, high))
+  return ordered[low] + np.float32(rank - low) * (ordered[high] - ordered[low])
+
+
+def _check_arrays(pred: np.ndarray, true: np.ndarray) -> None:
+  if pred.shape != true.shape:
+    cure = 'Score the prediction on the grid of the truth (resample it back first).'
+    raise InputError('pred', f'has shape {pred.shape}, the truth {true.shape}', cure)
+  for name, array in (('pred', pred), ('true', true)):
+    if not (np.issubdtype(array.dtype, np.integer) or array.dtype == bool):
+      raise InputError(name, f'labels are of type {array.dtype}', 'Give integer labels, not scores or probabilities.')
+
+
+def _check(pred: np.ndarray, true: np.ndarray, spacing: tuple, labels: Mapping, convention: str) -> None:
+  _check_arrays(pred, true)
+  if convention not in UNITS:
+    raise InputError('convention', f'{convention!r} is not known', f'Choose one of {", ".join(UNITS)}.')
+  sizes = np.asarray(spacing, np.float64)
+  if pred.ndim < 2:
+    raise InputError('pred', f'has {pred.ndim} axes', 'Give (D, H, W) or (H, W) arrays.')
+  if sizes.shape != (pred.ndim,) or not (np.isfinite(sizes) & (sizes > 0)).all():
+    cure = f'Give {pred.ndim} positive sizes in mm, in the order of the axes (z, y, x).'
+    raise InputError('spacing_mm', f'{spacing} does not fit an array of shape {pred.shape}', cure)
+  if not labels:
+    raise InputError('labels', 'names no organ', "Give a mapping such as {'liver': 1}.")
+  ids = list(labels.values())
+  if not all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) and 0 <= i < 65536 for i in ids) or len(set(ids)) < len(ids):
+    raise InputError('labels', f'{dict(labels)} is not a set of ids', 'Give each organ one whole number of its own, 0 to 65535.')
+
+
+def _tolerances(tolerance: float | Mapping[str, float], labels: Mapping[str, int]) -> dict[str, float]:
+  by_organ = dict(tolerance) if isinstance(tolerance, Mapping) else dict.fromkeys(labels, tolerance)
+  if lacking := [organ for organ in labels if organ not in by_organ]:
+    raise InputError('nsd_tolerance_mm', f'has no tolerance for {", ".join(lacking)}', 'Name every organ, or give one number.')
+  if bad := {o: v for o, v in by_organ.items() if not (np.isfinite(v) and v >= 0)}:
+    raise InputError('nsd_tolerance_mm', f'{bad} is not a distance', 'Give a finite number of mm, 0 or more.')
+  return {organ: float(by_organ[organ]) for organ in labels}

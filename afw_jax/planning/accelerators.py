@@ -1,0 +1,173 @@
+"""Compilers for devices that are not there: what a program would hold and send on a GPU, a TPU, or many CPUs.
+
+XLA's compilers for NVIDIA GPUs and for TPUs are libraries that need neither driver nor device: given a description of the
+chip they compile the very program that would run on it. Devices are fixed when jax starts, so each program is compiled in a
+process of its own, started with `environment`.
+"""
+
+import dataclasses
+import importlib.metadata
+import os
+import re
+import sys
+from collections.abc import Mapping
+
+import jax
+from jax.experimental import topologies
+
+from afw_jax.distributed import sharding, xla_flags
+from afw_jax.errors import InputError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """One kind of device.
+
+  Attributes:
+    platform: 'cpu', 'cuda' or 'tpu'.
+    memory_gib: of one device, as its driver tells it; None: all of this machine's.
+    usable: share of it that a program may fill. The rest is for what no compiler counts: the runtime, the libraries'
+      workspaces, buffers of the network, fragmentation. A TPU's compiler counts everything.
+    chip: its facts, for the compiler (NVIDIA).
+  """
+  platform: str
+  memory_gib: float | None
+  usable: float
+  chip: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+_AMPERE = dict(major=8, cores=108, fpus=64, shared=167936, shared_optin=166912, l2=41943040, clock=1.41)
+_HOPPER = dict(major=9, cores=132, fpus=128, shared=233472, shared_optin=232448, l2=52428800, clock=1.98)
+TARGETS = {
+    'cpu': Target('cpu', None, 0.9),
+    'a100_40': Target('cuda', 39.4, 0.9, _AMPERE | {'bandwidth': 1555200000000}),
+    'a100': Target('cuda', 79.2, 0.9, _AMPERE | {'bandwidth': 2039040000000}),
+    'h100': Target('cuda', 79.1, 0.9, _HOPPER | {'bandwidth': 3352320000000}),
+    'h200': Target('cuda', 141.0, 0.9, _HOPPER | {'bandwidth': 4800000000000}),
+    'v5e': Target('tpu', 15.75, 1.0),
+}
+_GPU = """gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: {shared}
+  threads_per_core_limit: 2048 core_count: {cores} fpus_per_core: {fpus} block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: {bandwidth} l2_cache_size: {l2}
+  clock_rate_ghz: {clock} device_memory_size: {memory} shared_memory_per_block_optin: {shared_optin}
+  cuda_compute_capability {{ major: {major} }} registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{name}"
+"""
+_V5E = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}  # slices that there are
+
+
+def get(name: str, memory_gib: float | None = None) -> Target:
+  """The target of that name, with the memory of one device (by default what such a device has)."""
+  if name not in TARGETS:
+    raise InputError('--target', f'{name!r} is unknown', f'Use one of {", ".join(TARGETS)}.')
+  target = TARGETS[name]
+  if memory_gib is not None and memory_gib <= 0:
+    raise InputError('--memory_gib', f'is {memory_gib}', 'Give the memory of one device in GiB.')
+  here = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / GIB
+  return dataclasses.replace(target, memory_gib=memory_gib or target.memory_gib or here)
+
+
+def check(name: str, target: Target, count: int) -> None:
+  """Raises InputError where the compiler is not installed, or there are no so many devices in one slice."""
+  if target.platform == 'tpu' and count not in _V5E:
+    raise InputError('--devices', f'there is no slice of {count} chips', f'Use some of {", ".join(map(str, _V5E))}.')
+  if target.platform == 'cuda' and not (_installed('jax-cuda12-pjrt') or _installed('jax-cuda13-pjrt')):
+    packages = f'jax-cuda12-pjrt=={jax.__version__} jax-cuda12-plugin=={jax.__version__}'
+  elif target.platform == 'tpu' and not _installed('libtpu'):
+    packages = next(r.split(';')[0].strip() for r in importlib.metadata.requires('jax') if r.startswith('libtpu'))
+  else:
+    return
+  raise InputError(f'--target={name}', 'its compiler is not installed (it needs no such device, only space on the disk)',
+                   f'{sys.executable} -m pip install --no-deps --target=compilers {packages}  and start the same command with PYTHONPATH=compilers.')
+
+
+def environment(target: Target, count: int, base: Mapping[str, str]) -> dict[str, str]:
+  """Environment variables of a process that compiles for so many devices.
+
+  Args:
+    target: what they are.
+    count: how many.
+    base: this process's variables, os.environ. The flags in XLA_FLAGS are kept.
+  """
+  flags = base.get('XLA_FLAGS', '').split()
+  more = {}
+  if target.platform == 'cpu':
+    flags = [f for f in flags if 'host_platform_device_count' not in f] + [f'--xla_force_host_platform_device_count={count}']
+  else:
+    flags = [f for f in flags if f != xla_flags.CPU_FLAG]
+  if target.platform == 'cuda':
+    flags.append('--xla_gpu_autotune_level=0')  # autotuning would time kernels on the GPU
+  if target.platform == 'tpu':
+    more = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': f'v5litepod-{max(count, 4)}', 'TPU_WORKER_ID': '0',
+            'TPU_WORKER_HOSTNAMES': 'localhost', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
+  kept = {k: v for k, v in base.items() if k not in ('JAX_COMPILATION_CACHE_DIR', 'JAX_NUM_CPU_DEVICES')}
+  return {**kept, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ' '.join(flags), **more}
+
+
+def devices(name: str, target: Target, count: int) -> list:
+  """So many devices of the target to compile for, in a process that was started with `environment`."""
+  if target.platform == 'cpu':
+    return jax.devices()[:count]
+  if target.platform == 'cuda':
+    chip = _GPU.format(name=name, memory=int(target.memory_gib * GIB), **target.chip)
+    return topologies.get_topology_desc(name, 'cuda', target_config=chip, topology=f'1x1x{count}').devices
+  single = {'chips_per_host_bounds': (1, 1, 1)} if count == 1 else {}
+  return topologies.get_topology_desc(f'v5e:{_V5E[count]}', 'tpu', **single).devices
+
+
+def memory(compiled) -> dict[str, int]:
+  """Bytes that a compiled program holds on one device: arguments, outputs, of these aliased (donated arguments that become
+  outputs), temporary, and in all."""
+  parts = compiled.memory_analysis()
+  arguments, outputs, aliased, temporary = (
+      getattr(parts, f'{part}_size_in_bytes') for part in ('argument', 'output', 'alias', 'temp'))
+  return {'arguments': arguments, 'outputs': outputs, 'aliased': aliased, 'temporary': temporary,
+          'total': arguments + outputs - aliased + temporary}
+
+
+def traffic(hlo: str) -> list[tuple[str, int, int]]:
+  """What the devices of a compiled program send each other in one run of it.
+
+  Args:
+    hlo: `compiled.as_text()`.
+
+  Returns:
+    One (kind, bytes of the result on one device, times) per collective; times > 1: in a loop whose trips the compiler knows.
+  """
+  bodies = {}
+  for block in re.split(r'^(?=(?:ENTRY )?%?[\w.\-]+ \(.*\{$)', hlo, flags=re.MULTILINE):
+    head = re.match(r'(ENTRY )?%?([\w.\-]+) \(', block)
+    if head:
+      bodies[head[2]] = block
+  times = dict.fromkeys(bodies, 0)
+  for name in reversed(bodies):  # a computation is written before those that call it; the entry comes last
+    if f'ENTRY %{name} ' in bodies[name] or f'ENTRY {name} ' in bodies[name]:
+      times[name] = 1
+    for line in bodies[name].splitlines()[1:]:
+      trips = re.search(r'known_trip_count[":{\s]+n[":\s]+(\d+)', line)
+      for attribute, group in re.findall(r'(\w+)=(\{[^{}]*\}|%?[\w.\-]+)', line):
+        for called in re.findall(r'[\w.\-]+', group) if attribute in _CALLS else ():
+          if called in times:
+            times[called] += times[name] * (int(trips[1]) if trips and attribute == 'body' else 1)
+  return [(kind, size, times[name]) for name, body in bodies.items() if times[name] for kind, size in sharding.collectives(body)]
+
+
+_CALLS = ('body', 'condition', 'calls', 'to_apply', 'called_computations', 'branch_computations', 'true_computation', 'false_computation')
+
+
+def exhausted(message: str) -> float | None:
+  """GiB that a compiler says a program needs, where it refuses a program for want of memory; otherwise None."""
+  if 'RESOURCE_EXHAUSTED' not in message or 'hbm' not in message.lower():  # vmem is a core's scratch, not the device's memory
+    return None
+  used = re.search(r'(?:[Uu]sed |required for HLO temporaries \()([\d.]+)([KMGT])', message)
+  return float(used[1]) * {'K': 2**-20, 'M': 2**-10, 'G': 1, 'T': 2**10}[used[2]] if used else float('inf')
+
+
+def _installed(package: str) -> bool:
+  return any(importlib.metadata.distributions(name=package))

@@ -1,0 +1,163 @@
+"""Pictures of a run: overlays on slices (from `overlays`), training curves, learned weights, and Figure 2 of the paper."""
+
+import os
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from afw_jax.losses import afw_dice_terms
+from afw_jax.report.overlays import case_sheet, overlay
+from afw_jax.report.style import colour, new_figure, save
+
+__all__ = ['case_sheet', 'curves', 'draw_run', 'gamma_figure', 'learned_weights', 'overlay']
+
+_GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_DASHES = ('-', (0, (5, 1.5)), (0, (1.5, 1.2)))
+
+
+def curves(path: str, records: Iterable[dict]) -> str:
+  """Training loss, and validation DSC of each organ, against the step.
+
+  Args:
+    path: of the PNG to write.
+    records: of metrics.jsonl; the keys 'step', 'train/loss', 'val/dsc' and 'val/dsc/<organ>' are drawn.
+
+  Returns:
+    path.
+  """
+  records = list(records)
+  figure = new_figure(12, 4.6)
+  left, right = figure.subplots(1, 2)
+  steps, loss = _series(records, 'train/loss')
+  left.plot(steps, loss, color='#9db4cf', linewidth=0.8, label='each record')
+  if len(loss) >= 20:
+    width = max(5, len(loss) // 25)
+    mean = np.convolve(loss, np.ones(width) / width, mode='valid')
+    left.plot(steps[(width - 1) // 2 :][: len(mean)], mean, color='#1f4e8c', linewidth=2, label=f'moving mean of {width}')
+    left.legend(frameon=False)
+  _dress(left, 'Training loss', 'loss', empty=not len(loss))
+
+  title, prefix = 'Validation DSC', 'val/dsc/'
+  organs = _names(records, prefix)
+  for i, organ in enumerate(organs):
+    steps, dsc = _series(records, prefix + organ)
+    right.plot(steps, dsc, color=colour(i + 1), linestyle=_dash(i), marker='o', markersize=2.5, linewidth=1.5, label=organ)
+  steps, dsc = _series(records, 'val/dsc')
+  if len(dsc):
+    right.plot(steps, dsc, color='black', linewidth=2.6, marker='o', markersize=3.5, label='mean')
+    best = int(np.nanargmax(dsc))
+    title += f' (best mean {dsc[best]:.3f}, step {steps[best]})'
+    right.legend(loc='center left', bbox_to_anchor=(1.01, 0.5), frameon=False)
+    right.set_ylim(-0.02, 1.05)
+  _dress(right, title, 'DSC', empty=not len(dsc))
+  return save(figure, path)
+
+
+def learned_weights(path: str, records: Iterable[dict]) -> str:
+  """The weights 1 / sigma_c^2 that AFW-Dice learned for each class, against the step.
+
+  Args:
+    path: of the PNG to write.
+    records: of metrics.jsonl; the keys 'step' and 'weight/<class>' are drawn.
+
+  Returns:
+    path.
+  """
+  records = list(records)
+  figure = new_figure(8.6, 4.8)
+  axes = figure.subplots()
+  classes = _names(records, 'weight/')
+  organs = [name for name in classes if name != 'background']
+  low, high = 1.0, 1.0
+  for name in classes:
+    steps, weight = _series(records, f'weight/{name}')
+    i = organs.index(name) if name in organs else -1
+    style = {'color': colour(i + 1), 'linestyle': _dash(i) if i >= 0 else (0, (6, 2)), 'linewidth': 1.8}
+    axes.plot(steps, weight, label=f'{name} ({weight[-1]:.2f})' if len(weight) else name, **style)
+    low, high = min(low, np.nanmin(weight, initial=1)), max(high, np.nanmax(weight, initial=1))
+  axes.axhline(1, color='#b0b0b0', linewidth=0.8, zorder=0)
+  if classes:
+    axes.legend(loc='center left', bbox_to_anchor=(1.01, 0.5), frameon=False, title='class (last value)')
+  if low > 0 and high / low > 20:
+    axes.set_yscale('log')
+  _dress(axes, 'Learned class weights', r'$w_c = 1/\sigma_c^2$', empty=not classes)
+  return save(figure, path)
+
+
+def gamma_figure(path: str, *, gammas: Iterable[float] = _GAMMAS) -> str:
+  """Figure 2 of the paper: the focused Dice loss (1 - Dice)^gamma against Dice.
+
+  Args:
+    path: of the PNG to write.
+    gammas: one line each.
+
+  Returns:
+    path.
+  """
+  figure = new_figure(6.4, 4.8)
+  axes = figure.subplots()
+  for i, gamma in enumerate(gammas):
+    dice, loss = focused_loss(gamma)
+    axes.plot(dice, loss, color=colour(i + 1), linestyle=_dash(i), linewidth=2.2, label=rf'$\gamma$ = {gamma:g}')
+  axes.legend(frameon=False, loc='lower left')
+  axes.set_xlim(0, 1.005)
+  axes.set_ylim(0, 1.04)
+  _dress(axes, r'Focused Dice loss $(1 - \mathrm{Dice})^{\gamma}$', 'loss', xlabel='Dice')
+  return save(figure, path)
+
+
+def focused_loss(gamma: float) -> tuple[np.ndarray, np.ndarray]:
+  """What `losses.afw_dice_terms` makes of one pixel of a focused class as its probability goes from 0 to 1.
+
+  Args:
+    gamma: focus exponent.
+
+  Returns:
+    (Dice from 0 to 1, loss), (801,) each.
+  """
+  dice = np.linspace(0, 1, 801)[1:-1]
+  logit = np.concatenate([[-25], np.log(dice / (2 - 2 * dice)), [25]])  # p = sigmoid, Dice = 2 p / (p + 1)
+  logits = jnp.stack([jnp.zeros(logit.size), jnp.asarray(logit, jnp.float32)], axis=-1)[:, None, None]
+  terms = jax.vmap(lambda x: afw_dice_terms(x, jnp.ones((1, 1), int), None, gamma=gamma))(logits)
+  return 1 - np.asarray(terms['dice'][:, 1], np.float64), np.asarray(terms['focused'][:, 1], np.float64)
+
+
+def draw_run(folder: str, records: list[dict]) -> dict[str, str]:
+  """Draws what a training's records allow into a folder: curves, learned weights (where there are any), Figure 2.
+
+  Returns:
+    name -> path of 'curves', 'learned_weights' and 'gamma'.
+  """
+  paths = {}
+  if any('train/loss' in r or 'val/dsc' in r for r in records):
+    paths['curves'] = curves(os.path.join(folder, 'curves.png'), records)
+  if _names(records, 'weight/'):
+    paths['learned_weights'] = learned_weights(os.path.join(folder, 'learned_weights.png'), records)
+    paths['gamma'] = gamma_figure(os.path.join(folder, 'gamma.png'))
+  return paths
+
+
+def _series(records: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
+  pairs = [(r['step'], np.nan if r[key] is None else r[key]) for r in records if key in r]
+  return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs], np.float64)
+
+
+def _names(records: list[dict], prefix: str) -> list[str]:
+  """What follows the prefix in the records' keys, in the order of first appearance."""
+  return list(dict.fromkeys(key.removeprefix(prefix) for r in records for key in r if key.startswith(prefix)))
+
+
+def _dash(i: int) -> str | tuple:
+  return _DASHES[i % len(_DASHES)]
+
+
+def _dress(axes, title: str, ylabel: str, *, xlabel: str = 'step', empty: bool = False) -> None:
+  axes.set_title(title)
+  axes.set_xlabel(xlabel)
+  axes.set_ylabel(ylabel)
+  axes.grid(alpha=0.25)
+  axes.spines[['top', 'right']].set_visible(False)
+  if empty:
+    axes.text(0.5, 0.5, 'nothing recorded', transform=axes.transAxes, ha='center', va='center', color='#808080')

@@ -1,0 +1,160 @@
+"""Slices of a scan with the organs of truth and prediction drawn over them."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt
+
+from afw_jax.errors import InputError
+from afw_jax.metrics import dice_per_class
+from afw_jax.report.style import black_outline, colour, legend_patch, new_figure, rgb, save
+
+_PANEL = 3.3  # inches of the longer side of a panel
+_FILL = 0.30
+
+
+def overlay(
+  path: str,
+  image: np.ndarray,
+  masks: Mapping[str, np.ndarray],
+  organs: Sequence[str],
+  *,
+  title: str = '',
+  spacing_mm: tuple[float, float] | None = None,
+) -> str:
+  """One slice: the image, and beside it the image with the organs of each mask.
+
+  Args:
+    path: of the PNG to write.
+    image: (H, W) in [0, 1].
+    masks: name ('truth', 'prediction', a loss, ...) -> (H, W) integer classes; class c is organs[c - 1].
+    organs: names of the classes 1, 2, ...
+    title: above the panels (say which case and slice).
+    spacing_mm: (y, x) size of a pixel, so that anatomy keeps its proportions; None: square pixels.
+
+  Returns:
+    path.
+  """
+  volume = {name: np.asarray(mask)[None] for name, mask in masks.items()}
+  return _sheet(path, np.asarray(image)[None], volume, organs, [(0, '')], title, spacing_mm)
+
+
+def case_sheet(
+  path: str,
+  image: np.ndarray,
+  masks: Mapping[str, np.ndarray],
+  organs: Sequence[str],
+  *,
+  title: str = '',
+  spacing_mm: tuple[float, ...] | None = None,
+  num_slices: int = 3,
+) -> str:
+  """A few axial slices of one case, from the slice where prediction and truth agree best to where they agree worst.
+
+  Slices are taken among those that hold at least a third as much organ as the fullest one, so that neither
+  end is a slice that only touches an organ. With one mask, or no such slice, they are spread evenly.
+
+  Args:
+    path: of the PNG to write.
+    image: (D, H, W) in [0, 1], z first.
+    masks: name -> (D, H, W) integer classes; the first is taken as truth, the second as prediction.
+    organs: names of the classes 1, 2, ...
+    title: above the panels.
+    spacing_mm: (z, y, x) or (y, x) size of a voxel; None: square pixels.
+    num_slices: rows of the sheet.
+
+  Returns:
+    path.
+  """
+  arrays = {name: np.asarray(mask) for name, mask in masks.items()}
+  rows = choose_slices(*list(arrays.values())[:2], num_classes=len(organs) + 1, num_slices=num_slices)
+  return _sheet(path, np.asarray(image), arrays, organs, rows, title, spacing_mm and tuple(spacing_mm)[-2:])
+
+
+def choose_slices(
+  true: np.ndarray, pred: np.ndarray | None = None, *, num_classes: int, num_slices: int = 3
+) -> list[tuple[int, str]]:
+  """(slice number, caption) of the best, the middle and the worst slices of a case, best first.
+
+  Args:
+    true, pred: (D, H, W) integer classes.
+    num_classes: C, background included.
+    num_slices: how many.
+  """
+  amount = np.count_nonzero(true, axis=(1, 2))
+  if pred is not None:
+    amount = np.maximum(amount, np.count_nonzero(pred, axis=(1, 2)))
+  worth = np.flatnonzero(amount >= max(1, amount.max() / 3))
+  if worth.size == 0:
+    worth = np.arange(len(true))
+  if pred is None or amount.max() == 0:
+    return [(int(z), f'slice {z}') for z in worth[_spread(worth.size, num_slices)]]
+  dsc = np.array([_mean(dice_per_class(pred[z], true[z], num_classes)[1:]) for z in worth])
+  picks = np.argsort(-dsc, kind='stable')[_spread(worth.size, num_slices)]
+  return [(int(worth[i]), f'slice {worth[i]}   DSC {dsc[i]:.2f}') for i in picks]
+
+
+def _spread(available: int, wanted: int) -> np.ndarray:
+  return np.unique(np.linspace(0, available - 1, min(available, wanted)).round().astype(int))
+
+
+def _mean(values: np.ndarray) -> float:
+  return float(values[~np.isnan(values)].mean())
+
+
+def _sheet(path, image, masks, organs, rows, title, spacing) -> str:
+  """Rows of panels: image, then image under each mask; one legend below with the organs that are drawn."""
+  for name, mask in masks.items():
+    if mask.shape != image.shape:
+      raise InputError(name, f'has shape {mask.shape}, the image {image.shape}', 'Draw both on one grid.')
+  height, width = image.shape[1:]
+  aspect = spacing[0] / spacing[1] if spacing else 1.0
+  tall = height * aspect / width
+  panel_w, panel_h = _PANEL / max(1, tall), _PANEL * tall / max(1, tall)
+  shown = np.unique(np.concatenate([np.unique(m[z]) for m in masks.values() for z, _ in rows]))
+  shown = [int(c) for c in shown if 1 <= c <= len(organs)]
+  columns = min(max(1, len(shown)), max(2, int(panel_w * (len(masks) + 1) / 1.75)))
+  legend_rows = -(-len(shown) // columns)
+  figure = new_figure(panel_w * (len(masks) + 1), panel_h * len(rows) + 0.45 + 0.26 * legend_rows + 0.3 * bool(title))
+  grid = figure.subplots(len(rows), len(masks) + 1, squeeze=False)
+  figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+  for row, (z, caption) in enumerate(rows):
+    for column, name in enumerate(('image', *masks)):
+      axes = grid[row, column]
+      axes.imshow(image[z], cmap='gray', vmin=0, vmax=1, aspect=aspect, interpolation='nearest')
+      axes.set_axis_off()
+      if row == 0:
+        axes.set_title(name, fontsize=12)
+      if column == 0 and caption:
+        axes.text(0.02, 0.02, caption, transform=axes.transAxes, color='white', fontsize=9, va='bottom',
+                  bbox={'facecolor': 'black', 'alpha': 0.55, 'edgecolor': 'none', 'pad': 2})
+      if column:
+        _draw_mask(axes, masks[name][z], shown, panel_w * 72 / width)
+  if title:
+    figure.suptitle(title, fontsize=13)
+  if shown:
+    handles = [legend_patch(c, f'{c} {organs[c - 1]}') for c in shown]
+    figure.legend(handles=handles, loc='outside lower center', ncols=columns, frameon=False, fontsize=10,
+                  handlelength=1.2, columnspacing=1.2)
+  return save(figure, path)
+
+
+def _draw_mask(axes, mask: np.ndarray, classes: list[int], points_per_pixel: float) -> None:
+  """Each class as a translucent area, its contour, and its number where it is thickest (colour alone is not enough)."""
+  tint = np.zeros((*mask.shape, 4))
+  for c in classes:
+    area = mask == c
+    if not area.any():
+      continue
+    tint[area] = (*rgb(c), _FILL)
+    # np.pad: an organ at the edge of the slice gets a closed contour
+    axes.contour(np.arange(-1, mask.shape[1] + 1), np.arange(-1, mask.shape[0] + 1), np.pad(area, 1), levels=[0.5],
+                 colors=[colour(c)], linewidths=1.3)
+    depth = distance_transform_edt(np.pad(area, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(np.argmax(depth), depth.shape)
+    small = depth.max() * points_per_pixel < 6  # the number would hide the organ: set it beside
+    axes.annotate(str(c), (x, y), xytext=(7, 7) if small else (0, 0), textcoords='offset points', color='white', fontsize=7.5,
+                  ha='center', va='center', path_effects=black_outline())
+  axes.imshow(tint, aspect=axes.get_aspect(), interpolation='nearest', zorder=1)
+  axes.set_xlim(-0.5, mask.shape[1] - 0.5)
+  axes.set_ylim(mask.shape[0] - 0.5, -0.5)

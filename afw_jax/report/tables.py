@@ -1,0 +1,154 @@
+"""Tables of a run's scores: plain text, Markdown, CSV and LaTeX, with the convention and the units named."""
+
+import csv
+import io
+import math
+
+import numpy as np
+
+from afw_jax.report.runs import FLAGS, VOLUMES, Run
+from afw_jax.report.stats import Summary, summarise
+
+# score, heading, factor, decimals; DSC and NSD are shown in percent
+COLUMNS = (
+  ('dsc', 'DSC', 100, 2),
+  ('hd95_pooled_mm', 'HD95', 1, 2),
+  ('hd95_max_mm', 'HD95 max', 1, 2),
+  ('hd_mm', 'HD', 1, 2),
+  ('assd_mm', 'ASSD', 1, 2),
+  ('nsd', 'NSD', 100, 2),
+)
+MEAN = 'mean'
+_COUNTS = ('cases', *FLAGS)
+
+
+def organ_rows(run: Run) -> list[tuple[str, dict[str, Summary], dict[str, int]]]:
+  """One row for each organ and a last one for the mean over organs of each case.
+
+  Returns:
+    (organ, score -> Summary over cases in the shown unit, counts: cases, missed, false_positive, absent).
+  """
+  rows = []
+  for o, organ in enumerate(run.organs):
+    summaries = {name: summarise(run.scores[name][:, o] * factor) for name, _, factor, _ in COLUMNS}
+    rows.append((organ, summaries, {'cases': len(run.cases)} | {f: int(run.flags[f][:, o].sum()) for f in FLAGS}))
+  summaries = {name: summarise(run.mean_over_organs(name) * factor) for name, _, factor, _ in COLUMNS}
+  rows.append((MEAN, summaries, {'cases': len(run.cases)} | {f: int(run.flags[f].sum()) for f in FLAGS}))
+  return rows
+
+
+def heading(run: Run, name: str, title: str) -> str:
+  """A column's title with its unit."""
+  return f'{title} (%)' if name in ('dsc', 'nsd') else f'{title} ({run.unit})'
+
+
+def number(value: float, decimals: int = 2) -> str:
+  """Fixed decimals; '-' for what is not there."""
+  return '-' if math.isnan(value) else f'{value:.{decimals}f}'
+
+
+def cell(s: Summary, decimals: int = 2, plus_minus: str = '±') -> str:
+  """mean ± sd [low, high]; what cannot be computed from so few cases is left out."""
+  text = number(s.mean, decimals)
+  if not math.isnan(s.sd):
+    text += f' {plus_minus} {number(s.sd, decimals)} [{number(s.low, decimals)}, {number(s.high, decimals)}]'
+  return text
+
+
+def format_table(run: Run) -> str:
+  """A plain-text table for the terminal: one line per organ."""
+  head = ['organ', 'DSC %', '95 % CI', f'HD95 {run.unit}', f'HD {run.unit}', f'ASSD {run.unit}', 'NSD %', 'missed', 'false']
+  lines = []
+  for organ, s, counts in organ_rows(run):
+    interval = '-' if math.isnan(s['dsc'].low) else f'{s["dsc"].low:.1f} - {s["dsc"].high:.1f}'
+    shown = [number(s[name].mean, 2) for name in ('dsc', 'hd95_pooled_mm', 'hd_mm', 'assd_mm', 'nsd')]
+    lines.append([organ, shown[0], interval, *shown[1:], str(counts['missed']), str(counts['false_positive'])])
+  widths = [max(len(row[i]) for row in [head, *lines]) for i in range(len(head))]
+  text = [f'{len(run.cases)} case(s) of split {run.split}, metric convention: {run.convention}, distances in {run.unit}']
+  for row in [head, ['-' * w for w in widths], *lines[:-1], ['-' * w for w in widths], lines[-1]]:
+    text.append('  '.join([row[0].ljust(widths[0]), *(v.rjust(w) for v, w in zip(row[1:], widths[1:]))]).rstrip())
+  return '\n'.join(text)
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+  """A Markdown table, first column left, the others right."""
+  lines = [head, ['---'] + ['---:'] * (len(head) - 1), *rows]
+  return '\n'.join('| ' + ' | '.join(str(v).replace('|', '\\|') for v in line) + ' |' for line in lines)
+
+
+def organ_table(run: Run) -> str:
+  """Markdown: organs down, scores across, mean ± sd [95 % CI]."""
+  head = ['organ', *(heading(run, name, title) for name, title, _, _ in COLUMNS), 'scored', 'missed', 'false', 'absent']
+  rows = []
+  for organ, s, counts in organ_rows(run):
+    scored = str(s['dsc'].n) if organ != MEAN else str(int((~np.isnan(run.scores['dsc'])).sum()))
+    rows.append([organ, *(cell(s[name], d) for name, _, _, d in COLUMNS), scored, *(str(counts[f]) for f in FLAGS)])
+  return markdown(head, rows)
+
+
+def wide_table(runs: list[tuple[str, Run]]) -> str:
+  """Markdown: runs down, mean DSC, mean HD95 and each organ's DSC across, as the paper sets its tables."""
+  organs = runs[0][1].organs
+  head = ['run', 'DSC (%)', heading(runs[0][1], 'hd95_pooled_mm', 'HD95'), *(f'{organ} DSC (%)' for organ in organs)]
+  rows = []
+  for name, run in runs:
+    *by_organ, mean = [s for _, s, _ in organ_rows(run)]
+    rows.append([name, number(mean['dsc'].mean), number(mean['hd95_pooled_mm'].mean), *(number(s['dsc'].mean) for s in by_organ)])
+  return markdown(head, rows)
+
+
+def scores_csv(run: Run) -> str:
+  """CSV: one line for each case and organ, fractions (not percent), all digits."""
+  names = [(name, _in_unit(run, name)) for name, _, _, _ in COLUMNS]
+  rows = [['case', 'organ', 'convention', *(shown for _, shown in names), *FLAGS, *VOLUMES]]
+  for n, case in enumerate(run.cases):
+    for o, organ in enumerate(run.organs):
+      values = [repr(float(run.scores[name][n, o])) for name, _ in names]
+      flags = [int(run.flags[f][n, o]) for f in FLAGS]
+      rows.append([case, organ, run.convention, *values, *flags, *(f'{run.volumes[v][n, o]:.10g}' for v in VOLUMES)])
+  return _csv(rows)
+
+
+def table_csv(run: Run) -> str:
+  """CSV: one line for each organ and the mean, every statistic in its own column."""
+  parts = ('mean', 'sd', 'ci95_low', 'ci95_high', 'n')
+  names = [f'{_in_unit(run, name)}{"_percent" if factor == 100 else ""}' for name, _, factor, _ in COLUMNS]
+  rows = [['organ', 'convention', *(f'{name}_{part}' for name in names for part in parts), *_COUNTS]]
+  for organ, s, counts in organ_rows(run):
+    rows.append([organ, run.convention, *(f'{v:.10g}' for name, _, _, _ in COLUMNS for v in s[name]), *(counts[c] for c in _COUNTS)])
+  return _csv(rows)
+
+
+def table_tex(run: Run) -> str:
+  """LaTeX (needs booktabs): mean ± sd of DSC, HD95, ASSD and NSD; the convention is in the caption."""
+  shown = [c for c in COLUMNS if c[0] in ('dsc', 'hd95_pooled_mm', 'assd_mm', 'nsd')]
+  lines = [
+    r'\begin{table}',
+    r'\centering',
+    rf'\caption{{{_tex(run.network)} with {_tex(run.loss)} on {_tex(run.dataset)} ({_tex(run.split)} split): mean $\pm$ standard '
+    rf"deviation over {len(run.cases)} cases, metric convention ``{_tex(run.convention)}''.}}",
+    rf'\begin{{tabular}}{{l{"r" * (len(shown) + 1)}}}',
+    r'\toprule',
+    ' & '.join(['organ', *(_tex(heading(run, name, title)) for name, title, _, _ in shown), 'missed']) + r' \\',
+    r'\midrule',
+  ]
+  for organ, s, counts in organ_rows(run):
+    if organ == MEAN:
+      lines.append(r'\midrule')
+    cells = [number(s[n].mean, d) + ('' if math.isnan(s[n].sd) else rf' $\pm$ {number(s[n].sd, d)}') for n, _, _, d in shown]
+    lines.append(' & '.join([_tex(organ), *cells, str(counts['missed'])]) + r' \\')
+  return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}', r'\end{table}', ''])
+
+
+def _in_unit(run: Run, name: str) -> str:
+  return name if run.unit == 'mm' else name.replace('_mm', '_voxels' if run.unit == 'voxels' else '_mixed_units')
+
+
+def _csv(rows: list[list]) -> str:
+  text = io.StringIO()
+  csv.writer(text, lineterminator='\n').writerows(rows)
+  return text.getvalue()
+
+
+def _tex(text: str) -> str:
+  return ''.join('\\' + c if c in '_%&#$' else c for c in text)

@@ -1,0 +1,1 @@
+"""Training: the step, its optimizer and augmentation, gradient accumulation, checkpoints and metrics."""

@@ -1,0 +1,170 @@
+"""Several processes on one machine are one run: the same curve, one writer, shared work, and none is left hanging."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import command
+from process_runs import SECONDS, check_same_run, finish, losses, reach, start, text
+
+from afw_jax import predict
+from afw_jax.training import checkpoint
+
+
+@pytest.fixture(scope='module')
+def pair(trained, stored, tmp_path_factory):
+  """The run `trained` again, by two processes."""
+  workdir = tmp_path_factory.mktemp('pair') / 'run'
+  log = f'{workdir}.log'
+  finish(start(command(*stored, f'--workdir={workdir}'), 2, log), log)
+  return workdir
+
+
+def test_two_processes_give_the_curve_and_scores_of_one(trained, pair):
+  check_same_run(pair, trained)
+
+
+def test_only_the_first_process_writes_and_talks(pair):
+  assert len(list((pair / 'tensorboard').glob('events*'))) == 1
+  assert len((pair / 'metrics.jsonl').read_text().splitlines()) == 24 + 3
+  assert json.loads((pair / 'environment.json').read_text())['processes'] == 2
+  first, second = (text(f'{pair}.log', i) for i in range(2))
+  assert 'validation DSC' in first and 'liver' in first
+  assert [line for line in second.splitlines() if line.strip() and '[Gloo]' not in line and 'proxy' not in line and 'meeting' not in line] == []
+
+
+def test_predict_shares_out_the_scans(pair, phantoms, tmp_path):
+  scans = tmp_path / 'scans'
+  scans.mkdir()
+  for i, path in enumerate(sorted((phantoms / 'images').glob('*.nii.gz'))[:3]):
+    shutil.copy(path, scans / f'scan{i}.nii.gz')
+  log = str(tmp_path / 'log')
+  finish(start(command('--mode=predict', f'--workdir={pair}', f'--input={scans}', f'--output={tmp_path}/two',
+                       '--probabilities'), 2, log), log)
+  rows = predict.predict(str(pair), str(scans), str(tmp_path / 'one'), save_probabilities=True)
+  tables = [json.loads((tmp_path / name / 'volumes.json').read_text())['scans'] for name in ('one', 'two')]
+  assert [[(r['scan'], r['volume_ml']) for r in table] for table in tables] == [[(r['scan'], r['volume_ml']) for r in rows]] * 2
+  assert len(rows) == 3
+  for i in range(3):
+    for kind in ('', '_probability_liver'):
+      one, two = (np.asarray(nib.load(tmp_path / name / f'scan{i}{kind}.nii.gz').dataobj) for name in ('one', 'two'))
+      np.testing.assert_allclose(two, one, atol=1e-3 if kind else 0)  # written as float16
+    assert one.std() > 0
+  assert 'scan2' in text(log, 0) and 'scan' not in text(log, 1)
+
+
+def fingerprints(workdir):
+  meta = checkpoint.read_meta(str(workdir / 'checkpoints' / 'last'))
+  return meta['step'], meta['fingerprint']
+
+
+@pytest.mark.skipif('AFW_SLOW' not in os.environ, reason='AFW_SLOW is not set (some minutes more)')
+def test_killed_and_interrupted_runs_go_on_with_another_number_of_processes(pair, stored, tmp_path):
+  workdir, log = tmp_path / 'run', str(tmp_path / 'log')
+  arguments = command(*stored, f'--workdir={workdir}', '--mode=train')
+  started = start(arguments, 2, log)
+  reach(workdir, 6, started, log)
+  os.killpg(started[1].pid, signal.SIGKILL)
+  at = time.time()
+  assert started[0].wait(SECONDS) != 0 and time.time() - at < SECONDS
+  assert 'lost another one' in text(log, 0) or 'another task died' in text(log, 0)
+
+  # Saved by two processes, goes on with one; of as many devices, so that not a bit may differ.
+  started = start(arguments, 1, log, JAX_NUM_CPU_DEVICES='2')
+  reach(workdir, 9, started, log)
+  started[0].send_signal(signal.SIGTERM)
+  finish(started, log, 143)
+  assert 'resumed from step 5' in text(log, 0) and 9 <= fingerprints(workdir)[0] < 24
+
+  finish(start(arguments, 2, log), log)  # and the other way round
+  assert 'resumed from step' in text(log, 0)
+  assert losses(workdir) == losses(pair) and fingerprints(workdir) == fingerprints(pair)
+
+  shutil.rmtree(workdir / 'checkpoints' / 'last' / '24')
+  finish(start(arguments, 1, log), log)  # one device
+  assert 'resumed from step 2' in text(log, 0)
+  np.testing.assert_allclose(list(losses(workdir).values()), list(losses(pair).values()), rtol=1e-4)
+
+
+SCRIPT = """
+import os, signal, sys, time
+import jax, numpy as np
+from afw_jax.distributed import runtime, sharding
+from afw_jax.data import pipeline
+from afw_jax.errors import InputError
+
+runtime.start(runtime.place())
+n, i = runtime.count(), runtime.index()
+how, folder, expected = sys.argv[1], sys.argv[2], int(sys.argv[3])
+assert n == expected == jax.device_count()
+
+class Source:  # 24 records
+  records, read = range(24), 0
+  def __len__(self):
+    return 24
+  def __getitem__(self, k):
+    Source.read += 1
+    return {'image': np.full((4, 4, 1), k, np.int16), 'label': np.full((4, 4), k, np.uint8), 'window': np.zeros(2, np.float32), 'index': np.int32(k)}
+
+batches = lambda rank, world: pipeline.train_batches(Source(), batch_size=8, seed=0, rank=rank, world=world, prefetch=1)
+mesh = sharding.make_mesh()
+mine = batches(*sharding.share(mesh))
+epoch = [next(mine) for _ in range(3)]
+assert Source.read <= 5 * 8 // n, Source.read  # three batches, and those read ahead
+parts = runtime.gather([int(k) for batch in epoch for k in batch['index']])
+assert sorted(sum(parts, [])) == list(range(24)) and len(parts) == n and {len(p) for p in parts} == {24 // n}
+whole = next(batches(0, 1))
+on_mesh = sharding.put_batch(epoch[0], mesh)
+total = jax.jit(lambda x: x[:, 0, 0, 0], out_shardings=sharding.replicated(mesh))(on_mesh['image'])
+assert np.array_equal(np.asarray(total), whole['index'])  # the same rows in the same order as one process has
+assert runtime.own_mesh(2).size == 1
+copy = runtime.own_copy({'a': total}, runtime.own_mesh(2))['a']
+assert copy.is_fully_addressable and np.array_equal(copy, whole['index'])
+
+shares = runtime.gather(runtime.share(list(range(n + 1))))
+assert sorted(sum(shares, [])) == list(range(n + 1)) and {len(s) for s in shares} == {1, 2}
+assert runtime.gather({'value': [0.1, float(i)] * i}) == [{'value': [0.1, float(k)] * k} for k in range(n)]
+assert (runtime.first(lambda: open(folder + '/first', 'x').close() or 5) == 5) == (i == 0)
+runtime.check_shared(folder + '/first')
+runtime.check_alike('seed', 1)
+try:
+  runtime.check_alike('seed', i)
+  raise AssertionError('not noticed')
+except InputError as error:
+  assert 'process 1' in str(error)
+
+open(f'{folder}/fine{i}', 'x').close()
+for step in range(10**6):
+  runtime.gather(step)
+  if step == 3 and i == n - 1:
+    open(folder + '/event', 'x').close()
+    if how != 'exception':
+      os.kill(os.getpid(), {'stop': signal.SIGSTOP, 'kill': signal.SIGKILL}[how])
+    raise KeyError('boom')
+"""
+
+
+def test_shares_and_what_a_stopped_killed_or_failing_process_does_to_the_others(tmp_path):
+  runs = {}
+  for how, n in (('stop', 2), ('kill', 2), ('exception', 4)):
+    (tmp_path / how).mkdir()
+    runs[how] = start([sys.executable, '-c', SCRIPT, how, str(tmp_path / how), str(n)], n, tmp_path / how / 'log')
+  ended, limit = {}, time.time() + 200
+  waited_for = [(how, i) for how, started in runs.items() for i in range(len(started)) if (how, i) not in (('stop', 1), ('kill', 1))]
+  while len(ended) < len(waited_for) and time.time() < limit:
+    ended |= {key: time.time() for key in waited_for if key not in ended and runs[key[0]][key[1]].poll() is not None}
+    time.sleep(0.05)
+  os.killpg(runs['stop'][1].pid, signal.SIGKILL)
+  for how, i in waited_for:
+    said = text(tmp_path / how / 'log', i)
+    assert (tmp_path / how / f'fine{i}').exists(), said[-3000:]
+    assert (how, i) in ended and runs[how][i].returncode != 0, (how, i)
+    assert ended[how, i] - os.path.getmtime(tmp_path / how / 'event') < SECONDS
+    assert "KeyError: 'boom'" in said and 'process 3 of 4 ends here' in said if (how, i) == ('exception', 3) else (
+        'lost another one' in said or 'another task died' in said), said[-3000:]

@@ -1,0 +1,65 @@
+"""The CPU flag is set where it helps, and nowhere else; each case in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ASK = 'from afw_jax import xla_flags; got = xla_flags.set_cpu_flags(); import os; print(got, os.environ.get("XLA_FLAGS"), sep="|")'
+FLAG = '--xla_cpu_experimental_ynn_fusion_type=-individual_convolution'
+
+
+def ask(before='', after='', **environment):
+  clean = {key: value for key, value in os.environ.items() if key not in ('XLA_FLAGS', 'JAX_PLATFORMS')}
+  run = subprocess.run([sys.executable, '-c', f'import sys\n{before}\n{ASK}\n{after}'], cwd=ROOT, env=clean | environment,
+                       capture_output=True, text=True)
+  assert run.returncode == 0, run.stderr
+  return run.stdout.splitlines()[0].split('|')
+
+
+def pretend(call):
+  return f'import importlib.metadata as m\nreal = m.version\n{call}'
+
+
+CPU_ONLY = pretend('m.entry_points = lambda **k: []\nm.version = lambda p: {"jaxlib": "0.10.2"}[p] if p == "jaxlib" else real("no-such")')
+
+
+def test_set_on_a_cpu_with_a_known_jaxlib():
+  assert ask(CPU_ONLY) == [FLAG, FLAG]
+  assert ask(CPU_ONLY, JAX_PLATFORMS='cpu') == [FLAG, FLAG]
+
+
+@pytest.mark.parametrize('before, environment', [
+  ('import jax', {}),
+  ('', {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}),
+  ('', {'JAX_PLATFORMS': 'cuda'}), ('', {'JAX_PLATFORMS': 'cuda,cpu'}),
+  ('m.version = lambda p: "99.0" if p == "jaxlib" else real("no-such")', {}),
+  ('m.entry_points = lambda **k: ["xla_cuda12"]', {}),
+  ('m.version = lambda p: "0.10.2" if p == "jaxlib" else "0.1"', {})],
+  ids=['jax imported', 'user flags', 'gpu', 'gpu then cpu', 'other jaxlib', 'cuda plugin', 'libtpu'])
+def test_left_alone_where_it_might_do_harm(before, environment):
+  assert ask(f'{CPU_ONLY}\n{before}', **environment) == ['None', environment.get('XLA_FLAGS', 'None')]
+
+
+GPU = '--xla_gpu_deterministic_ops=true'
+WITH_GPU = CPU_ONLY.replace('lambda **k: []', 'lambda **k: ["xla_cuda12"]')
+ASK_GPU = 'from afw_jax import xla_flags; got = xla_flags.set_deterministic(); import os; print(got, os.environ.get("XLA_FLAGS"), sep="|")'
+
+
+def test_a_gpu_repeats_itself_on_request(monkeypatch):
+  monkeypatch.setattr(sys.modules[__name__], 'ASK', ASK_GPU)
+  assert ask(CPU_ONLY) == ['None', 'None']  # no GPU: nothing to do
+  assert ask(WITH_GPU) == [GPU, GPU]
+  assert ask(WITH_GPU, XLA_FLAGS='--xla_dump_to=x') == [GPU, f'--xla_dump_to=x {GPU}']
+  assert ask(WITH_GPU, XLA_FLAGS=GPU) == ['None', GPU]
+  with pytest.raises(AssertionError, match='InputError.*jaxlib 99.0'):
+    ask(WITH_GPU.replace('0.10.2', '99.0'))
+  # set after jax is imported, it is still read, and this jaxlib accepts it
+  ask(f'import jax\n{WITH_GPU}', 'm.entry_points = lambda **k: []\nassert float(jax.numpy.ones(3).sum()) == 3')
+
+
+def test_this_jaxlib_accepts_what_is_set_and_nothing_imports_jax():
+  ask('', 'assert "jax" not in sys.modules\nimport jax; assert float(jax.numpy.ones(3).sum()) == 3')
