@@ -1,4 +1,7 @@
-"""The one exception for input that a person can mend."""
+"""Exceptions for bad input: what is wrong, where, and what to do about it."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -27,3 +30,9 @@ class InputErrors(ValueError):
 
   def __reduce__(self):
     return type(self), (self.errors,)
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+  """'Did you mean ...? ' with the known word that is most like `word`, or '' where none is: the start of a cure."""
+  near = difflib.get_close_matches(str(word), [k for k in known if isinstance(k, str)], n=1)
+  return f'Did you mean {near[0]!r}? ' if near else ''

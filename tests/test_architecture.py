@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 # Layers from the ground up: a module imports its own layer and those below. The longest matching prefix of a module counts.
 LAYERS = {
     'pure': (
-        'errors', 'losses', 'models', 'metrics', 'training.optimizer', 'training.augment', 'training.affine3d', 'report.stats',
+        'errors', 'atomic_files', 'losses', 'models', 'metrics', 'training.optimizer', 'training.augment', 'training.affine3d', 'report.stats',
         'data.sets', 'data.phantom.anatomy', 'distributed.xla_flags',
     ),
     'mechanism': (

@@ -1,0 +1,114 @@
+"""Text and JSON files that are UTF-8 and appear whole or not at all, whatever the locale and whenever the process ends."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from afw_jax.errors import InputError
+
+_CURES = {
+  errno.ENOSPC: 'Free some disk space, then run the same command again: what was finished is kept',
+  errno.EDQUOT: 'Your disk quota is used up: free some space, then run the same command again: what was finished is kept',
+  errno.EFBIG: 'A limit on file size is in force (ulimit -f): raise it, then run the same command again',
+}
+
+
+def process_name() -> str:
+  """A name that no other living process has, on this host or another one: for temporary files on shared disks."""
+  return f'{socket.gethostname()}-{os.getpid()}'
+
+
+@contextlib.contextmanager
+def write_errors(path: object) -> Iterator[None]:
+  """Turns an OSError of what is written inside into an InputError that names the path and the cure."""
+  try:
+    yield
+  except OSError as error:
+    cure = _CURES.get(error.errno, 'Check the path and its permissions, or choose another folder')
+    raise InputError(error.filename or path, f'cannot be written ({error.strerror or error})', cure) from error
+
+
+@contextlib.contextmanager
+def replace_atomically(path: str | os.PathLike, *, newline: str | None = None) -> Iterator[TextIO]:
+  """Opens a text file for writing that takes the place of `path` when the block ends without an error.
+
+  The file is written under a temporary name in the same folder (made if missing), flushed to the disk and renamed. After
+  an error `path` is as it was.
+
+  Args:
+    path: of the file.
+    newline: as for `open`; '' for the csv module.
+
+  Yields:
+    The open file.
+
+  Raises:
+    InputError: the disk is full, or the folder cannot be written.
+  """
+  path = os.path.abspath(path)
+  temporary = f'{path}.{process_name()}.tmp'
+  with write_errors(path):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+      with open(temporary, 'w', encoding='utf-8', newline=newline) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(temporary, path)
+    finally:
+      with contextlib.suppress(OSError):
+        os.unlink(temporary)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+  """Writes a text file; see `replace_atomically`."""
+  with replace_atomically(path) as file:
+    file.write(text)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+  """Writes a JSON file with sorted keys; NaN and infinities, which JSON does not know, become null."""
+  write_text(path, to_json(value, indent=2, sort_keys=True) + '\n')
+
+
+def to_json(value: Any, **options) -> str:
+  """`json.dumps` of what every JSON reader takes: NaN and infinities become null, other characters than ASCII stay."""
+  return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  if isinstance(value, dict):
+    return {key: _finite(item) for key, item in value.items()}
+  return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def read_json(path: str | os.PathLike, *, missing: str = 'does not exist', cure: str) -> dict:
+  """Reads a JSON object.
+
+  Args:
+    path: of the file; UTF-8, with or without a byte order mark.
+    missing: what is wrong where there is no such file.
+    cure: what to do then, or where the file is damaged.
+
+  Raises:
+    InputError: no such file, no permission, not JSON, or not an object.
+  """
+  try:
+    with open(path, encoding='utf-8-sig') as file:
+      value = json.load(file)
+  except (FileNotFoundError, NotADirectoryError) as error:
+    raise InputError(path, missing, cure) from error
+  except OSError as error:
+    raise InputError(path, f'cannot be read ({error.strerror or error})', 'Check its permissions') from error
+  except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    raise InputError(path, f'is damaged ({error})', cure) from error
+  if not isinstance(value, dict):
+    raise InputError(path, 'is not a JSON object', cure)
+  return value

@@ -1,0 +1,72 @@
+"""Text and JSON files: whole or absent, UTF-8 in every locale, valid JSON for every reader."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from afw_jax import atomic_files
+from afw_jax.errors import InputError, did_you_mean
+
+
+def strict(text):
+  return json.loads(text, parse_constant=lambda name: pytest.fail(f'{name} is not JSON'))
+
+
+def test_json_that_every_reader_takes(tmp_path):
+  value = {'b': [1.5, float('nan'), (float('inf'), -float('inf'))], 'a': {'肝臓': 1, 'x': None}}
+  atomic_files.write_json(tmp_path / 'new' / 'a.json', value)
+  text = (tmp_path / 'new' / 'a.json').read_text(encoding='utf-8')
+  assert strict(text) == {'b': [1.5, None, [None, None]], 'a': {'肝臓': 1, 'x': None}}
+  assert '肝臓' in text
+  assert atomic_files.read_json(tmp_path / 'new' / 'a.json', cure='') == strict(text)
+  assert os.listdir(tmp_path / 'new') == ['a.json']
+
+
+def test_an_error_leaves_the_old_file_and_no_other(tmp_path):
+  atomic_files.write_text(tmp_path / 'a.txt', 'old')
+  with pytest.raises(ZeroDivisionError), atomic_files.replace_atomically(tmp_path / 'a.txt') as file:
+    file.write('half')
+    raise ZeroDivisionError
+  with pytest.raises(TypeError):
+    atomic_files.write_json(tmp_path / 'a.txt', {'a': object()})
+  assert (tmp_path / 'a.txt').read_text() == 'old' and os.listdir(tmp_path) == ['a.txt']
+
+
+def test_every_locale(tmp_path):
+  program = (
+    'import sys; from afw_jax import atomic_files as a; assert sys.flags.utf8_mode == 0; '
+    'a.write_json(sys.argv[1], {"\\u813e": "\\xb1"}); assert a.read_json(sys.argv[1], cure="") == {"\\u813e": "\\xb1"}'
+  )
+  environment = {**os.environ, 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0', 'LC_ALL': 'C', 'PYTHONPATH': os.getcwd()}
+  done = subprocess.run([sys.executable, '-c', program, str(tmp_path / 'a.json')], env=environment, capture_output=True)
+  assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+  'content, problem',
+  [(None, 'is not there'), (b'{"a": 1', 'is damaged'), (b'\xff\xfe', 'is damaged'), (b'[1]', 'is not a JSON object')],
+)
+def test_unreadable_json(tmp_path, content, problem):
+  if content is not None:
+    (tmp_path / 'a.json').write_bytes(content)
+  with pytest.raises(InputError, match=f'a.json: {problem}.*Cure'):
+    atomic_files.read_json(tmp_path / 'a.json', missing='is not there', cure='Cure')
+
+
+def test_a_byte_order_mark_is_no_damage(tmp_path):
+  (tmp_path / 'a.json').write_bytes(b'\xef\xbb\xbf{"a": 1}')
+  assert atomic_files.read_json(tmp_path / 'a.json', cure='') == {'a': 1}
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(InputError, match=r'file.*cannot be written'):
+    atomic_files.write_text(tmp_path / 'file' / 'a.txt', '')
+
+
+def test_did_you_mean():
+  assert did_you_mean('synapze', ['synapse', 'chaos', None]) == "Did you mean 'synapse'? "
+  assert did_you_mean('xyz', ['synapse']) == '' == did_you_mean(3, [])
