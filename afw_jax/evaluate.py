@@ -42,11 +42,17 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   trained = predict.load(workdir, which=options.checkpoint, mirror_axes=tuple(options.mirror_axes))
   index = store.read_index(store_dir)
   if trained.organs != tuple(index['organs']):
-    raise InputError(workdir, f'its checkpoint knows {trained.organs}, the data has {tuple(index["organs"])}',
-                     'Evaluate on the data set that it was trained for.')
+    raise InputError(
+      workdir,
+      f'its checkpoint knows {trained.organs}, the data has {tuple(index["organs"])}',
+      'Evaluate on the data set that it was trained for.',
+    )
   if trained.meta['data']['options'] != index['options']:
-    raise InputError(store_dir, 'was prepared otherwise than the data this network was trained on (grid, window or labels)',
-                     'Evaluate with the data options of its config.json.')
+    raise InputError(
+      store_dir,
+      'was prepared otherwise than the data this network was trained on (grid, window or labels)',
+      'Evaluate with the data options of its config.json.',
+    )
   split, case_ids = choose_split(index, options.split)
   _log.info('evaluating %d cases of split %s with checkpoint step %d', len(case_ids), split, trained.meta['step'])
   # Until all is scored the results of an earlier evaluation stay as they are, and never mix with these.
@@ -56,19 +62,39 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   runtime.check_shared(folders['pictures'])
 
   mean_dsc = {}
-  for case_id in tqdm.tqdm(runtime.share(case_ids), desc='evaluate', unit='case', disable=runtime.index() > 0,
-                           mininterval=0.1 if sys.stderr.isatty() else 30):
+  for case_id in tqdm.tqdm(
+    runtime.share(case_ids),
+    desc='evaluate',
+    unit='case',
+    disable=runtime.index() > 0,
+    mininterval=0.1 if sys.stderr.isatty() else 30,
+  ):
     case = store.read_case(store_dir, case_id, verify=True)
     labels = label_case(trained, case, options)
     geometry = Geometry.from_json(case.meta['geometry'])
     scores = metrics.score_case(
-        labels, np.asarray(case.arrays['native_label']), spacing_mm=geometry.spacing_mm, labels=trained.labels,
-        convention=options.convention, nsd_tolerance_mm=options.nsd_tolerance_mm)
+      labels,
+      np.asarray(case.arrays['native_label']),
+      spacing_mm=geometry.spacing_mm,
+      labels=trained.labels,
+      convention=options.convention,
+      nsd_tolerance_mm=options.nsd_tolerance_mm,
+    )
     volumes.write_label(os.path.join(folders['predictions'], f'{case_id}.nii.gz'), trained.on_file(labels), geometry)
-    metric_writer.write_json(os.path.join(folders['cases'], f'{case_id}.json'), {
-        'case': case_id, 'split': split, 'organs': list(trained.organs), 'convention': options.convention,
-        'spacing_mm': list(geometry.spacing_mm), 'has_mm': geometry.has_mm, 'nsd_tolerance_mm': options.nsd_tolerance_mm,
-        'checkpoint_step': trained.meta['step'], 'scores': scores})
+    metric_writer.write_json(
+      os.path.join(folders['cases'], f'{case_id}.json'),
+      {
+        'case': case_id,
+        'split': split,
+        'organs': list(trained.organs),
+        'convention': options.convention,
+        'spacing_mm': list(geometry.spacing_mm),
+        'has_mm': geometry.has_mm,
+        'nsd_tolerance_mm': options.nsd_tolerance_mm,
+        'checkpoint_step': trained.meta['step'],
+        'scores': scores,
+      },
+    )
     mean_dsc[case_id] = float(np.nanmean([s['dsc'] for s in scores.values()]))
 
   if importlib.util.find_spec('matplotlib'):
@@ -94,13 +120,17 @@ def _publish(workdir: str, staging: str, folders: dict[str, str]) -> None:
   os.rmdir(staging)
 
 
-def _draw(trained: predict.Trained, store_dir: str, mean_dsc: dict[str, float], folder: str, options: ml_collections.ConfigDict) -> None:
+def _draw(
+  trained: predict.Trained, store_dir: str, mean_dsc: dict[str, float], folder: str, options: ml_collections.ConfigDict
+) -> None:
   """Overlays of cases from the worst to the best."""
   ranked = sorted(mean_dsc, key=mean_dsc.get)
   chosen = {ranked[round(i)]: None for i in np.linspace(0, len(ranked) - 1, min(options.num_pictures, len(ranked)))}
   for case_id in runtime.share(list(chosen)):
     case = store.read_case(store_dir, case_id)
-    draw_case(os.path.join(folder, f'{case_id}.png'), trained, case, label_case(trained, case, options), mean_dsc[case_id])
+    draw_case(
+      os.path.join(folder, f'{case_id}.png'), trained, case, label_case(trained, case, options), mean_dsc[case_id]
+    )
 
 
 def choose_split(index: dict, wanted: str) -> tuple[str, list[str]]:
@@ -112,16 +142,26 @@ def choose_split(index: dict, wanted: str) -> tuple[str, list[str]]:
     _log.warning('%s has no test split: the validation split is scored, which also chose the checkpoint', index['name'])
     wanted = 'val'
   if not splits[wanted]:
-    raise InputError('eval.split', f'the split {wanted!r} of {index["name"]} has no case',
-                     'Choose another with --config.eval.split, or give it a share with data.fractions.')
+    raise InputError(
+      'eval.split',
+      f'the split {wanted!r} of {index["name"]} has no case',
+      'Choose another with --config.eval.split, or give it a share with data.fractions.',
+    )
   return wanted, splits[wanted]
 
 
 def label_case(trained: predict.Trained, case: store.Case, options: ml_collections.ConfigDict) -> np.ndarray:
   """(D, H, W) class ids of a prepared case on its own grid."""
-  labels, _ = segmentation.segment(trained.predict_step, trained.variables, case.arrays['image'], case.meta['window'],
-                                resample.restore_matrices(resample.Plan.from_json(case.meta['plan'])),
-                                window_size=trained.input_size, batch_size=options.batch_size, overlap=options.overlap)
+  labels, _ = segmentation.segment(
+    trained.predict_step,
+    trained.variables,
+    case.arrays['image'],
+    case.meta['window'],
+    resample.restore_matrices(resample.Plan.from_json(case.meta['plan'])),
+    window_size=trained.input_size,
+    batch_size=options.batch_size,
+    overlap=options.overlap,
+  )
   return segmentation.largest_components(labels, len(trained.organs) + 1) if options.largest_component else labels
 
 
@@ -129,6 +169,14 @@ def draw_case(path: str, trained: predict.Trained, case: store.Case, labels: np.
   """Truth and prediction over the working-grid image."""
   low, high = case.meta['window']
   image = np.clip((np.asarray(case.arrays['image'], np.float32) - low) / (high - low), 0, 1)
-  overlays.case_sheet(path, image, {'truth': np.asarray(case.arrays['label']),
-                                   'prediction': resample.to_working(labels, resample.Plan.from_json(case.meta['plan']), 0)},
-                     trained.organs, title=f'{case.id}   mean DSC {dsc:.3f}', spacing_mm=tuple(case.meta['spacing_mm']))
+  overlays.case_sheet(
+    path,
+    image,
+    {
+      'truth': np.asarray(case.arrays['label']),
+      'prediction': resample.to_working(labels, resample.Plan.from_json(case.meta['plan']), 0),
+    },
+    trained.organs,
+    title=f'{case.id}   mean DSC {dsc:.3f}',
+    spacing_mm=tuple(case.meta['spacing_mm']),
+  )

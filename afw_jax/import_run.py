@@ -52,12 +52,26 @@ def adopt(config: ml_collections.ConfigDict, workdir: str, path: str) -> None:
 
   run_folder.claim(workdir, config)
   manager = checkpoint.open_manager(folder, keep=2)
-  checkpoint.save(manager, state, {
-      'config': json.loads(config.to_json_best_effort()), 'total_steps': 0, 'best_dsc': None, 'source': os.path.abspath(path),
-      'model': {'name': config.model.name, 'num_classes': num_classes, 'options': options,
-                'input_size': size},
-      'data': {'name': spec.name, 'modality': spec.modality, 'organs': list(spec.organs), 'output_ids': dict(spec.output_ids),
-               'window': data_options['window'], 'options': data_options, 'splits': None}})
+  checkpoint.save(
+    manager,
+    state,
+    {
+      'config': json.loads(config.to_json_best_effort()),
+      'total_steps': 0,
+      'best_dsc': None,
+      'source': os.path.abspath(path),
+      'model': {'name': config.model.name, 'num_classes': num_classes, 'options': options, 'input_size': size},
+      'data': {
+        'name': spec.name,
+        'modality': spec.modality,
+        'organs': list(spec.organs),
+        'output_ids': dict(spec.output_ids),
+        'window': data_options['window'],
+        'options': data_options,
+        'splits': None,
+      },
+    },
+  )
   checkpoint.finish(manager)
   manager.close()
 
@@ -65,7 +79,9 @@ def adopt(config: ml_collections.ConfigDict, workdir: str, path: str) -> None:
 def _fit(path: str, name: str, model, variables: dict, size: tuple[int, ...]) -> dict:
   """The variables for images (*size, 1): tables of positions resized, anything else that differs refused."""
   image = jax.ShapeDtypeStruct((1, *size, 1), jnp.float32)
-  needed = traverse_util.flatten_dict(jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image))
+  needed = traverse_util.flatten_dict(
+    jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
+  )
   flat, differing = traverse_util.flatten_dict(variables), []
   for key, leaf in needed.items():
     if flat[key].shape == leaf.shape:
@@ -77,8 +93,11 @@ def _fit(path: str, name: str, model, variables: dict, size: tuple[int, ...]) ->
     else:
       differing.append(f'{"/".join(key[1:])} is {flat[key].shape}, needed is {leaf.shape}')
   if differing:
-    raise InputError(path, f'its weights are not for one-channel images of {" x ".join(map(str, size))}: {"; ".join(differing[:3])}'
-                     + (f' and {len(differing) - 3} more' if len(differing) > 3 else ''),
-                     'Give the data.size or train.patch_size they were trained on (UNETR++), or model.unet.recipe=released '
-                     'or model.unetpp.repeat_to_rgb=True (weights for three channels).')
+    raise InputError(
+      path,
+      f'its weights are not for one-channel images of {" x ".join(map(str, size))}: {"; ".join(differing[:3])}'
+      + (f' and {len(differing) - 3} more' if len(differing) > 3 else ''),
+      'Give the data.size or train.patch_size they were trained on (UNETR++), or model.unet.recipe=released '
+      'or model.unetpp.repeat_to_rgb=True (weights for three channels).',
+    )
   return traverse_util.unflatten_dict(flat)

@@ -34,22 +34,44 @@ _log = logging.getLogger('afw_jax')
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'compare', 'predict', 'convert', 'plan')
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Path of a config file, configs/*.py.', lock_config=True)
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; by default runs/<name of the config>. compare: several, with commas.')
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the run; by default runs/<name of the config>. compare: several, with commas.'
+)
 _MODE = flags.DEFINE_enum('mode', 'all', MODES, 'What to do.')
-_SHARD = flags.DEFINE_string('shard', '', 'prepare: i/n, from 0: the i-th of n shares of the cases; several hosts do one each. By default as the SLURM array says.')
-_SCHEDULER = flags.DEFINE_string('scheduler', None, 'prepare: on the workers of a Dask cluster: its address or its scheduler file.')
-_COORDINATOR = flags.DEFINE_string('coordinator', None, 'Several processes: HOST:PORT of process 0, the same for all; auto: as the TPU says.')
-_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Several processes: how many; 1: this one alone, whatever the environment says.')
+_SHARD = flags.DEFINE_string(
+  'shard',
+  '',
+  'prepare: i/n, from 0: the i-th of n shares of the cases; several hosts do one each. By default as the SLURM array says.',
+)
+_SCHEDULER = flags.DEFINE_string(
+  'scheduler', None, 'prepare: on the workers of a Dask cluster: its address or its scheduler file.'
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'Several processes: HOST:PORT of process 0, the same for all; auto: as the TPU says.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'Several processes: how many; 1: this one alone, whatever the environment says.'
+)
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Several processes: which this is, from 0.')
-_TARGET = flags.DEFINE_string('target', 'cpu', 'plan: for which devices: cpu, a100_40, a100, h100, h200 or v5e. None has to be there.')
-_DEVICES = flags.DEFINE_string('devices', '', 'plan: for how many, or for which meshes, data x spatial: 1,8,4x2. By default 1 to 16.')
-_MEMORY = flags.DEFINE_float('memory_gib', None, 'plan: memory of one device, where it differs from what such a device has.')
-_INPUT = flags.DEFINE_string('input', None, 'predict: a NIfTI file, a DICOM folder, or a folder of scans. convert: a file of PyTorch weights.')
+_TARGET = flags.DEFINE_string(
+  'target', 'cpu', 'plan: for which devices: cpu, a100_40, a100, h100, h200 or v5e. None has to be there.'
+)
+_DEVICES = flags.DEFINE_string(
+  'devices', '', 'plan: for how many, or for which meshes, data x spatial: 1,8,4x2. By default 1 to 16.'
+)
+_MEMORY = flags.DEFINE_float(
+  'memory_gib', None, 'plan: memory of one device, where it differs from what such a device has.'
+)
+_INPUT = flags.DEFINE_string(
+  'input', None, 'predict: a NIfTI file, a DICOM folder, or a folder of scans. convert: a file of PyTorch weights.'
+)
 _OUTPUT = flags.DEFINE_string('output', None, 'predict: a folder, or a .nii.gz file for one scan. compare: a .md file.')
 _CHECKPOINT = flags.DEFINE_enum('checkpoint', 'best', ('best', 'last'), 'predict: which checkpoint.')
 _PROBABILITIES = flags.DEFINE_bool('probabilities', False, 'predict: also write the probability of each organ.')
 _LARGEST = flags.DEFINE_bool('largest_component', False, 'predict: keep the largest connected part of each organ only.')
-_OVERLAP = flags.DEFINE_float('overlap', None, 'predict: share of a window (3D) that its neighbour covers again; by default eval.overlap.', 0, 0.99)
+_OVERLAP = flags.DEFINE_float(
+  'overlap', None, 'predict: share of a window (3D) that its neighbour covers again; by default eval.overlap.', 0, 0.99
+)
 _MIRROR = flags.DEFINE_list('mirror_axes', [], 'predict: average over mirrored axes, 0 the first of the network.')
 
 
@@ -65,12 +87,19 @@ def _parse(argv: list[str]) -> list[str]:
     while error.args and isinstance(error.args[0], Exception):
       error = error.args[0]
     lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines() if line.strip()]
-    _fail(f'{lines[0].split("Error whilst")[0]} {lines[-1] if len(lines) > 1 else ""} '
-          '(options: --help; the keys of a config and their defaults: configs/common.py)')
-  path = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0] if flags.FLAGS['config'].present else None
+    _fail(
+      f'{lines[0].split("Error whilst")[0]} {lines[-1] if len(lines) > 1 else ""} '
+      '(options: --help; the keys of a config and their defaults: configs/common.py)'
+    )
+  path = (
+    config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0] if flags.FLAGS['config'].present else None
+  )
   if path is not None and not os.path.isfile(path):
     near = sorted(glob.glob('configs/*.py'))
-    _fail(f'--config={path}: no such file. ' + (f'Use one of {", ".join(near)}.' if near else 'Run from the folder that holds configs/.'))
+    _fail(
+      f'--config={path}: no such file. '
+      + (f'Use one of {", ".join(near)}.' if near else 'Run from the folder that holds configs/.')
+    )
   return rest
 
 
@@ -87,8 +116,10 @@ def _run(argv: list[str]) -> None:
   except OSError as error:
     if error.errno not in _DISK:
       raise
-    _fail(f'{error.filename or _WORKDIR.value}: cannot be written ({error.strerror}). '
-          'Free space on the disk or mend the permissions, then start the same command again: what was saved is kept.')
+    _fail(
+      f'{error.filename or _WORKDIR.value}: cannot be written ({error.strerror}). '
+      'Free space on the disk or mend the permissions, then start the same command again: what was saved is kept.'
+    )
 
 
 def _fail(message: str) -> None:
@@ -115,9 +146,15 @@ def _dispatch() -> None:
     plan.plan(config, _TARGET.value, _DEVICES.value, _MEMORY.value)
     return
   if _SHARD.value and mode != 'prepare':
-    raise InputError('--shard', f'divides the preparing, and this is --mode={mode}', 'Prepare the shares with --mode=prepare, then train without --shard.')
+    raise InputError(
+      '--shard',
+      f'divides the preparing, and this is --mode={mode}',
+      'Prepare the shares with --mode=prepare, then train without --shard.',
+    )
   place = runtime.place(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-  if mode in ('all', 'train', 'evaluate', 'predict') or (place and place.process_id is None):  # which it is, the others know
+  if mode in ('all', 'train', 'evaluate', 'predict') or (
+    place and place.process_id is None
+  ):  # which it is, the others know
     runtime.start(place)
   elif place and place.process_id:
     return  # nothing to share out
@@ -162,8 +199,11 @@ def _train_and_score(mode: str, config: ml_collections.ConfigDict, workdir: str)
 def _stages(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
   store_dir = run_folder.store_path(config, workdir)
   if mode in ('all', 'prepare'):
-    runtime.first(lambda: _prepare(
-        config.data, store_dir, config.runtime.workers, anew=mode == 'prepare', begun=run_folder.begun(workdir)))
+    runtime.first(
+      lambda: _prepare(
+        config.data, store_dir, config.runtime.workers, anew=mode == 'prepare', begun=run_folder.begun(workdir)
+      )
+    )
   if mode in ('all', 'train'):
     train.train(config, workdir, store_dir)
   if mode in ('all', 'evaluate'):
@@ -176,14 +216,24 @@ def _prepare(data: ml_collections.ConfigDict, store_dir: str, workers: int, *, a
   if os.path.exists(os.path.join(store_dir, 'dataset.json')) and not anew:
     differing = prepare.differences(store_dir, data.dataset, data.root, **choices)
     if differing:
-      raise InputError(store_dir, f'this store was prepared otherwise: {differing} (in the store, wanted)',
-                       'Choose another data.store, or prepare it anew with --mode=prepare.')
+      raise InputError(
+        store_dir,
+        f'this store was prepared otherwise: {differing} (in the store, wanted)',
+        'Choose another data.store, or prepare it anew with --mode=prepare.',
+      )
     new = [] if begun or not os.path.isdir(data.root) else prepare.added(store_dir, data.dataset, data.root, **choices)
     if not new:  # a run that has begun keeps to the cases it began with
       return
     _log.info('%d scans are new in %s (%s ...): preparing them', len(new), data.root, new[0])
-  index = prepare.prepare(data.dataset, data.root, store_dir, workers=workers or None, scheduler=_SCHEDULER.value,
-                          shard=dask_cluster.parse_shard(_SHARD.value, os.environ) if anew else None, **choices)
+  index = prepare.prepare(
+    data.dataset,
+    data.root,
+    store_dir,
+    workers=workers or None,
+    scheduler=_SCHEDULER.value,
+    shard=dask_cluster.parse_shard(_SHARD.value, os.environ) if anew else None,
+    **choices,
+  )
   if index is None:  # other shards are still at work
     return
   for case_id, reason in index['excluded'].items():
@@ -216,11 +266,20 @@ def _compare(workdirs: list[str]) -> None:
 
 def _predict(workdir: str) -> None:
   if not (_INPUT.value and _OUTPUT.value):
-    raise InputError('--input and --output', 'are both needed to predict', 'Give a scan or a folder of scans, and where to write.')
+    raise InputError(
+      '--input and --output', 'are both needed to predict', 'Give a scan or a folder of scans, and where to write.'
+    )
   _cache('~/.cache/afw_jax/xla')
   rows = predict.predict(
-      workdir, _INPUT.value, _OUTPUT.value, which=_CHECKPOINT.value, mirror_axes=tuple(int(a) if a.isdecimal() else a for a in _MIRROR.value),
-      largest_component=_LARGEST.value, save_probabilities=_PROBABILITIES.value, overlap=_OVERLAP.value)
+    workdir,
+    _INPUT.value,
+    _OUTPUT.value,
+    which=_CHECKPOINT.value,
+    mirror_axes=tuple(int(a) if a.isdecimal() else a for a in _MIRROR.value),
+    largest_component=_LARGEST.value,
+    save_probabilities=_PROBABILITIES.value,
+    overlap=_OVERLAP.value,
+  )
   if runtime.index():
     return
   organs = list(rows[0]['volume_ml'])

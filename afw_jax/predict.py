@@ -75,14 +75,23 @@ def load(workdir: str, *, which: str = 'best', mirror_axes: Sequence[int] = ()) 
     folder = os.path.join(workdir, 'checkpoints', 'last')
   meta = checkpoint.read_meta(folder)
   if meta is None:
-    raise InputError(workdir, 'there is no checkpoint in it', 'Train first (--mode=train), or give the --workdir of a finished run.')
+    raise InputError(
+      workdir, 'there is no checkpoint in it', 'Train first (--mode=train), or give the --workdir of a finished run.'
+    )
   network = meta['model']
-  own = runtime.own_mesh(meta['config'].get('mesh', {}).get('spatial', 1))  # what was trained divided may fit no other way
-  model = models.build(network['name'], num_classes=network['num_classes'], constrain=sharding.make_constrain(own), **network['options'])
+  own = runtime.own_mesh(
+    meta['config'].get('mesh', {}).get('spatial', 1)
+  )  # what was trained divided may fit no other way
+  model = models.build(
+    network['name'], num_classes=network['num_classes'], constrain=sharding.make_constrain(own), **network['options']
+  )
   image = jax.ShapeDtypeStruct((1, *network['input_size'], 1), jnp.float32)
   shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
-  abstract = {'net': shapes['params'], 'batch_stats': shapes.get('batch_stats', {}),
-              'log_sigma_sq': jax.ShapeDtypeStruct((network['num_classes'],), jnp.float32)}
+  abstract = {
+    'net': shapes['params'],
+    'batch_stats': shapes.get('batch_stats', {}),
+    'log_sigma_sq': jax.ShapeDtypeStruct((network['num_classes'],), jnp.float32),
+  }
   everywhere = sharding.replicated(own)
   abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), abstract)
   variables, meta = checkpoint.restore_variables(folder, abstract)
@@ -91,8 +100,13 @@ def load(workdir: str, *, which: str = 'best', mirror_axes: Sequence[int] = ()) 
 
 
 def predict_volume(
-    trained: Trained, scan: volumes.Volume, *, batch_size: int | None = None, overlap: float | None = None,
-    largest_component: bool = False, keep_probabilities: bool = False
+  trained: Trained,
+  scan: volumes.Volume,
+  *,
+  batch_size: int | None = None,
+  overlap: float | None = None,
+  largest_component: bool = False,
+  keep_probabilities: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None]:
   """The label map of a scan that was read with `volumes.read_image`.
 
@@ -110,17 +124,32 @@ def predict_volume(
   options = trained.meta['config']['eval']
   plan, image, window = prepare.to_working(scan, trained.meta['data']['options'])
   labels, probabilities = segmentation.segment(
-      trained.predict_step, trained.variables, image, window, resample.restore_matrices(plan),
-      window_size=trained.input_size, batch_size=batch_size or options['batch_size'],
-      overlap=options.get('overlap', 0.5) if overlap is None else overlap, keep_probabilities=keep_probabilities)
+    trained.predict_step,
+    trained.variables,
+    image,
+    window,
+    resample.restore_matrices(plan),
+    window_size=trained.input_size,
+    batch_size=batch_size or options['batch_size'],
+    overlap=options.get('overlap', 0.5) if overlap is None else overlap,
+    keep_probabilities=keep_probabilities,
+  )
   if largest_component:
     labels = segmentation.largest_components(labels, len(trained.organs) + 1)
   return labels, probabilities
 
 
 def predict(
-    workdir: str, input_path: str, output: str, *, which: str = 'best', mirror_axes: Sequence[int] = (),
-    largest_component: bool = False, save_probabilities: bool = False, batch_size: int | None = None, overlap: float | None = None
+  workdir: str,
+  input_path: str,
+  output: str,
+  *,
+  which: str = 'best',
+  mirror_axes: Sequence[int] = (),
+  largest_component: bool = False,
+  save_probabilities: bool = False,
+  batch_size: int | None = None,
+  overlap: float | None = None,
 ) -> list[dict]:
   """Predicts one scan or a folder of scans; of several processes each takes a share.
 
@@ -153,22 +182,40 @@ def predict(
     runtime.check_alike('--output', os.path.abspath(folder))
     runtime.check_shared(os.path.join(folder, 'volumes.json'))
   rows = []
-  for name, path in tqdm.tqdm(runtime.share(list(scans.items())), desc='predict', unit='scan',
-                              disable=runtime.index() > 0 or (len(scans) == 1 and not sys.stderr.isatty())):
+  for name, path in tqdm.tqdm(
+    runtime.share(list(scans.items())),
+    desc='predict',
+    unit='scan',
+    disable=runtime.index() > 0 or (len(scans) == 1 and not sys.stderr.isatty()),
+  ):
     target = output if to_file else os.path.join(folder, f'{name}.nii.gz')
     if os.path.exists(target) and os.path.exists(path) and os.path.samefile(target, path):
       raise InputError(target, 'the output would overwrite the scan', 'Choose another --output.')
     scan = volumes.read_image(path)
-    labels, probabilities = predict_volume(trained, scan, batch_size=batch_size, overlap=overlap, largest_component=largest_component,
-                                           keep_probabilities=save_probabilities)
+    labels, probabilities = predict_volume(
+      trained,
+      scan,
+      batch_size=batch_size,
+      overlap=overlap,
+      largest_component=largest_component,
+      keep_probabilities=save_probabilities,
+    )
     volumes.write_label(target, trained.on_file(labels), scan.geometry)
     if save_probabilities:
       stem = target.removesuffix('.gz').removesuffix('.nii')
       for organ, c in trained.labels.items():
-        volumes.write_image(f'{stem}_probability_{organ}.nii.gz', probabilities[..., c].astype(np.float32), scan.geometry)
+        volumes.write_image(
+          f'{stem}_probability_{organ}.nii.gz', probabilities[..., c].astype(np.float32), scan.geometry
+        )
     voxel_ml = float(np.prod(scan.spacing_mm)) / 1000
     counts = np.bincount(labels.ravel(), minlength=len(trained.organs) + 1)
-    rows.append({'scan': name, 'output': target, 'volume_ml': {o: round(float(counts[c]) * voxel_ml, 3) for o, c in trained.labels.items()}})
+    rows.append(
+      {
+        'scan': name,
+        'output': target,
+        'volume_ml': {o: round(float(counts[c]) * voxel_ml, 3) for o, c in trained.labels.items()},
+      }
+    )
     if runtime.index() == 0:
       _write_volumes(folder, rows, trained.organs)  # after every scan: an error in the next one loses nothing
   by_name = {row['scan']: row for part in runtime.gather(rows) for row in part}
@@ -185,7 +232,9 @@ def find_scans(path: str) -> dict[str, str]:
     InputError: nothing there.
   """
   if not os.path.exists(path):
-    raise InputError(path, 'no such file or folder', 'Give a scan (.nii, .nii.gz), a DICOM series folder, or a folder of scans.')
+    raise InputError(
+      path, 'no such file or folder', 'Give a scan (.nii, .nii.gz), a DICOM series folder, or a folder of scans.'
+    )
   if not os.path.isdir(path):
     return {_stem(path): path}
   entries = sorted(e for e in os.listdir(path) if not e.startswith('.'))
@@ -196,13 +245,17 @@ def find_scans(path: str) -> dict[str, str]:
   else:
     chosen = folders if len(folders) == len(entries) else []
   if not entries:
-    raise InputError(path, 'the folder is empty', 'Give a scan (.nii, .nii.gz), a DICOM series folder, or a folder of scans.')
+    raise InputError(
+      path, 'the folder is empty', 'Give a scan (.nii, .nii.gz), a DICOM series folder, or a folder of scans.'
+    )
   if not chosen:  # files that are not NIfTI: a DICOM series, or volumes.read_image says what is wrong
     return {os.path.basename(os.path.abspath(path)): path}
   scans = {}
   for entry in chosen:
     if _stem(entry) in scans:
-      raise InputError(os.path.join(path, entry), f'two scans are called {_stem(entry)}', 'Rename or remove one of them.')
+      raise InputError(
+        os.path.join(path, entry), f'two scans are called {_stem(entry)}', 'Rename or remove one of them.'
+      )
     scans[_stem(entry)] = os.path.join(path, entry)
   return scans
 

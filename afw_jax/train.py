@@ -42,8 +42,12 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   class_names = ('background', *index['organs'])
   size = build.input_size(config)
   source = pipeline.make_source(
-      store_dir, index['splits']['train'], patch_size=tuple(config.train.patch_size) or None,
-      foreground=config.train.foreground, crops_per_case=config.train.crops_per_case)
+    store_dir,
+    index['splits']['train'],
+    patch_size=tuple(config.train.patch_size) or None,
+    foreground=config.train.foreground,
+    crops_per_case=config.train.crops_per_case,
+  )
   batch_size = config.train.batch_size
   steps_per_epoch = config.train.steps_per_epoch or pipeline.steps_per_epoch(len(source), batch_size)
   total_steps = config.train.epochs * steps_per_epoch
@@ -85,26 +89,44 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
     _log.info('training is finished already (%d steps)', start)
     return
   meta = {
-      'config': json.loads(config.to_json_best_effort()), 'total_steps': total_steps,
-      'model': {'name': config.model.name, 'num_classes': len(class_names), 'options': model_options, 'input_size': size},
-      'data': {k: index[k] for k in ('name', 'modality', 'organs', 'output_ids', 'window', 'options', 'splits')},
+    'config': json.loads(config.to_json_best_effort()),
+    'total_steps': total_steps,
+    'model': {'name': config.model.name, 'num_classes': len(class_names), 'options': model_options, 'input_size': size},
+    'data': {k: index[k] for k in ('name', 'modality', 'organs', 'output_ids', 'window', 'options', 'splits')},
   }
 
   # -- steps
-  train_step = jax.jit(step.make_train_step(model, loss_fn, tx, build.preparation(config, mesh), micro_batches=config.train.micro_batches),
-                       donate_argnums=0, out_shardings=(everywhere, everywhere))
+  train_step = jax.jit(
+    step.make_train_step(model, loss_fn, tx, build.preparation(config, mesh), micro_batches=config.train.micro_batches),
+    donate_argnums=0,
+    out_shardings=(everywhere, everywhere),
+  )
   own = runtime.own_mesh(mesh.shape['spatial'])  # cases are validated by one process each
-  predict_step = sharding.divided(own, step.make_predict_step(model.clone(constrain=sharding.make_constrain(own)), augment.apply_window))
+  predict_step = sharding.divided(
+    own, step.make_predict_step(model.clone(constrain=sharding.make_constrain(own)), augment.apply_window)
+  )
   rank, world = sharding.share(mesh)
   batches = pipeline.train_batches(
-      source, batch_size=batch_size, seed=config.seed, start_step=start, rank=rank, world=world,
-      prefetch=config.runtime.prefetch)
+    source,
+    batch_size=batch_size,
+    seed=config.seed,
+    start_step=start,
+    rank=rank,
+    world=world,
+    prefetch=config.runtime.prefetch,
+  )
 
   # -- the loop
   managers = {'last': checkpoint.open_manager(last, keep=2), 'best': checkpoint.open_manager(best, keep=1)}
   out = metric_writer.MetricWriter(workdir, start_step=start)
-  bar = tqdm.tqdm(total=total_steps, initial=start, unit='step', desc='train', disable=runtime.index() > 0,
-                  mininterval=0.5 if sys.stderr.isatty() else 30)
+  bar = tqdm.tqdm(
+    total=total_steps,
+    initial=start,
+    unit='step',
+    desc='train',
+    disable=runtime.index() > 0,
+    mininterval=0.5 if sys.stderr.isatty() else 30,
+  )
   clock = {'time': time.perf_counter(), 'step': start, 'wait': 0.0}
   pending = None
 
@@ -121,7 +143,11 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
     speed, waited = steps * batch_size / max(now - clock['time'], 1e-9), clock['wait'] / max(steps, 1)
     clock.update(time=now, step=done, wait=0.0)
     scalars = progress.scalars(aux, class_names) | {
-        'epoch': done / steps_per_epoch, 'train/lr': float(schedule(done - 1)), 'images_per_s': speed, 'data_wait_s': waited}
+      'epoch': done / steps_per_epoch,
+      'train/lr': float(schedule(done - 1)),
+      'images_per_s': speed,
+      'data_wait_s': waited,
+    }
     out.write(done, scalars)
     bar.set_postfix_str(progress.postfix(scalars, aux['terms'], class_names, best_dsc))
 
@@ -129,8 +155,14 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
     """Scores the state, and keeps it where it is the best so far."""
     nonlocal best_dsc
     scores = validation.validate(
-        predict_step, runtime.own_copy(step.variables_of(state), own), store_dir, index, window_size=size,
-        batch_size=config.eval.batch_size, overlap=config.eval.overlap)
+      predict_step,
+      runtime.own_copy(step.variables_of(state), own),
+      store_dir,
+      index,
+      window_size=size,
+      batch_size=config.eval.batch_size,
+      overlap=config.eval.overlap,
+    )
     out.write(done, scores)
     if runtime.index() == 0:
       bar.write(f'step {done}: validation DSC {scores["val/dsc"]:.4f}')
@@ -177,10 +209,17 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
       raise SystemExit(exit_code)
 
 
-def _with_pretrained(state: step.TrainState, config: ml_collections.ConfigDict, options: dict, everywhere) -> step.TrainState:
+def _with_pretrained(
+  state: step.TrainState, config: ml_collections.ConfigDict, options: dict, everywhere
+) -> step.TrainState:
   """The fresh state with the published weights of config.model.pretrained where they belong."""
-  variables = pretrained.load(config.model.name, config.model.pretrained, step.variables_of(state),
-                               image_shape=build.input_size(config), **options)
+  variables = pretrained.load(
+    config.model.name,
+    config.model.pretrained,
+    step.variables_of(state),
+    image_shape=build.input_size(config),
+    **options,
+  )
   net, batch_stats = jax.device_put((variables['params'], variables.get('batch_stats', {})), everywhere)
   return state._replace(params={**state.params, 'net': net}, batch_stats=batch_stats)
 
@@ -190,5 +229,8 @@ def _check_same_data(folder: str, index: dict) -> None:
   meta = checkpoint.read_meta(folder)
   for key in ('organs', 'options', 'splits'):
     if meta and meta['data'][key] not in (None, index[key]):  # None: converted weights, trained on nobody knows what
-      raise InputError(folder, f'its checkpoints were trained with {key} {meta["data"][key]}, the data now has {index[key]}',
-                       'Choose another --workdir for the changed data.')
+      raise InputError(
+        folder,
+        f'its checkpoints were trained with {key} {meta["data"][key]}, the data now has {index[key]}',
+        'Choose another --workdir for the changed data.',
+      )

@@ -23,7 +23,10 @@ FREE = ('eval', 'mesh', 'runtime', 'data.root', 'data.store')
 def _used(config: dict) -> dict:
   """Without the options of networks, losses and augmentations that are not the chosen ones: they train nothing."""
   chosen = lambda part: {k: v for k, v in part.items() if not isinstance(v, dict) or k == part.get('name')}
-  return {**config, **{section: chosen(config[section]) for section in ('model', 'loss', 'augment') if section in config}}
+  return {
+    **config,
+    **{section: chosen(config[section]) for section in ('model', 'loss', 'augment') if section in config},
+  }
 
 
 def _flat(tree: dict, prefix: str = '') -> dict:
@@ -45,11 +48,17 @@ def claim(workdir: str, config: ml_collections.ConfigDict) -> None:
   new = json.loads(config.to_json_best_effort())
   if os.path.exists(path):
     old, now = _flat(_used(read_config(workdir))), _flat(_used(new))
-    differing = [f'{k} was {old.get(k, "absent")!r}, is {now.get(k, "absent")!r}'
-                 for k in sorted(old | now) if old.get(k, '') != now.get(k, '')]
+    differing = [
+      f'{k} was {old.get(k, "absent")!r}, is {now.get(k, "absent")!r}'
+      for k in sorted(old | now)
+      if old.get(k, '') != now.get(k, '')
+    ]
     if differing and begun(workdir):  # a workdir in which nothing was trained yet takes the new config
-      raise InputError(path, 'this workdir belongs to another config: ' + '; '.join(differing),
-                       'Choose another --workdir, or start with the values it was made with.')
+      raise InputError(
+        path,
+        'this workdir belongs to another config: ' + '; '.join(differing),
+        'Choose another --workdir, or start with the values it was made with.',
+      )
   metric_writer.write_json(path, new)
   metric_writer.write_json(os.path.join(workdir, 'environment.json'), metric_writer.environment())
 
@@ -66,7 +75,11 @@ def hold(workdir: str) -> Iterator[None]:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-      raise InputError(workdir, 'another process is training in it', f'Wait for it or choose another --workdir. If none is, remove {path}.') from error
+      raise InputError(
+        workdir,
+        'another process is training in it',
+        f'Wait for it or choose another --workdir. If none is, remove {path}.',
+      ) from error
     except OSError as error:  # some network disks know no locks
       _log.warning('%s cannot be locked (%s): see that no two runs use it', workdir, error.strerror)
     yield
@@ -89,7 +102,9 @@ def read_config(workdir: str) -> dict:
     known = [d for d in _siblings(workdir) if os.path.exists(os.path.join(d, 'config.json'))]
     near = difflib.get_close_matches(workdir, known, n=1, cutoff=0.5)
     hint = f' Did you mean {near[0]}?' if near else ''
-    raise InputError(workdir, 'this is not the workdir of a run (it has no config.json)', f'Give the --workdir of a trained run.{hint}')
+    raise InputError(
+      workdir, 'this is not the workdir of a run (it has no config.json)', f'Give the --workdir of a trained run.{hint}'
+    )
   with open(path) as f:
     return json.load(f)
 

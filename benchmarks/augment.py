@@ -18,8 +18,10 @@ BATCH, SIDE, ROUNDS = 24, 224, 7
 
 
 def scipy_rotate(image, label, angles, order):
-  return (np.stack([ndimage.rotate(i, a, reshape=False, order=order) for i, a in zip(image, angles)]),
-          np.stack([ndimage.rotate(m, a, reshape=False, order=0) for m, a in zip(label, angles)]))
+  return (
+    np.stack([ndimage.rotate(i, a, reshape=False, order=order) for i, a in zip(image, angles)]),
+    np.stack([ndimage.rotate(m, a, reshape=False, order=0) for m, a in zip(label, angles)]),
+  )
 
 
 def main():
@@ -52,15 +54,19 @@ def main():
   print(f'{BATCH} slices of {SIDE} x {SIDE}, {jax.devices()[0].platform}, best (median) of {ROUNDS} interleaved rounds')
   reference = min(seconds['scipy order 3 + 0 (the reference)'])
   for name, s in seconds.items():
-    print(f'{name:36s} {1e3 * min(s):7.1f} ms ({1e3 * np.median(s):7.1f})  {BATCH / min(s):7.0f} images/s'
-          f'  {reference / min(s):5.1f}x')
+    print(
+      f'{name:36s} {1e3 * min(s):7.1f} ms ({1e3 * np.median(s):7.1f})  {BATCH / min(s):7.0f} images/s'
+      f'  {reference / min(s):5.1f}x'
+    )
 
   ours, ours_label = (np.asarray(a) for a in results['rotation on the device'])
   theirs, theirs_label = results['scipy order 1 + 0']
   ones = np.ones_like(image)
   interior = scipy_rotate(ones, label, angles, 1)[0] > 0.9999
-  print(f'largest difference to scipy order 1 in the interior: {np.abs(ours[..., 0] - theirs)[interior].max():.1e}; '
-        f'labels differ at {np.mean((ours_label != theirs_label)[interior]):.1e} of its pixels')
+  print(
+    f'largest difference to scipy order 1 in the interior: {np.abs(ours[..., 0] - theirs)[interior].max():.1e}; '
+    f'labels differ at {np.mean((ours_label != theirs_label)[interior]):.1e} of its pixels'
+  )
 
 
 if __name__ == '__main__':

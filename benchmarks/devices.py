@@ -31,7 +31,9 @@ def make_runner(name, classes, batch, mesh):
   """A function that takes one step and waits for its loss."""
   train_step, init = make_step(name, classes, mesh)
   where = {'out_shardings': sharding.replicated(mesh)} if mesh else {}
-  state = jax.jit(init, compiler_options={'xla_backend_optimization_level': 0}, **where)(jax.random.key(0), batch['image'][:1])
+  state = jax.jit(init, compiler_options={'xla_backend_optimization_level': 0}, **where)(
+    jax.random.key(0), batch['image'][:1]
+  )
   place = (lambda: sharding.put_batch(batch, mesh)) if mesh else lambda: jax.device_put(batch)
   key = jax.random.key(1)
 
@@ -58,12 +60,16 @@ def main() -> None:
   jax.config.update('jax_num_cpu_devices', max(data * spatial for data, spatial in shapes))
 
   rng = np.random.default_rng(0)
-  batch = {'image': rng.random((args.batch, *args.sides, 1), np.float32),
-           'label': rng.integers(0, args.classes, (args.batch, *args.sides), np.int32)}
+  batch = {
+    'image': rng.random((args.batch, *args.sides, 1), np.float32),
+    'label': rng.integers(0, args.classes, (args.batch, *args.sides), np.int32),
+  }
   runners, found = {'plain': make_runner(args.network, args.classes, batch, None)}, {}
   for data, spatial in shapes:
-    mesh = sharding.make_mesh(data, spatial, jax.devices()[:data * spatial])
-    sharding.check(mesh, args.batch, args.sides, models.reduction(args.network, models.build(args.network, args.classes)))
+    mesh = sharding.make_mesh(data, spatial, jax.devices()[: data * spatial])
+    sharding.check(
+      mesh, args.batch, args.sides, models.reduction(args.network, models.build(args.network, args.classes))
+    )
     runners[f'{data} x {spatial}'] = make_runner(args.network, args.classes, batch, mesh)
   for program, run in runners.items():
     found[program] = []
@@ -77,10 +83,14 @@ def main() -> None:
   for program, times in found.items():
     devices = math.prod(int(n) for n in program.split(' x ')) if program != 'plain' else 1
     median = statistics.median(times)
-    print(f'| {program} | {devices} | {args.batch / median:.2f} | {1e3 * median:.0f} | {1e3 * min(times):.0f} '
-          f'| {statistics.median(t / p for t, p in zip(times, found["plain"])):.3f} |')
-  print(f'\n{args.network}, {" x ".join(map(str, args.sides))}, batch {args.batch}, float32, ce_afw, {args.rounds} rounds; '
-        f'jax {jax.__version__}, {jax.devices()[0].device_kind}.')
+    print(
+      f'| {program} | {devices} | {args.batch / median:.2f} | {1e3 * median:.0f} | {1e3 * min(times):.0f} '
+      f'| {statistics.median(t / p for t, p in zip(times, found["plain"])):.3f} |'
+    )
+  print(
+    f'\n{args.network}, {" x ".join(map(str, args.sides))}, batch {args.batch}, float32, ce_afw, {args.rounds} rounds; '
+    f'jax {jax.__version__}, {jax.devices()[0].device_kind}.'
+  )
 
 
 if __name__ == '__main__':

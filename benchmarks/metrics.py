@@ -58,6 +58,7 @@ def by_edt_on_crops(pred: np.ndarray, true: np.ndarray) -> dict[str, float]:
 def by_medpy(pred: np.ndarray, true: np.ndarray, organs: list[str]) -> dict[str, float]:
   """Pooled HD95 by medpy on the whole volume, as published evaluation scripts call it."""
   from medpy.metric.binary import hd95
+
   return {organ: float(hd95(pred == LABELS[organ], true == LABELS[organ], voxelspacing=SPACING_MM)) for organ in organs}
 
 
@@ -89,7 +90,9 @@ def main() -> None:
     organs = list(LABELS)[: options.medpy]
     expected, seconds = timed(by_medpy, pred, true, organs)
     worst = max(abs(scores[o]['hd95_pooled_mm'] - expected[o]) for o in organs)
-    print(f'medpy     whole volume, HD95 only        {seconds:8.2f} s   for {len(organs)} organ(s), max difference {worst:.1e} mm')
+    print(
+      f'medpy     whole volume, HD95 only        {seconds:8.2f} s   for {len(organs)} organ(s), max difference {worst:.1e} mm'
+    )
 
 
 if __name__ == '__main__':

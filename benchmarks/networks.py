@@ -24,11 +24,15 @@ from afw_jax import losses, models  # noqa: E402
 
 # Image sides, batch and classes: the paper's 2D slices (Synapse) and volumes (AbdomenCT-1K), and the usual crops.
 SLICES = [((224, 224), 24, 9)]
-VOLUMES = {'unet3d': [((128, 256, 256), 6, 5), ((128, 128, 128), 2, 5)],
-           'unetr': [((128, 256, 256), 6, 5), ((96, 96, 96), 2, 5)],
-           'unetrpp': [((128, 256, 256), 6, 5), ((64, 128, 128), 2, 5)]}
-HEADER = ('| network | image | classes | parameters | forward GFLOP per image | batch | activations of a train step, GiB |\n'
-          '|---|---|---|---|---|---|---|')
+VOLUMES = {
+  'unet3d': [((128, 256, 256), 6, 5), ((128, 128, 128), 2, 5)],
+  'unetr': [((128, 256, 256), 6, 5), ((96, 96, 96), 2, 5)],
+  'unetrpp': [((128, 256, 256), 6, 5), ((64, 128, 128), 2, 5)],
+}
+HEADER = (
+  '| network | image | classes | parameters | forward GFLOP per image | batch | activations of a train step, GiB |\n'
+  '|---|---|---|---|---|---|---|'
+)
 
 
 def forward_flops(model, variables, sides) -> str:
@@ -41,13 +45,15 @@ def forward_flops(model, variables, sides) -> str:
 
 def train_memory(model, variables, sides, batch) -> int:
   """Bytes that the compiled loss and gradient hold besides their arguments and results: activations and scratch."""
-  loss_fn = losses.deep_supervised(losses.make_loss('ce_afw'), getattr(model, 'head_weights', None),
-                                   main=getattr(model, 'main_output', 0))
+  loss_fn = losses.deep_supervised(
+    losses.make_loss('ce_afw'), getattr(model, 'head_weights', None), main=getattr(model, 'main_output', 0)
+  )
 
   def step(params, rest, s, image, label, key):
     def loss_of(params, s):
-      logits, updates = model.apply({'params': params, **rest}, image, train=True, mutable=['batch_stats'],
-                                    rngs={'dropout': key})
+      logits, updates = model.apply(
+        {'params': params, **rest}, image, train=True, mutable=['batch_stats'], rngs={'dropout': key}
+      )
       return loss_fn(logits, label, s)[0], updates
 
     return jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(params, s)
@@ -86,8 +92,10 @@ def main() -> None:
     for sides, batch, classes in VOLUMES.get(name, SLICES):
       lines.append(row(name, sides, batch, classes, options, not args.no_memory))
       print(lines[-1], flush=True)
-  note = (f'{args.dtype}{", remat" if args.remat else ""}, ce_afw; jax {jax.__version__}, programs made for '
-          f'{jax.devices()[0].device_kind}. Parameters that no output depends on are not in our networks.')
+  note = (
+    f'{args.dtype}{", remat" if args.remat else ""}, ce_afw; jax {jax.__version__}, programs made for '
+    f'{jax.devices()[0].device_kind}. Parameters that no output depends on are not in our networks.'
+  )
   print(f'\n{note}')
   if args.write:
     args.write.write_text('\n'.join((*lines, '', note)) + '\n')

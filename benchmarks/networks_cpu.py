@@ -32,19 +32,21 @@ from afw_jax.weights import convert  # noqa: E402
 try:
   import torch
 except ImportError:
-  sys.exit('PyTorch is the peer and is not installed here: pip install -r benchmarks/requirements.txt '
-           '(best in a virtual environment of its own, with requirements.txt)')
+  sys.exit(
+    'PyTorch is the peer and is not installed here: pip install -r benchmarks/requirements.txt '
+    '(best in a virtual environment of its own, with requirements.txt)'
+  )
 
 CLASSES, RATE, MOMENTUM = 9, 0.01, 0.9
 # network -> (options that make both sides the same work, nothing random; sides of the image; batch)
 WORK = {
-    'unet': ({}, (224, 224), 4),
-    'unetpp': ({}, (224, 224), 4),
-    'transunet': ({'dropout_rate': 0.0}, (224, 224), 4),
-    'vatransunet': ({'drop_path_rate': 0.0}, (224, 224), 4),
-    'unet3d': ({'deep_supervision': False}, (64, 128, 128), 1),
-    'unetr': ({}, (96, 96, 96), 1),
-    'unetrpp': ({'attention_dropout': 0.0, 'channel_dropout': 0.0}, (64, 128, 128), 1),
+  'unet': ({}, (224, 224), 4),
+  'unetpp': ({}, (224, 224), 4),
+  'transunet': ({'dropout_rate': 0.0}, (224, 224), 4),
+  'vatransunet': ({'drop_path_rate': 0.0}, (224, 224), 4),
+  'unet3d': ({'deep_supervision': False}, (64, 128, 128), 1),
+  'unetr': ({}, (96, 96, 96), 1),
+  'unetrpp': ({'attention_dropout': 0.0, 'channel_dropout': 0.0}, (64, 128, 128), 1),
 }
 
 
@@ -166,12 +168,18 @@ def main() -> None:
   parser.add_argument('--network', nargs='+', default=list(WORK), choices=list(WORK))
   parser.add_argument('--batch', type=int, nargs='+', help='batch sizes; by default 4 in 2D, 1 in 3D')
   parser.add_argument('--rounds', type=int, default=3, help='timed rounds')
-  parser.add_argument('--side', type=int, nargs='+', help='sides of the image; by default 224 224, 96 96 96 or 64 128 128')
+  parser.add_argument(
+    '--side', type=int, nargs='+', help='sides of the image; by default 224 224, 96 96 96 or 64 128 128'
+  )
   args = parser.parse_args()
 
-  print(f'jax {jax.__version__}, torch {torch.__version__}, {os.cpu_count()} cores, {torch.get_num_threads()} torch '
-        f'threads, XLA flag {FLAG}, load before {os.getloadavg()[0]:.2f}, {args.rounds} rounds\n')
-  print('| network | work | side | median s | min s | ours / it (median) | ours / it (min) |\n|---|---|---|---|---|---|---|')
+  print(
+    f'jax {jax.__version__}, torch {torch.__version__}, {os.cpu_count()} cores, {torch.get_num_threads()} torch '
+    f'threads, XLA flag {FLAG}, load before {os.getloadavg()[0]:.2f}, {args.rounds} rounds\n'
+  )
+  print(
+    '| network | work | side | median s | min s | ours / it (median) | ours / it (min) |\n|---|---|---|---|---|---|---|'
+  )
   for network in args.network:
     _, shape, usual_batch = WORK[network]
     shape = tuple(args.side or shape)
@@ -187,8 +195,11 @@ def main() -> None:
         median = {name: statistics.median(s) for name, s in seconds.items()}
         best = {name: min(s) for name, s in seconds.items()}
         for name in sides:
-          print(f'| {network} | {what} {" x ".join(map(str, (batch, *shape)))} | {name} | {median[name]:.3f} | {best[name]:.3f} | '
-                f'{median["ours"] / median[name]:.2f} | {best["ours"] / best[name]:.2f} |', flush=True)
+          print(
+            f'| {network} | {what} {" x ".join(map(str, (batch, *shape)))} | {name} | {median[name]:.3f} | {best[name]:.3f} | '
+            f'{median["ours"] / median[name]:.2f} | {best["ours"] / best[name]:.2f} |',
+            flush=True,
+          )
     del sides
     jax.clear_caches()
 

@@ -38,9 +38,11 @@ def main():
   image = scipy.ndimage.gaussian_filter(noise, (0, 3, 3)).astype(np.float32)
   image = image * (500 / image.std())
   label = np.clip(image / 250, 0, 8).astype(np.uint8)
-  cases = (('0.7 -> 1 mm: 358', (None, None), (None, 1.0, 1.0), [358]),
-           ('512 -> 224', (224, 224), (None, None, None), [224]),
-           ('0.7 -> 1 mm -> 224', (224, 224), (None, 1.0, 1.0), [358, 224]))
+  cases = (
+    ('0.7 -> 1 mm: 358', (None, None), (None, 1.0, 1.0), [358]),
+    ('512 -> 224', (224, 224), (None, None, None), [224]),
+    ('0.7 -> 1 mm -> 224', (224, 224), (None, 1.0, 1.0), [358, 224]),
+  )
   print(f'{args.slices} x 512 x 512, best of {args.repeat}; range of the image {np.ptp(image):.0f}')
   print('| work | scipy.ndimage.zoom s | afw_jax s | times faster | largest difference |\n|---|---|---|---|---|')
   for name, size, spacing, sizes in cases:

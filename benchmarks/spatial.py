@@ -29,20 +29,25 @@ from afw_jax.training import optimizer, step  # noqa: E402
 
 NETWORKS = ('unet3d', 'unetr', 'unetrpp')
 MESHES = ('1x1', '1x2', '2x1', '1x4', '2x2', '1x8', '2x4')
-HEADER = ('| network | devices | data x spatial | temporary GiB per device | share of one | arguments GiB per device '
-          '| results of collectives, GiB | largest, MiB |\n|---|---|---|---|---|---|---|---|')
+HEADER = (
+  '| network | devices | data x spatial | temporary GiB per device | share of one | arguments GiB per device '
+  '| results of collectives, GiB | largest, MiB |\n|---|---|---|---|---|---|---|---|'
+)
 
 
 def make_step(name, classes, mesh, **options):
   """(train step, fresh state of a key and an image) of a network, jitted on a mesh; None: without one."""
   placed = {'constrain': sharding.make_constrain(mesh)} if mesh else {}
   model = models.build(name, classes, **placed, **options)
-  loss_fn = losses.deep_supervised(losses.make_loss('ce_afw'), getattr(model, 'head_weights', None),
-                                   main=getattr(model, 'main_output', 0))
+  loss_fn = losses.deep_supervised(
+    losses.make_loss('ce_afw'), getattr(model, 'head_weights', None), main=getattr(model, 'main_output', 0)
+  )
   tx = optimizer.sgd(optimizer.polynomial_schedule(0.01, epochs=1, steps_per_epoch=1000))
   train_step = step.make_train_step(model, loss_fn, tx, lambda key, batch: batch)
   where = {'out_shardings': (sharding.replicated(mesh),) * 2} if mesh else {}
-  return jax.jit(train_step, donate_argnums=0, **where), functools.partial(step.init_state, model, tx, num_classes=classes)
+  return jax.jit(train_step, donate_argnums=0, **where), functools.partial(
+    step.init_state, model, tx, num_classes=classes
+  )
 
 
 def compile_step(name, sides, batch_size, classes, mesh, **options):
@@ -63,9 +68,11 @@ def row(name, shape, compiled, whole) -> str:
   sent = sharding.collectives(compiled.as_text())
   kind, largest = max(sent, key=lambda one: one[1], default=('nothing', 0))
   share = f'{memory.temp_size_in_bytes / whole:.3f}' if whole else ''
-  return (f'| {name} | {shape[0] * shape[1]} | {shape[0]} x {shape[1]} | {memory.temp_size_in_bytes / 2**30:.2f} | {share} '
-          f'| {memory.argument_size_in_bytes / 2**30:.2f} | {sum(size for _, size in sent) / 2**30:.2f} '
-          f'| {largest / 2**20:.1f} ({kind}) |')
+  return (
+    f'| {name} | {shape[0] * shape[1]} | {shape[0]} x {shape[1]} | {memory.temp_size_in_bytes / 2**30:.2f} | {share} '
+    f'| {memory.argument_size_in_bytes / 2**30:.2f} | {sum(size for _, size in sent) / 2**30:.2f} '
+    f'| {largest / 2**20:.1f} ({kind}) |'
+  )
 
 
 def main() -> None:
@@ -89,7 +96,7 @@ def main() -> None:
   for name in args.networks:
     whole, own = None, {'epa_layout': args.epa_layout} if name == 'unetrpp' else {}
     for data, spatial in shapes:
-      mesh = sharding.make_mesh(data, spatial, jax.devices()[:data * spatial])
+      mesh = sharding.make_mesh(data, spatial, jax.devices()[: data * spatial])
       sharding.check(mesh, args.batch, args.sides, models.reduction(name, models.build(name, args.classes)))
       begun = time.perf_counter()
       compiled = compile_step(name, tuple(args.sides), args.batch, args.classes, mesh, **options, **own)
@@ -97,8 +104,10 @@ def main() -> None:
       whole = compiled.memory_analysis().temp_size_in_bytes if data == spatial == 1 else whole
       lines.append(row(name, (data, spatial), compiled, whole))
       print(lines[-1], flush=True)
-  note = (f'{" x ".join(map(str, args.sides))}, batch {args.batch}, {args.classes} classes, {options}, UNETR++ {args.epa_layout!r}; '
-          f'jax {jax.__version__}, compiled for {jax.devices()[0].device_kind}.')
+  note = (
+    f'{" x ".join(map(str, args.sides))}, batch {args.batch}, {args.classes} classes, {options}, UNETR++ {args.epa_layout!r}; '
+    f'jax {jax.__version__}, compiled for {jax.devices()[0].device_kind}.'
+  )
   print(f'\n{note}')
   if args.write:
     args.write.write_text('\n'.join((*lines, '', note)) + '\n')

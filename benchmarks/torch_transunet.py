@@ -104,8 +104,9 @@ class TransUNet(nn.Module):
     skips = [*(512, 256, 64)[:n_skip], *(0,) * (4 - n_skip)]
     self.decoder = nn.ModuleDict({'conv_more': conv_bn_relu(HIDDEN, DECODER[0]), 'blocks': nn.ModuleList()})
     for inputs, skip, features in zip(DECODER, skips, DECODER[1:]):
-      self.decoder['blocks'].append(nn.ModuleDict({'conv1': conv_bn_relu(inputs + skip, features),
-                                                   'conv2': conv_bn_relu(features, features)}))
+      self.decoder['blocks'].append(
+        nn.ModuleDict({'conv1': conv_bn_relu(inputs + skip, features), 'conv2': conv_bn_relu(features, features)})
+      )
     self.segmentation_head = nn.Sequential(nn.Conv2d(DECODER[-1], num_classes, 3, padding=1))
 
   def forward(self, x):

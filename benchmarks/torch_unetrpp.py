@@ -56,7 +56,9 @@ class EPA(nn.Module):
     channel = channel.permute(0, 3, 1, 2).reshape(batch, tokens, width)
     spatial = self.drop((q.transpose(-2, -1) @ k_projected * self.temperature2).softmax(-1))
     spatial = spatial @ v_projected.transpose(-2, -1)
-    spatial = spatial.permute(0, 3, 1, 2).reshape(batch, tokens, width)  # the released code's mix of tokens and channels
+    spatial = spatial.permute(0, 3, 1, 2).reshape(
+      batch, tokens, width
+    )  # the released code's mix of tokens and channels
     return torch.cat([self.out_proj(spatial), self.out_proj2(channel)], -1)
 
 
@@ -82,9 +84,12 @@ class Encoder(nn.Module):
     super().__init__()
     inputs, strides = (channels, *widths[:-1]), (stem, 2, 2, 2)
     self.downsample_layers = nn.ModuleList(
-      nn.Sequential(conv(i, w, s, s), nn.GroupNorm(i if n else 1, w)) for n, (i, w, s) in enumerate(zip(inputs, widths, strides)))
+      nn.Sequential(conv(i, w, s, s), nn.GroupNorm(i if n else 1, w))
+      for n, (i, w, s) in enumerate(zip(inputs, widths, strides))
+    )
     self.stages = nn.ModuleList(
-      nn.Sequential(*(Block(grid // 8**n, w, 32 if n == 3 else 64) for _ in range(3))) for n, w in enumerate(widths))
+      nn.Sequential(*(Block(grid // 8**n, w, 32 if n == 3 else 64) for _ in range(3))) for n, w in enumerate(widths)
+    )
     for module in self.modules():
       if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)

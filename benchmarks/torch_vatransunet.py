@@ -121,8 +121,9 @@ class Decoder(nn.Module):
     super().__init__()
     skips = [c for c, _, _ in reversed(STAGES)]
     self.conv_more = conv_norm_relu(skips[0], DEEPEST)
-    self.block_list = nn.ModuleList(DecoderBlock(x + skip, width, i > 0) for i, (x, skip, width) in
-                                    enumerate(zip((DEEPEST, *WIDTHS), skips, WIDTHS)))
+    self.block_list = nn.ModuleList(
+      DecoderBlock(x + skip, width, i > 0) for i, (x, skip, width) in enumerate(zip((DEEPEST, *WIDTHS), skips, WIDTHS))
+    )
     self.fin_conv, self.fin_conv2 = DecoderBlock(WIDTHS[-1], WIDTHS[-1]), conv_norm_relu(WIDTHS[-1], WIDTHS[-1])
 
   def forward(self, maps):

@@ -12,15 +12,22 @@ these networks' own authors do. The four rows of Table 6 are unetr and unetrpp, 
 from afw_jax.config import default_config
 from afw_jax.errors import InputError
 
-PATCHES = {'unetr': (96, 96, 96), 'unetrpp': (64, 128, 128), 'unet3d': (128, 128, 128)}  # (z, y, x), those of the networks' own papers
+PATCHES = {
+  'unetr': (96, 96, 96),
+  'unetrpp': (64, 128, 128),
+  'unet3d': (128, 128, 128),
+}  # (z, y, x), those of the networks' own papers
 
 
 def get_config(variant: str = 'unetr'):
   """A 3D network on whole volumes, or with '_patch' on crops."""
   name = variant.removesuffix('_patch')
   if name not in PATCHES:
-    raise InputError(f'configs/abdomenct1k_3d.py:{variant}', 'there is no such variant',
-                     f'Use {", ".join(f"{name}, {name}_patch" for name in PATCHES)}.')
+    raise InputError(
+      f'configs/abdomenct1k_3d.py:{variant}',
+      'there is no such variant',
+      f'Use {", ".join(f"{name}, {name}_patch" for name in PATCHES)}.',
+    )
   config = default_config()
   config.data.dataset = 'abdomenct1k'
   config.data.root = 'data/abdomenct1k'

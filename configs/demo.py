@@ -1,6 +1,6 @@
 """A synthetic abdomen, trained in minutes on a CPU.
 
-    bash launch/demo.sh
+bash launch/demo.sh
 """
 
 from afw_jax.config import default_config

@@ -1,7 +1,7 @@
 """The synthetic abdomens of configs/demo.py as volumes, in 3D, trained in minutes on a CPU.
 
-    .venv/bin/python -m afw_jax.data.phantom --output runs/demo-data
-    .venv/bin/python -m afw_jax.main --config=configs/demo_3d.py --workdir=runs/demo-3d
+.venv/bin/python -m afw_jax.data.phantom --output runs/demo-data
+.venv/bin/python -m afw_jax.main --config=configs/demo_3d.py --workdir=runs/demo-3d
 """
 
 from afw_jax.config import default_config

@@ -1,6 +1,6 @@
 """Your own scans: images/ and labels/ with a dataset.json (nnU-Net v2's dialect).
 
-    python -m afw_jax.main --config=configs/folder.py --config.data.root=PATH --workdir=runs/NAME
+python -m afw_jax.main --config=configs/folder.py --config.data.root=PATH --workdir=runs/NAME
 """
 
 from afw_jax.config import default_config

@@ -11,9 +11,16 @@ import pytest
 from afw_jax.data import phantom
 
 ROOT = pathlib.Path(__file__).parent.parent
-SMALL = ('--config.data.size=(32, 32)', '--config.model.unet.features=(4, 8, 8, 8, 8)', '--config.train.batch_size=8',
-         '--config.train.epochs=3', '--config.train.steps_per_epoch=8', '--config.train.checkpoint_every_steps=5',
-         '--config.train.validate_every_epochs=1', '--config.train.log_every_steps=1')
+SMALL = (
+  '--config.data.size=(32, 32)',
+  '--config.model.unet.features=(4, 8, 8, 8, 8)',
+  '--config.train.batch_size=8',
+  '--config.train.epochs=3',
+  '--config.train.steps_per_epoch=8',
+  '--config.train.checkpoint_every_steps=5',
+  '--config.train.validate_every_epochs=1',
+  '--config.train.log_every_steps=1',
+)
 
 
 def command(*arguments: str) -> list[str]:
@@ -35,21 +42,38 @@ def environment(**extra: str) -> dict[str, str]:
 def phantoms(tmp_path_factory):
   """Seven tiny abdomens: four to train, one to validate, two to test; one new scan."""
   folder = tmp_path_factory.mktemp('phantoms')
-  phantom.write_phantoms(str(folder), num_cases=7, num_val=1, num_test=2, num_new=1, shape=(10, 40, 40), matrix_jitter=2,
-                         slice_mm=(20.0, 22.0))
+  phantom.write_phantoms(
+    str(folder),
+    num_cases=7,
+    num_val=1,
+    num_test=2,
+    num_new=1,
+    shape=(10, 40, 40),
+    matrix_jitter=2,
+    slice_mm=(20.0, 22.0),
+  )
   return folder
 
 
 @pytest.fixture(scope='session')
 def run_main():
   """Runs the door to its end and returns the finished process."""
+
   def run(*arguments, check=0, largest_file=None, **extra):
     limit = largest_file and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file)))
-    done = subprocess.run(command(*arguments), cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=300,
-                          preexec_fn=limit)
+    done = subprocess.run(
+      command(*arguments),
+      cwd=ROOT,
+      env=environment(**extra),
+      capture_output=True,
+      text=True,
+      timeout=300,
+      preexec_fn=limit,
+    )
     if check is not None:
       assert done.returncode == check, done.stderr[-3000:]
     return done
+
   return run
 
 

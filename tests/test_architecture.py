@@ -14,29 +14,65 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 
 # Layers from the ground up: a module imports its own layer and those below. The longest matching prefix of a module counts.
 LAYERS = {
-    'pure': (
-        'errors', 'atomic_files', 'losses', 'models', 'metrics', 'training.optimizer', 'training.augment', 'training.affine3d', 'report.stats',
-        'data.sets', 'data.phantom.anatomy', 'distributed.xla_flags',
-    ),
-    'mechanism': (
-        'training', 'inference', 'weights', 'distributed', 'planning.accelerators', 'report.runs', 'report.tables',
-        'report.overlays', 'report.style', 'data', 'data.sets.layouts',
-    ),
-    'composition': (
-        'config', 'workdir', 'train', 'evaluate', 'predict', 'import_run', 'planning.plan', 'report', 'data.preparation.prepare',
-    ),
-    'entry': ('main', 'data.phantom.__main__'),
+  'pure': (
+    'errors',
+    'atomic_files',
+    'losses',
+    'models',
+    'metrics',
+    'training.optimizer',
+    'training.augment',
+    'training.affine3d',
+    'report.stats',
+    'data.sets',
+    'data.phantom.anatomy',
+    'distributed.xla_flags',
+  ),
+  'mechanism': (
+    'training',
+    'inference',
+    'weights',
+    'distributed',
+    'planning.accelerators',
+    'report.runs',
+    'report.tables',
+    'report.overlays',
+    'report.style',
+    'data',
+    'data.sets.layouts',
+  ),
+  'composition': (
+    'config',
+    'workdir',
+    'train',
+    'evaluate',
+    'predict',
+    'import_run',
+    'planning.plan',
+    'report',
+    'data.preparation.prepare',
+  ),
+  'entry': ('main', 'data.phantom.__main__'),
 }
 RANKS = {prefix: rank for rank, prefixes in enumerate(LAYERS.values()) for prefix in prefixes}
 # Foreign libraries and the only modules that may import them; one that is not named here may not be imported at all.
 EVERYWHERE = {'jax', 'numpy', 'scipy', 'tqdm'}
 OWNERS = {
-    'flax': ('models', 'weights', 'import_run'), 'optax': ('training.optimizer', 'training.step'),
-    'ml_collections': (*LAYERS['composition'], 'main'), 'absl': ('main', 'data.pipeline', 'weights.pretrained'),
-    'orbax': ('training.checkpoint',), 'grain': ('data.pipeline',), 'nibabel': ('data.formats.nifti',),
-    'pydicom': ('data.formats.dicom',), 'PIL': ('data.formats.png_masks',), 'h5py': ('data.formats.transunet_files',),
-    'matplotlib': ('report.style',), 'tensorboardX': ('training.metric_writer',), 'safetensors': ('weights.files',),
-    'torch': ('weights.files',), 'distributed': ('data.preparation.dask_cluster',),
+  'flax': ('models', 'weights', 'import_run'),
+  'optax': ('training.optimizer', 'training.step'),
+  'ml_collections': (*LAYERS['composition'], 'main'),
+  'absl': ('main', 'data.pipeline', 'weights.pretrained'),
+  'orbax': ('training.checkpoint',),
+  'grain': ('data.pipeline',),
+  'nibabel': ('data.formats.nifti',),
+  'pydicom': ('data.formats.dicom',),
+  'PIL': ('data.formats.png_masks',),
+  'h5py': ('data.formats.transunet_files',),
+  'matplotlib': ('report.style',),
+  'tensorboardX': ('training.metric_writer',),
+  'safetensors': ('weights.files',),
+  'torch': ('weights.files',),
+  'distributed': ('data.preparation.dask_cluster',),
 }
 LOSSES_NEED = {'jax', 'numpy'}  # the losses can be lifted into any program
 
@@ -104,7 +140,10 @@ def test_losses_can_be_lifted_into_any_program(name):
 
 
 def test_files_are_short():
-  for path in [*FILES, *(path for folder in ('configs', 'benchmarks', 'tests') for path in (ROOT / folder).rglob('*.py'))]:
+  for path in [
+    *FILES,
+    *(path for folder in ('configs', 'benchmarks', 'tests') for path in (ROOT / folder).rglob('*.py')),
+  ]:
     lines = len(path.read_text(encoding='utf-8').splitlines())
     assert lines <= 300, f'{path} has {lines} lines'
 

@@ -10,7 +10,9 @@ from afw_jax.errors import InputError
 from configs import abdomenct1k_3d
 
 NAMES = sorted(path.stem for path in pathlib.Path(__file__).parent.parent.glob('configs/*.py'))
-VARIANTS = [(name,) for name in NAMES] + [('abdomenct1k_3d', kind + more) for kind in abdomenct1k_3d.PATCHES for more in ('', '_patch')]
+VARIANTS = [(name,) for name in NAMES] + [
+  ('abdomenct1k_3d', kind + more) for kind in abdomenct1k_3d.PATCHES for more in ('', '_patch')
+]
 
 
 @pytest.mark.parametrize('name', VARIANTS, ids=':'.join)

@@ -16,8 +16,18 @@ ORGANS = ('aorta', 'gallbladder', 'left_kidney', 'right_kidney', 'liver', 'pancr
 
 
 def test_a_run_leaves_what_the_readme_says(trained):
-  for name in ('config.json', 'environment.json', 'metrics.jsonl', 'checkpoints/last/24', 'report/report.md', 'report/scores.csv',
-               'report/table.tex', 'report/curves.png', 'report/learned_weights.png', 'report/gamma.png'):
+  for name in (
+    'config.json',
+    'environment.json',
+    'metrics.jsonl',
+    'checkpoints/last/24',
+    'report/report.md',
+    'report/scores.csv',
+    'report/table.tex',
+    'report/curves.png',
+    'report/learned_weights.png',
+    'report/gamma.png',
+  ):
     assert (trained / name).exists(), name
   assert len(list((trained / 'cases').glob('*.json'))) == len(list((trained / 'predictions').glob('*.nii.gz'))) == 2
   assert list((trained / 'pictures').glob('*.png')) and list((trained / 'tensorboard').glob('events*'))
@@ -62,8 +72,15 @@ def test_again_goes_on_at_once_and_changes_nothing(trained, demo, run_main):
 
 
 def test_predict_on_a_new_scan(trained, phantoms, run_main, tmp_path):
-  done = run_main('--mode=predict', f'--workdir={trained}', f'--input={phantoms}/imagesTs', f'--output={tmp_path}/out',
-                  '--probabilities', '--mirror_axes=0,1', '--largest_component')
+  done = run_main(
+    '--mode=predict',
+    f'--workdir={trained}',
+    f'--input={phantoms}/imagesTs',
+    f'--output={tmp_path}/out',
+    '--probabilities',
+    '--mirror_axes=0,1',
+    '--largest_component',
+  )
   scan = nib.load(phantoms / 'imagesTs' / 'new_000.nii.gz')
   label = nib.load(tmp_path / 'out' / 'new_000.nii.gz')
   assert label.shape == scan.shape and np.array_equal(label.affine, scan.affine)
@@ -78,7 +95,12 @@ def test_predict_on_a_new_scan(trained, phantoms, run_main, tmp_path):
 
 
 def test_the_python_call_does_the_same(trained, phantoms, run_main, tmp_path):
-  run_main('--mode=predict', f'--workdir={trained}', f'--input={phantoms}/imagesTs/new_000.nii.gz', f'--output={tmp_path}/one.nii.gz')
+  run_main(
+    '--mode=predict',
+    f'--workdir={trained}',
+    f'--input={phantoms}/imagesTs/new_000.nii.gz',
+    f'--output={tmp_path}/one.nii.gz',
+  )
   network = predict.load(str(trained))
   scan = volumes.read_image(phantoms / 'imagesTs' / 'new_000.nii.gz')
   labels, probabilities = predict.predict_volume(network, scan, keep_probabilities=True)
@@ -87,7 +109,13 @@ def test_the_python_call_does_the_same(trained, phantoms, run_main, tmp_path):
 
 
 def test_evaluate_again_under_another_convention(trained, demo, run_main):
-  run_main(*demo, f'--workdir={trained}', '--mode=evaluate', '--config.eval.convention=transunet', '--config.eval.checkpoint=last')
+  run_main(
+    *demo,
+    f'--workdir={trained}',
+    '--mode=evaluate',
+    '--config.eval.convention=transunet',
+    '--config.eval.checkpoint=last',
+  )
   assert 'transunet' in (trained / 'report' / 'report.md').read_text()
   run_main(*demo, f'--workdir={trained}', '--mode=evaluate')
 

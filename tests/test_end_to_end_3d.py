@@ -11,19 +11,44 @@ from afw_jax import predict
 from afw_jax.data.formats import volumes
 from afw_jax.training import metric_writer
 
-SMALL = ('--config.model.size=testing', '--config.train.batch_size=2', '--config.train.epochs=2', '--config.train.steps_per_epoch=3',
-         '--config.train.checkpoint_every_steps=4', '--config.train.validate_every_epochs=1', '--config.train.log_every_steps=1',
-         '--config.eval.batch_size=2', '--config.augment.name=volume', '--config.eval.num_pictures=1')
-VOLUMES = ('--config.model.name=unetr', '--config.data.size=(16, 32, 32)', '--config.data.spacing_mm=()', '--config.data.fit=resize')
-CROPS = ('--config.model.name=unetrpp', '--config.data.size=()', '--config.data.spacing_mm=(20.0, 7.0, 7.0)',
-         '--config.train.patch_size=(16, 32, 32)', '--config.eval.overlap=0.25')
+SMALL = (
+  '--config.model.size=testing',
+  '--config.train.batch_size=2',
+  '--config.train.epochs=2',
+  '--config.train.steps_per_epoch=3',
+  '--config.train.checkpoint_every_steps=4',
+  '--config.train.validate_every_epochs=1',
+  '--config.train.log_every_steps=1',
+  '--config.eval.batch_size=2',
+  '--config.augment.name=volume',
+  '--config.eval.num_pictures=1',
+)
+VOLUMES = (
+  '--config.model.name=unetr',
+  '--config.data.size=(16, 32, 32)',
+  '--config.data.spacing_mm=()',
+  '--config.data.fit=resize',
+)
+CROPS = (
+  '--config.model.name=unetrpp',
+  '--config.data.size=()',
+  '--config.data.spacing_mm=(20.0, 7.0, 7.0)',
+  '--config.train.patch_size=(16, 32, 32)',
+  '--config.eval.overlap=0.25',
+)
 
 
 @pytest.fixture(scope='module', params=[VOLUMES, CROPS], ids=['unetr-volumes', 'unetrpp-crops'])
 def run(request, tmp_path_factory, phantoms, run_main):
   """(workdir, its arguments) of a finished run."""
   workdir = tmp_path_factory.mktemp('3d') / 'run'
-  arguments = ('--config=configs/demo.py', f'--config.data.root={phantoms}', f'--workdir={workdir}', *SMALL, *request.param)
+  arguments = (
+    '--config=configs/demo.py',
+    f'--config.data.root={phantoms}',
+    f'--workdir={workdir}',
+    *SMALL,
+    *request.param,
+  )
   run_main(*arguments)
   return workdir, arguments
 
@@ -48,7 +73,13 @@ def test_predict_takes_a_new_scan_of_another_size(run, phantoms, run_main, tmp_p
   source = nib.load(phantoms / 'imagesTs' / 'new_000.nii.gz')
   cut = nib.Nifti1Image(np.asarray(source.dataobj)[4:37, 3:, 1:], source.affine)
   nib.save(cut, tmp_path / 'cut.nii.gz')
-  run_main('--mode=predict', f'--workdir={workdir}', f'--input={tmp_path}/cut.nii.gz', f'--output={tmp_path}/label.nii.gz', '--mirror_axes=2')
+  run_main(
+    '--mode=predict',
+    f'--workdir={workdir}',
+    f'--input={tmp_path}/cut.nii.gz',
+    f'--output={tmp_path}/label.nii.gz',
+    '--mirror_axes=2',
+  )
   label = nib.load(tmp_path / 'label.nii.gz')
   assert label.shape == cut.shape and np.array_equal(label.affine, cut.affine)
   trained = predict.load(str(workdir), mirror_axes=(2,))
@@ -72,8 +103,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(run, run_main, tmp_path):
 
 def test_2d_networks_refuse_volumes_and_3d_networks_slices(run_main, phantoms, tmp_path):
   base = ('--config=configs/demo.py', f'--config.data.root={phantoms}', f'--workdir={tmp_path}/run')
-  for arguments, said in (((*SMALL, '--config.model.name=unetr'), 'unetr is a 3D network'),
-                          (('--config.data.size=(16, 32, 32)',), 'unet is a 2D network'),
-                          ((*SMALL, *CROPS, '--config.data.size=(32, 32)'), 'makes slices')):
+  for arguments, said in (
+    ((*SMALL, '--config.model.name=unetr'), 'unetr is a 3D network'),
+    (('--config.data.size=(16, 32, 32)',), 'unet is a 2D network'),
+    ((*SMALL, *CROPS, '--config.data.size=(32, 32)'), 'makes slices'),
+  ):
     done = run_main(*base, *arguments, check=2)
     assert said in done.stderr and not (tmp_path / 'run' / 'checkpoints').exists()

@@ -17,7 +17,9 @@ def one_line(done, quiet=True):
   return lines[0]
 
 
-@pytest.mark.parametrize('arguments, said', [
+@pytest.mark.parametrize(
+  'arguments, said',
+  [
     ((), '--workdir'),
     (('--mode=train', '--workdir=x'), '--config'),
     (('--config=configs/none.py',), 'configs/none.py'),
@@ -28,16 +30,24 @@ def one_line(done, quiet=True):
     (('--config=configs/synapse.py', '--config.data.root=nowhere', '--workdir=WORK/a'), 'syn3193805'),
     (('--config=configs/demo.py', '--config.data.window=1,b', '--workdir=WORK/b'), 'data.window'),
     (('stray', '--workdir=x'), 'stray'),
-])
+  ],
+)
 def test_mistakes_on_the_command_line(run_main, tmp_path, arguments, said):
   line = one_line(run_main(*(a.replace('WORK', str(tmp_path)) for a in arguments), check=None))
   assert said in line
 
 
-@pytest.mark.parametrize('change, said', [
-    ('--config.model.name=unett', "id you mean 'unet'"), ('--config.loss.name=ce_awf', "Did you mean 'ce_afw'"),
-    ('--config.loss.ce_afw.rare=("spleeen",)', 'spleeen'), ('--config.augment.name=papers', 'paper'),
-    ('--config.optimizer.schedule_unit=day', 'epoch'), ('--config.data.size=(30, 32)', '32')])
+@pytest.mark.parametrize(
+  'change, said',
+  [
+    ('--config.model.name=unett', "id you mean 'unet'"),
+    ('--config.loss.name=ce_awf', "Did you mean 'ce_afw'"),
+    ('--config.loss.ce_afw.rare=("spleeen",)', 'spleeen'),
+    ('--config.augment.name=papers', 'paper'),
+    ('--config.optimizer.schedule_unit=day', 'epoch'),
+    ('--config.data.size=(30, 32)', '32'),
+  ],
+)
 def test_options_that_cannot_be(run_main, demo, trained, tmp_path, change, said):
   line = one_line(run_main(*demo, change, f'--workdir={tmp_path}/run', check=None))
   assert said in line
@@ -66,8 +76,16 @@ def test_a_torn_checkpoint_does_not_predict(run_main, trained, phantoms, tmp_pat
     for name in files:
       if os.path.basename(folder) == 'd':
         os.truncate(os.path.join(folder, name), os.path.getsize(os.path.join(folder, name)) // 2)
-  line = one_line(run_main('--mode=predict', f'--workdir={tmp_path}/torn', f'--input={phantoms}/imagesTs',
-                           f'--output={tmp_path}/out', check=None), quiet=False)  # as in the test of the full disk
+  line = one_line(
+    run_main(
+      '--mode=predict',
+      f'--workdir={tmp_path}/torn',
+      f'--input={phantoms}/imagesTs',
+      f'--output={tmp_path}/out',
+      check=None,
+    ),
+    quiet=False,
+  )  # as in the test of the full disk
   assert 'checkpoints/best' in line and not list(tmp_path.glob('out/*.nii.gz'))
 
 
@@ -77,7 +95,9 @@ def test_a_bad_scan_among_good_ones_keeps_what_was_done(run_main, trained, phant
   data = bytearray((scans / 'new_000.nii.gz').read_bytes())
   data[len(data) // 2] ^= 4
   (scans / 'zz_broken.nii.gz').write_bytes(data)
-  line = one_line(run_main('--mode=predict', f'--workdir={trained}', f'--input={scans}', f'--output={tmp_path}/out', check=None))
+  line = one_line(
+    run_main('--mode=predict', f'--workdir={trained}', f'--input={scans}', f'--output={tmp_path}/out', check=None)
+  )
   assert 'zz_broken.nii.gz' in line
   assert {p.name for p in (tmp_path / 'out').glob('*.nii.gz')} == {'new_000.nii.gz'}
   assert 'new_000' in (tmp_path / 'out' / 'volumes.csv').read_text()
@@ -87,7 +107,9 @@ def test_the_output_never_overwrites_the_scan(run_main, trained, phantoms, tmp_p
   scan = tmp_path / 'scan.nii.gz'
   shutil.copy(phantoms / 'imagesTs' / 'new_000.nii.gz', scan)
   before = scan.read_bytes()
-  assert 'overwrite' in one_line(run_main('--mode=predict', f'--workdir={trained}', f'--input={scan}', f'--output={scan}', check=None))
+  assert 'overwrite' in one_line(
+    run_main('--mode=predict', f'--workdir={trained}', f'--input={scan}', f'--output={scan}', check=None)
+  )
   assert scan.read_bytes() == before
 
 
@@ -99,7 +121,9 @@ def test_a_data_set_with_several_faults_names_them_all(run_main, demo, phantoms,
   wrong = np.asarray(first.dataobj).astype(np.uint8)
   wrong[0, 0, 0] = 77
   nib.save(nib.Nifti1Image(wrong, first.affine), labels[0])
-  nib.save(nib.Nifti1Image(np.zeros_like(np.asarray(nib.load(labels[1]).dataobj)), nib.load(labels[1]).affine), labels[1])
+  nib.save(
+    nib.Nifti1Image(np.zeros_like(np.asarray(nib.load(labels[1]).dataobj)), nib.load(labels[1]).affine), labels[1]
+  )
   done = run_main(*demo, f'--config.data.root={data}', f'--workdir={tmp_path}/runs/x', check=None)
   assert done.returncode == 2 and 'Traceback' not in done.stderr
   assert '77' in done.stderr and labels[0].name in done.stderr and labels[1].name in done.stderr
@@ -107,17 +131,31 @@ def test_a_data_set_with_several_faults_names_them_all(run_main, demo, phantoms,
 
 
 def test_a_non_finite_loss_names_step_cases_and_classes(run_main, demo, trained, tmp_path):
-  line = one_line(run_main(*demo, f'--config.data.store={next((trained.parent / "stores").iterdir())}', f'--workdir={tmp_path}/run',
-                           '--config.optimizer.learning_rate=1e30', check=None))
+  line = one_line(
+    run_main(
+      *demo,
+      f'--config.data.store={next((trained.parent / "stores").iterdir())}',
+      f'--workdir={tmp_path}/run',
+      '--config.optimizer.learning_rate=1e30',
+      check=None,
+    )
+  )
   assert 'step 2' in line and 'phantom_00' in line and 'gallbladder nan' in line
   assert not list((tmp_path / 'run' / 'checkpoints' / 'last').iterdir())
 
 
 @pytest.mark.parametrize('largest_file', [1500, 20_000])  # metrics.jsonl is too large; a checkpoint is
 def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_later(run_main, demo, trained, tmp_path, largest_file):
-  arguments = (*demo, f'--config.data.store={next((trained.parent / "stores").iterdir())}', f'--workdir={tmp_path}/run', '--mode=train')
-  line = one_line(run_main(*arguments, check=None, largest_file=largest_file, JAX_COMPILATION_CACHE_DIR=str(tmp_path / 'cache')),
-                  quiet=False)  # tensorstore's own threads print what they met
+  arguments = (
+    *demo,
+    f'--config.data.store={next((trained.parent / "stores").iterdir())}',
+    f'--workdir={tmp_path}/run',
+    '--mode=train',
+  )
+  line = one_line(
+    run_main(*arguments, check=None, largest_file=largest_file, JAX_COMPILATION_CACHE_DIR=str(tmp_path / 'cache')),
+    quiet=False,
+  )  # tensorstore's own threads print what they met
   assert str(tmp_path / 'run') in line and 'Free space' in line
   run_main(*arguments)
   assert (tmp_path / 'run' / 'checkpoints' / 'last' / '24').is_dir()

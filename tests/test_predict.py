@@ -20,7 +20,11 @@ def test_nifti_files_and_dicom_folders_side_by_side(tmp_path):
   (tmp_path / 'results').mkdir()
   (tmp_path / 'results' / 'b.nii.gz').write_bytes(bytes(200))
   assert predict.find_scans(str(tmp_path)) == {
-      'a': f'{tmp_path}/a', 'b': f'{tmp_path}/b.nii.gz', 'c': f'{tmp_path}/c', 'd': f'{tmp_path}/d.nii'}
+    'a': f'{tmp_path}/a',
+    'b': f'{tmp_path}/b.nii.gz',
+    'c': f'{tmp_path}/c',
+    'd': f'{tmp_path}/d.nii',
+  }
 
 
 def test_one_scan_and_folders_of_one_kind(tmp_path):

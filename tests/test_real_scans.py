@@ -15,9 +15,24 @@ from afw_jax.data.formats import volumes
 REAL = os.environ.get('AFW_REAL_DATA')
 pytestmark = pytest.mark.skipif(not REAL, reason='AFW_REAL_DATA is not set (a folder with real scans)')
 SLOW = pytest.mark.skipif('AFW_SLOW' not in os.environ, reason='AFW_SLOW is not set (some minutes more)')
-CROPS = ('--config.data.size=()', '--config.data.spacing_mm=(8.0, 5.0, 5.0)', '--config.model.size=testing',
-         '--config.train.patch_size=(16, 64, 64)', '--config.augment.name=volume', '--config.train.crops_per_case=2')
-ORGANS = {'spleen': 1, 'right_kidney': 2, 'left_kidney': 3, 'gallbladder': 4, 'liver': 5, 'stomach': 6, 'pancreas': 7, 'aorta': 52}
+CROPS = (
+  '--config.data.size=()',
+  '--config.data.spacing_mm=(8.0, 5.0, 5.0)',
+  '--config.model.size=testing',
+  '--config.train.patch_size=(16, 64, 64)',
+  '--config.augment.name=volume',
+  '--config.train.crops_per_case=2',
+)
+ORGANS = {
+  'spleen': 1,
+  'right_kidney': 2,
+  'left_kidney': 3,
+  'gallbladder': 4,
+  'liver': 5,
+  'stomach': 6,
+  'pancreas': 7,
+  'aorta': 52,
+}
 
 
 @pytest.fixture(scope='module')
@@ -30,15 +45,37 @@ def overfitted(tmp_path_factory, run_main):
   for folder, source in (('images', 'example_ct_sm.nii.gz'), ('labels', 'example_seg.nii.gz')):
     (root / folder).mkdir()
     shutil.copy(ct / source, root / folder / 'ct.nii.gz')
-  (root / 'dataset.json').write_text(json.dumps({
-      'channel_names': {'0': 'CT'}, 'labels': {'background': 0, **ORGANS}, 'file_ending': '.nii.gz',
-      'other_labels': 'background', 'split': {'train': ['ct'], 'val': [], 'test': []}}))
+  (root / 'dataset.json').write_text(
+    json.dumps(
+      {
+        'channel_names': {'0': 'CT'},
+        'labels': {'background': 0, **ORGANS},
+        'file_ending': '.nii.gz',
+        'other_labels': 'background',
+        'split': {'train': ['ct'], 'val': [], 'test': []},
+      }
+    )
+  )
   workdir = root / 'run'
-  run_main('--config=configs/folder.py', f'--config.data.root={root}', f'--workdir={workdir}', '--config.data.spacing_mm=()',
-           '--config.data.fractions=()', '--config.data.fit=crop_pad', '--config.data.size=(112, 128)', '--config.eval.split=train',
-           '--config.model.unet.features=(16, 32, 64, 128, 256)', '--config.augment.name=none', '--config.optimizer.learning_rate=0.02',
-           '--config.loss.ce_afw.gamma=1.0', '--config.loss.ce_afw.learned_weights=False', '--config.train.batch_size=6',
-           '--config.train.epochs=80', '--config.train.checkpoint_every_steps=1000', XLA_FLAGS='')
+  run_main(
+    '--config=configs/folder.py',
+    f'--config.data.root={root}',
+    f'--workdir={workdir}',
+    '--config.data.spacing_mm=()',
+    '--config.data.fractions=()',
+    '--config.data.fit=crop_pad',
+    '--config.data.size=(112, 128)',
+    '--config.eval.split=train',
+    '--config.model.unet.features=(16, 32, 64, 128, 256)',
+    '--config.augment.name=none',
+    '--config.optimizer.learning_rate=0.02',
+    '--config.loss.ce_afw.gamma=1.0',
+    '--config.loss.ce_afw.learned_weights=False',
+    '--config.train.batch_size=6',
+    '--config.train.epochs=80',
+    '--config.train.checkpoint_every_steps=1000',
+    XLA_FLAGS='',
+  )
   return workdir
 
 
@@ -72,15 +109,35 @@ def test_a_dicom_series_in_a_label_map_out(overfitted, run_main):
   assert 'mL' in done.stdout
 
 
-@pytest.mark.parametrize('network', [
+@pytest.mark.parametrize(
+  'network',
+  [
     ('--config.data.size=(32, 32)', '--config.model.unet.features=(4, 8, 8, 8, 8)'),
-    pytest.param(('--config.data.size=(16, 64, 64)', '--config.model.name=unetr', '--config.model.size=testing', '--config.augment.name=volume'),
-                 marks=SLOW),
-    ('--config.model.name=unet3d', *CROPS), pytest.param(('--config.model.name=unetrpp', *CROPS), marks=SLOW)],
-    ids=['unet', 'unetr', 'unet3d', 'unetrpp'])
+    pytest.param(
+      (
+        '--config.data.size=(16, 64, 64)',
+        '--config.model.name=unetr',
+        '--config.model.size=testing',
+        '--config.augment.name=volume',
+      ),
+      marks=SLOW,
+    ),
+    ('--config.model.name=unet3d', *CROPS),
+    pytest.param(('--config.model.name=unetrpp', *CROPS), marks=SLOW),
+  ],
+  ids=['unet', 'unetr', 'unet3d', 'unetrpp'],
+)
 def test_mr_scans_train_end_to_end(tmp_path, run_main, network):
-  run_main('--config=configs/chaos.py', f'--config.data.root={REAL}/chaos_mr_t2', f'--workdir={tmp_path}/run', '--config.data.num_cases=4',
-           '--config.train.batch_size=2', '--config.train.epochs=1', '--config.eval.batch_size=2', *network)
+  run_main(
+    '--config=configs/chaos.py',
+    f'--config.data.root={REAL}/chaos_mr_t2',
+    f'--workdir={tmp_path}/run',
+    '--config.data.num_cases=4',
+    '--config.train.batch_size=2',
+    '--config.train.epochs=1',
+    '--config.eval.batch_size=2',
+    *network,
+  )
   records = [json.loads(p.read_text()) for p in (tmp_path / 'run' / 'cases').glob('*.json')]
   assert len(records) == 1 and records[0]['split'] == 'val'  # CHAOS has no test labels: three to train, one to validate
   assert set(records[0]['scores']) == {'liver', 'right_kidney', 'left_kidney', 'spleen'}

@@ -32,8 +32,14 @@ def losses(workdir):
 
 def start(arguments, workdir):
   log = open(f'{workdir}.log', 'a')
-  return subprocess.Popen(command(*arguments, f'--workdir={workdir}', '--mode=train'), cwd=ROOT, env=environment(),
-                          stdout=log, stderr=log, start_new_session=True)
+  return subprocess.Popen(
+    command(*arguments, f'--workdir={workdir}', '--mode=train'),
+    cwd=ROOT,
+    env=environment(),
+    stdout=log,
+    stderr=log,
+    start_new_session=True,
+  )
 
 
 def reached(workdir, step):
@@ -92,7 +98,9 @@ def interrupted_at(step):
   yield lambda done: 143 if done == step else None
 
 
-def test_a_signal_saves_before_a_validation_that_is_due_and_one_in_the_last_validation_is_heard(trained, tmp_path, monkeypatch):
+def test_a_signal_saves_before_a_validation_that_is_due_and_one_in_the_last_validation_is_heard(
+  trained, tmp_path, monkeypatch
+):
   config = ml_collections.ConfigDict(json.loads((trained / 'config.json').read_text()))
   store, workdir = str(next((trained.parent / 'stores').iterdir())), str(tmp_path / 'run')
   validated, validate = [], validation.validate

@@ -79,8 +79,10 @@ def test_kill_minus_9_at_random_moments(trained, demo, tmp_path):
 
 def make_state(step):
   rng = np.random.default_rng(step)
-  params = {'net': {'conv': {'kernel': jnp.asarray(rng.normal(size=(3, 3, 8, 8)), jnp.float32)}},
-            'log_sigma_sq': jnp.asarray(rng.normal(size=(5,)), jnp.float32)}
+  params = {
+    'net': {'conv': {'kernel': jnp.asarray(rng.normal(size=(3, 3, 8, 8)), jnp.float32)}},
+    'log_sigma_sq': jnp.asarray(rng.normal(size=(5,)), jnp.float32),
+  }
   tx = optax.sgd(0.1, momentum=0.9)
   return TrainState(jnp.asarray(step, jnp.int32), params, {'bn': {'mean': jnp.ones(8)}}, tx.init(params))
 
@@ -94,7 +96,9 @@ def two_checkpoints(tmp_path_factory):
   folder = tmp_path_factory.mktemp('checkpoints')
   manager = checkpoint.open_manager(str(folder), keep=2)
   for step in (3, 6):
-    checkpoint.save(manager, make_state(step), {'best_dsc': step / 7, 'config': {'seed': 17}, 'data': {'organs': ['liver']}})
+    checkpoint.save(
+      manager, make_state(step), {'best_dsc': step / 7, 'config': {'seed': 17}, 'data': {'organs': ['liver']}}
+    )
     checkpoint.finish(manager)
   manager.close()
   return folder
@@ -105,7 +109,9 @@ def two_checkpoints(tmp_path_factory):
 def test_a_flipped_bit_anywhere_is_never_loaded(two_checkpoints, tmp_path, files, seed):
   folder, rng = str(tmp_path / 'last'), random.Random(seed)
   shutil.copytree(two_checkpoints, folder)
-  metas = {step: {'best_dsc': step / 7, 'config': {'seed': 17}, 'data': {'organs': ['liver']}, 'step': step} for step in (3, 6)}
+  metas = {
+    step: {'best_dsc': step / 7, 'config': {'seed': 17}, 'data': {'organs': ['liver']}, 'step': step} for step in (3, 6)
+  }
   path = rng.choice(sorted(p for p in (tmp_path / 'last' / '6').glob(files) if p.is_file() and p.stat().st_size))
   data = bytearray(path.read_bytes())
   at = rng.randrange(len(data))
@@ -114,7 +120,11 @@ def test_a_flipped_bit_anywhere_is_never_loaded(two_checkpoints, tmp_path, files
   where = f'{path.relative_to(folder)}, byte {at}'
 
   abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), make_state(0))
-  model = {'net': abstract.params['net'], 'log_sigma_sq': abstract.params['log_sigma_sq'], 'batch_stats': abstract.batch_stats}
+  model = {
+    'net': abstract.params['net'],
+    'log_sigma_sq': abstract.params['log_sigma_sq'],
+    'batch_stats': abstract.batch_stats,
+  }
   try:
     variables, meta = checkpoint.restore_variables(folder, model)
     assert equal(variables['params'], make_state(6).params['net']), where

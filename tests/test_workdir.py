@@ -29,7 +29,11 @@ def test_what_trains_nothing_may_change(begun):
 
 
 def test_one_run_trains_in_a_workdir(begun):
-  with workdir.hold(str(begun)), pytest.raises(InputError, match='another process is training'), workdir.hold(str(begun)):
+  with (
+    workdir.hold(str(begun)),
+    pytest.raises(InputError, match='another process is training'),
+    workdir.hold(str(begun)),
+  ):
     pass
   with workdir.hold(str(begun)):
     pass
@@ -40,5 +44,10 @@ def test_what_trains_may_not(begun):
   config.model.unet.head_kernel, config.loss.name, config.train.epochs = 3, 'ce_dice', 7
   with pytest.raises(InputError, match='another --workdir') as error:
     workdir.claim(str(begun), config)
-  for said in ('model.unet.head_kernel was 1, is 3', "loss.name was 'ce_afw', is 'ce_dice'", 'train.epochs was', 'loss.ce_dice.recipe was'):
+  for said in (
+    'model.unet.head_kernel was 1, is 3',
+    "loss.name was 'ce_afw', is 'ce_dice'",
+    'train.epochs was',
+    'loss.ce_dice.recipe was',
+  ):
     assert said in str(error.value)

@@ -2,4 +2,4 @@
 
 from afw_jax.config.defaults import default_config
 
-__all__ = ["default_config"]
+__all__ = ['default_config']

@@ -15,8 +15,12 @@ from afw_jax.weights import pretrained
 
 def network(config: ml_collections.ConfigDict, num_classes: int, **more) -> tuple:
   """(module, the options it was built with as plain JSON); `more` are options no file keeps, as `constrain`."""
-  options = {'dtype': config.model.dtype, 'size': config.model.size, 'remat': config.model.remat,
-             **config.model.get(config.model.name, {})}
+  options = {
+    'dtype': config.model.dtype,
+    'size': config.model.size,
+    'remat': config.model.remat,
+    **config.model.get(config.model.name, {}),
+  }
   options = json.loads(ml_collections.ConfigDict(options).to_json_best_effort())
   return models.build(config.model.name, num_classes=num_classes, **options, **more), options
 
@@ -31,13 +35,18 @@ def input_size(config: ml_collections.ConfigDict) -> tuple[int, ...]:
   key = 'train.patch_size' if config.train.patch_size else 'data.size'
   rank = models.module_of(name).RANK
   if rank == 2 and config.train.patch_size:
-    raise InputError(key, f'is {size}, but {name} is a 2D network, which takes whole slices', 'Leave it out: train.patch_size=().')
+    raise InputError(
+      key, f'is {size}, but {name} is a 2D network, which takes whole slices', 'Leave it out: train.patch_size=().'
+    )
   if len(size) != rank:
     wanted = {2: 'data.size=(h, w)', 3: 'data.size=(d, h, w) or train.patch_size=(d, h, w)'}
     raise InputError(key, f'is {size}, but {name} is a {rank}D network', f'Give {wanted[rank]}.')
   if config.train.patch_size and len(config.data.size) == 2:
-    raise InputError('train.patch_size', f'is {size}, but data.size {tuple(config.data.size)} makes slices',
-                     'Give data.size=() or (d, h, w).')
+    raise InputError(
+      'train.patch_size',
+      f'is {size}, but data.size {tuple(config.data.size)} makes slices',
+      'Give data.size=() or (d, h, w).',
+    )
   if not all(isinstance(n, int) and n > 0 for n in size):
     raise InputError(key, f'{size} has a side that is no number of voxels', 'Give train.patch_size=(d, h, w).')
   return size
@@ -79,22 +88,37 @@ def preparation(config: ml_collections.ConfigDict, on):
 def schedule(config: ml_collections.ConfigDict, steps_per_epoch: int):
   """Learning rate of a step."""
   return optimizer.polynomial_schedule(
-      config.optimizer.learning_rate, epochs=config.train.epochs, steps_per_epoch=steps_per_epoch,
-      unit=config.optimizer.schedule_unit, power=config.optimizer.power)
+    config.optimizer.learning_rate,
+    epochs=config.train.epochs,
+    steps_per_epoch=steps_per_epoch,
+    unit=config.optimizer.schedule_unit,
+    power=config.optimizer.power,
+  )
 
 
 def sgd(config: ml_collections.ConfigDict, rate):
   """The optimizer."""
-  return optimizer.sgd(rate, momentum=config.optimizer.momentum, weight_decay=config.optimizer.weight_decay,
-                       clip_norm=config.optimizer.clip_norm)
+  return optimizer.sgd(
+    rate,
+    momentum=config.optimizer.momentum,
+    weight_decay=config.optimizer.weight_decay,
+    clip_norm=config.optimizer.clip_norm,
+  )
 
 
 def data_choices(data: ml_collections.ConfigDict) -> dict:
   """What `prepare.prepare` needs of `config.data`; axes that size and spacing leave out are those of the scan."""
   return dict(
-      size=data.size, spacing_mm=(None,) * (3 - len(data.spacing_mm)) + tuple(data.spacing_mm), fit=data.fit,
-      order=data.interpolation, window=_window(data.window), fractions=data.fractions or None, seed=data.split_seed,
-      cases=data.num_cases or None, keep_defective=data.keep_defective)
+    size=data.size,
+    spacing_mm=(None,) * (3 - len(data.spacing_mm)) + tuple(data.spacing_mm),
+    fit=data.fit,
+    order=data.interpolation,
+    window=_window(data.window),
+    fractions=data.fractions or None,
+    seed=data.split_seed,
+    cases=data.num_cases or None,
+    keep_defective=data.keep_defective,
+  )
 
 
 def check(config: ml_collections.ConfigDict, *, fresh: bool = True) -> None:
@@ -104,11 +128,21 @@ def check(config: ml_collections.ConfigDict, *, fresh: bool = True) -> None:
     config: of the run.
     fresh: False where its training has begun, so that pretrained weights are not read again.
   """
-  for section, key in (('train', 'batch_size'), ('train', 'epochs'), ('train', 'log_every_steps'), ('eval', 'batch_size'),
-                       ('train', 'checkpoint_every_steps'), ('train', 'validate_every_epochs')):
+  for section, key in (
+    ('train', 'batch_size'),
+    ('train', 'epochs'),
+    ('train', 'log_every_steps'),
+    ('eval', 'batch_size'),
+    ('train', 'checkpoint_every_steps'),
+    ('train', 'validate_every_epochs'),
+  ):
     if config[section][key] < 1:
       raise InputError(f'{section}.{key}', f'is {config[section][key]}', 'Give 1 or more.')
-  for key, known in (('convention', metrics.UNITS), ('split', ('train', 'val', 'test')), ('checkpoint', ('best', 'last'))):
+  for key, known in (
+    ('convention', metrics.UNITS),
+    ('split', ('train', 'val', 'test')),
+    ('checkpoint', ('best', 'last')),
+  ):
     if config.eval[key] not in known:
       raise InputError(f'eval.{key}', f'{config.eval[key]!r} is unknown', f'Use one of {", ".join(known)}.')
   for section, key in (('train', 'foreground'), ('eval', 'overlap')):
@@ -134,4 +168,6 @@ def _window(text: str) -> str | tuple[float, ...] | None:
   try:
     return tuple(float(v) for v in text.strip('()[]').split(',')) if ',' in text else text or None
   except ValueError as error:
-    raise InputError('data.window', f'{text!r} is no window', 'Use paper, transunet, percentile or LOW,HIGH.') from error
+    raise InputError(
+      'data.window', f'{text!r} is no window', 'Use paper, transunet, percentile or LOW,HIGH.'
+    ) from error

@@ -13,7 +13,10 @@ def default_config() -> ml_collections.ConfigDict:
   data.dataset = 'synapse'  # synapse chaos_ct chaos_mr_t1in chaos_mr_t1out chaos_mr_t2 chaos4 abdomenct1k folder
   data.root = 'data/synapse'  # where the raw scans are
   data.store = ''  # where prepared scans go; '' = stores/<dataset>-<options> beside the workdir
-  data.size = (224, 224)  # working grid: (h, w) slices, (d, h, w) volumes, () volumes of whatever size the spacing gives
+  data.size = (
+    224,
+    224,
+  )  # working grid: (h, w) slices, (d, h, w) volumes, () volumes of whatever size the spacing gives
   data.spacing_mm = (1.0, 1.0)  # (y, x) or (z, y, x) spacing before `fit`; () = the scan's own
   data.fit = 'resize'  # to `size`: resize | crop_pad
   data.interpolation = 'cubic'  # of the image: cubic | linear
@@ -31,32 +34,50 @@ def default_config() -> ml_collections.ConfigDict:
   model.pretrained = ''  # file of published weights for the encoder of transunet or vatransunet
   model.unet = ml_collections.ConfigDict(dict(recipe='paper', head_kernel=1, features=()))  # () = 32 64 128 256 512
   model.unetpp = ml_collections.ConfigDict(dict(deep_supervision=False, features=(), repeat_to_rgb=False))
-  model.transunet = ml_collections.ConfigDict(dict(
+  model.transunet = ml_collections.ConfigDict(
+    dict(
       encoder='r50',  # r50 | vit
       n_skip=config_dict.placeholder(int),  # skip connections, 0 to 3; unset = 3 with r50, 0 with vit
       position_grid=config_dict.placeholder(tuple),  # (h, w) tokens of converted weights, where that cannot be told
       reading='transunet',  # of the published weights: transunet (its figures) | google (their makers')
-      dropout_rate=0.1))
+      dropout_rate=0.1,
+    )
+  )
   model.vatransunet = ml_collections.ConfigDict(dict(drop_path_rate=0.1))
   model.unet3d = ml_collections.ConfigDict(dict(deep_supervision=True, features=()))  # () = 32 64 128 256 320 320
-  model.unetr = ml_collections.ConfigDict(dict(
+  model.unetr = ml_collections.ConfigDict(
+    dict(
       patch_embedding='perceptron',  # perceptron | conv
       position_grid=config_dict.placeholder(tuple),  # (d, h, w) patches of converted weights, where that cannot be told
       feature_size=config_dict.placeholder(int),  # channels at full resolution; unset = 16
-      conv_block=True, res_block=True, qkv_bias=False, dropout_rate=0.0))
-  model.unetrpp = ml_collections.ConfigDict(dict(
+      conv_block=True,
+      res_block=True,
+      qkv_bias=False,
+      dropout_rate=0.0,
+    )
+  )
+  model.unetrpp = ml_collections.ConfigDict(
+    dict(
       epa_layout='released',  # released: with the scrambled axes of the published code | fixed
-      stem=(2, 4, 4), deep_supervision=True, attention_dropout=0.15, channel_dropout=0.1))
+      stem=(2, 4, 4),
+      deep_supervision=True,
+      attention_dropout=0.15,
+      channel_dropout=0.1,
+    )
+  )
 
   config.loss = loss = ml_collections.ConfigDict()
   loss.name = 'ce_afw'  # ce_afw ce_dice ce_gd focal_dice and the others of afw_jax.losses.LOSSES
-  loss.ce_afw = ml_collections.ConfigDict(dict(
+  loss.ce_afw = ml_collections.ConfigDict(
+    dict(
       recipe='paper',  # Eq. 7, linear denominators | released: 0.5 / 0.5, squared
       gamma=0.25,  # exponent of the focused organs
       rare=(),  # names of the focused organs; () = every organ
       correction='eq6',  # eq6 | eq2
       symmetric=False,  # the same exponent for the background (Table 4)
-      learned_weights=True))  # False: equal weights (Table 3)
+      learned_weights=True,
+    )
+  )  # False: equal weights (Table 3)
   loss.ce_dice = ml_collections.ConfigDict(dict(recipe='paper'))  # paper 1 / 1 linear | released 0.5 / 0.5 squared
   loss.ce_gd = ml_collections.ConfigDict(dict(ce_weight=1.0, gd_weight=1.0))
   loss.focal_dice = ml_collections.ConfigDict(dict(focal_weight=1.0, dice_weight=1.0, gamma=2.0))
@@ -74,13 +95,28 @@ def default_config() -> ml_collections.ConfigDict:
 
   config.augment = augment = ml_collections.ConfigDict()
   augment.name = 'paper'  # none paper released extended, volume (3D)
-  augment.extended = ml_collections.ConfigDict(dict(
-      max_angle_deg=20.0, scale=(0.85, 1.15), max_shift=0.05, gamma=(0.75, 1.33), contrast=(0.85, 1.15), brightness=0.08,
-      mirror_axes=()))
-  augment.volume = ml_collections.ConfigDict(dict(
-      mirror_axes=(0, 1, 2), max_angle_deg=(30.0, 15.0, 15.0), scale=(0.85, 1.15),
+  augment.extended = ml_collections.ConfigDict(
+    dict(
+      max_angle_deg=20.0,
+      scale=(0.85, 1.15),
+      max_shift=0.05,
+      gamma=(0.75, 1.33),
+      contrast=(0.85, 1.15),
+      brightness=0.08,
+      mirror_axes=(),
+    )
+  )
+  augment.volume = ml_collections.ConfigDict(
+    dict(
+      mirror_axes=(0, 1, 2),
+      max_angle_deg=(30.0, 15.0, 15.0),
+      scale=(0.85, 1.15),
       voxel_aspect=(1.0, 1.0, 1.0),  # lengths of a voxel (z, y, x), so that a rotation does not shear
-      gamma=(1.0, 1.0), contrast=(1.0, 1.0), brightness=0.0))
+      gamma=(1.0, 1.0),
+      contrast=(1.0, 1.0),
+      brightness=0.0,
+    )
+  )
   augment.released = ml_collections.ConfigDict(dict(p_flip=0.5, p_rotate=0.5))
   augment.paper = ml_collections.ConfigDict(dict(mirror_axes=(0, 1), max_angle_deg=30.0))
 

@@ -36,8 +36,11 @@ class Cases:
       arrays = store.read_case(self.store_dir, case_id).arrays
       missing = sorted(set(self.needs) - set(arrays))
       if missing:
-        raise InputError(f'{store_dir} case {case_id}', f'has no {", ".join(missing)} (prepared by an older version?)',
-                         'Run --mode=prepare again')
+        raise InputError(
+          f'{store_dir} case {case_id}',
+          f'has no {", ".join(missing)} (prepared by an older version?)',
+          'Run --mode=prepare again',
+        )
       self.shapes[case_id] = arrays['image'].shape
       dtypes.add(arrays['image'].dtype)
     self.dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
@@ -51,4 +54,6 @@ class Cases:
     first, size = self.ids[0], self.shapes[self.ids[0]][axes]
     for case_id, shape in self.shapes.items():
       if shape[axes] != size:
-        raise InputError(f'{self.store_dir} case {case_id}', f'{what} {shape[axes]} but those of {first} are {size}', cure)
+        raise InputError(
+          f'{self.store_dir} case {case_id}', f'{what} {shape[axes]} but those of {first} are {size}', cure
+        )

@@ -80,10 +80,19 @@ class CropSource:
     InputError: a size, share or number that makes no sense, or a case that lacks what crops need.
   """
 
-  def __init__(self, store_dir: str, case_ids: Sequence[str], patch_size: Sequence[int], *, foreground: float = 1 / 3,
-               crops_per_case: int = 1):
+  def __init__(
+    self,
+    store_dir: str,
+    case_ids: Sequence[str],
+    patch_size: Sequence[int],
+    *,
+    foreground: float = 1 / 3,
+    crops_per_case: int = 1,
+  ):
     if len(patch_size) != 3 or any(n != int(n) or n < 1 for n in patch_size):
-      raise InputError(f'patch_size {tuple(patch_size)}', 'is no size of a crop', 'Give whole numbers (d, h, w) above 0')
+      raise InputError(
+        f'patch_size {tuple(patch_size)}', 'is no size of a crop', 'Give whole numbers (d, h, w) above 0'
+      )
     if not 0 <= foreground <= 1:
       raise InputError(f'foreground {foreground}', 'is no probability', 'Use a number from 0 to 1')
     if crops_per_case != int(crops_per_case) or crops_per_case < 1:
@@ -114,7 +123,12 @@ class CropSource:
       low, high = np.maximum(low, voxel - size + 1), np.minimum(high, voxel)
     start = rng.integers(low, high + 1)
     window = np.asarray(case.meta['window'], np.float32)
-    image = read_crop(case.arrays['image'], start, self.patch_size, darkest(case.meta['window'], case.arrays['image'].dtype))
-    return {'image': image.astype(self.cases.dtype, copy=False)[..., None],
-            'label': read_crop(case.arrays['label'], start, self.patch_size, 0),
-            'window': window, **element}
+    image = read_crop(
+      case.arrays['image'], start, self.patch_size, darkest(case.meta['window'], case.arrays['image'].dtype)
+    )
+    return {
+      'image': image.astype(self.cases.dtype, copy=False)[..., None],
+      'label': read_crop(case.arrays['label'], start, self.patch_size, 0),
+      'window': window,
+      **element,
+    }

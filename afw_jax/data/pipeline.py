@@ -57,8 +57,12 @@ class VolumeSource:
 
   def __init__(self, store_dir: str, case_ids: Sequence[str]):
     self.cases = Cases(store_dir, case_ids)
-    self.cases.check_equal(slice(None), 'volumes are', 'Set train.patch_size (d, h, w) to train on crops of one size, or '
-                           'prepare all volumes with one data.size (d, h, w)')
+    self.cases.check_equal(
+      slice(None),
+      'volumes are',
+      'Set train.patch_size (d, h, w) to train on crops of one size, or '
+      'prepare all volumes with one data.size (d, h, w)',
+    )
     self.records = [(case_id,) for case_id in self.cases.ids]
 
   def __len__(self) -> int:
@@ -76,14 +80,22 @@ Source = SliceSource | VolumeSource | CropSource
 
 def _element(cases: Cases, case_id: str, part, index) -> dict[str, np.ndarray]:
   case = cases.open(case_id)
-  return {'image': np.array(case.arrays['image'][part], cases.dtype)[..., None],  # copies it out of the memory map
-          'label': np.array(case.arrays['label'][part]),
-          'window': np.asarray(case.meta['window'], np.float32),
-          'index': np.int32(index)}
+  return {
+    'image': np.array(case.arrays['image'][part], cases.dtype)[..., None],  # copies it out of the memory map
+    'label': np.array(case.arrays['label'][part]),
+    'window': np.asarray(case.meta['window'], np.float32),
+    'index': np.int32(index),
+  }
 
 
-def make_source(store_dir: str, case_ids: Sequence[str], patch_size: Sequence[int] | None = None, *,
-                foreground: float = 1 / 3, crops_per_case: int = 1) -> Source:
+def make_source(
+  store_dir: str,
+  case_ids: Sequence[str],
+  patch_size: Sequence[int] | None = None,
+  *,
+  foreground: float = 1 / 3,
+  crops_per_case: int = 1,
+) -> Source:
   """The training samples of a store: slices where its working size is (h, w), volumes where it is (d, h, w), or crops.
 
   Args:
@@ -109,8 +121,17 @@ def steps_per_epoch(n_records: int, batch_size: int) -> int:
   return -(-n_records // batch_size)
 
 
-def train_batches(source: Source, *, batch_size: int, seed: int, start_step: int = 0, rank: int = 0, world: int = 1,
-                  num_workers: int = 0, prefetch: int = 2) -> Iterator[dict[str, np.ndarray]]:
+def train_batches(
+  source: Source,
+  *,
+  batch_size: int,
+  seed: int,
+  start_step: int = 0,
+  rank: int = 0,
+  world: int = 1,
+  num_workers: int = 0,
+  prefetch: int = 2,
+) -> Iterator[dict[str, np.ndarray]]:
   """This rank's rows of global batches start_step, start_step + 1, ... without end.
 
   The order is one endless stream, reshuffled each time the records are used up (each epoch holds every record once;
@@ -139,8 +160,9 @@ def train_batches(source: Source, *, batch_size: int, seed: int, start_step: int
   if world < 1 or not 0 <= rank < world:
     raise InputError('rank', f'{rank} of {world} ranks', 'Use 0 <= rank < world')
   if batch_size < 1 or batch_size % world:
-    raise InputError('batch_size', f'{batch_size} rows cannot be shared equally by {world} ranks',
-                     f'Use a multiple of {world}')
+    raise InputError(
+      'batch_size', f'{batch_size} rows cannot be shared equally by {world} ranks', f'Use a multiple of {world}'
+    )
   for name, value, least in (('start_step', start_step, 0), ('num_workers', num_workers, 0), ('prefetch', prefetch, 1)):
     if value < least:
       raise InputError(name, f'is {value}', f'Use {least} or more')
@@ -148,7 +170,7 @@ def train_batches(source: Source, *, batch_size: int, seed: int, start_step: int
   if hasattr(source, 'draw'):
     rows = rows.random_map(source.draw)
   # Cut into parts of B / world before slicing: rank r's rows stay contiguous in the global batch, as device meshes want.
-  parts = rows.batch(batch_size // world)[start_step * world + rank::world]
+  parts = rows.batch(batch_size // world)[start_step * world + rank :: world]
   ahead = grain.ReadOptions(num_threads=min(2, prefetch), prefetch_buffer_size=prefetch)
   batches = parts.to_iter_dataset(ahead)
   if num_workers:

@@ -31,6 +31,7 @@ class Plan:
     spacing_mm: spacing of the working grid.
     fit: 'resize' or 'crop_pad'.
   """
+
   native: tuple[int, ...]
   native_spacing_mm: tuple[float, ...]
   resampled: tuple[int, ...]
@@ -47,8 +48,14 @@ class Plan:
     return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in said.items()})
 
 
-def make_plan(shape: Sequence[int], spacing_mm: Sequence[float], *, size: Sequence[int | None],
-              spacing: Sequence[float | None], fit: str = 'resize') -> Plan:
+def make_plan(
+  shape: Sequence[int],
+  spacing_mm: Sequence[float],
+  *,
+  size: Sequence[int | None],
+  spacing: Sequence[float | None],
+  fit: str = 'resize',
+) -> Plan:
   """Plans the way of one scan, a training case or a new one alike.
 
   Args:
@@ -73,15 +80,14 @@ def make_plan(shape: Sequence[int], spacing_mm: Sequence[float], *, size: Sequen
     raise InputError(f'spacing_mm {tuple(spacing)}', 'is no spacing', "Give (z, y, x) in mm; None keeps the scan's")
   resampled = tuple(n if t is None else max(1, round(n * s / t)) for n, s, t in zip(shape, spacing_mm, spacing))
   if max(resampled) > _MAX_SIDE:
-    raise InputError(f'spacing_mm {tuple(spacing)}', f'would make {resampled} voxels of {tuple(shape)}',
-                     'Use a coarser spacing')
+    raise InputError(
+      f'spacing_mm {tuple(spacing)}', f'would make {resampled} voxels of {tuple(shape)}', 'Use a coarser spacing'
+    )
   working = tuple(r if s is None else int(s) for r, s in zip(resampled, size))
   crop = fit == 'crop_pad'
-  offset = tuple((r - w) // 2 if crop and r > w else -((w - r) // 2) if crop else 0
-                 for r, w in zip(resampled, working))
+  offset = tuple((r - w) // 2 if crop and r > w else -((w - r) // 2) if crop else 0 for r, w in zip(resampled, working))
   reached = resampled if crop else working
-  new_mm = tuple(s * (n - 1) / (m - 1) if n > 1 and m > 1 else s * n / m
-                 for s, n, m in zip(spacing_mm, shape, reached))
+  new_mm = tuple(s * (n - 1) / (m - 1) if n > 1 and m > 1 else s * n / m for s, n, m in zip(spacing_mm, shape, reached))
   return Plan(tuple(map(int, shape)), tuple(map(float, spacing_mm)), resampled, offset, working, new_mm, fit)
 
 
@@ -131,7 +137,7 @@ def to_working(volume: np.ndarray, plan: Plan, order: int) -> np.ndarray:
     Padding is 0 for order 0, else the volume's smallest value (air).
   """
   if tuple(volume.shape) != plan.native:
-    raise ValueError(f'volume {volume.shape} is not the plan\'s {plan.native}')
+    raise ValueError(f"volume {volume.shape} is not the plan's {plan.native}")
   if order == 0:
     return _gather(volume, plan)
   mz, my, mx = (_to_working_matrix(plan, axis, order) for axis in range(3))
@@ -160,11 +166,11 @@ def _apply(matrix: np.ndarray, rows: np.ndarray) -> np.ndarray:
   """matrix (m, n) @ rows (n, k), leaving out the blocks of the matrix that are zero."""
   out = np.zeros((matrix.shape[0], rows.shape[1]), np.float32)
   for start in range(0, len(matrix), _BLOCK):
-    block = matrix[start:start + _BLOCK]
+    block = matrix[start : start + _BLOCK]
     used = np.flatnonzero(block.any(axis=0))
     if used.size:
       low, high = used[0], used[-1] + 1
-      np.matmul(block[:, low:high], rows[low:high], out=out[start:start + _BLOCK])
+      np.matmul(block[:, low:high], rows[low:high], out=out[start : start + _BLOCK])
   return out
 
 

@@ -20,15 +20,20 @@ FORMAT = 1
 STAGING = '.staging'  # a store inside the store: cases wait here until all of them are fine
 _TMP = '.tmp-'
 _OTHERS = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)  # of a rename: another process was there first
-_HEADERS = threading.Lock()  # numpy parses a header with `ast`, which two threads at once break (SystemError, Python 3.11)
-_CURES = {errno.ENOSPC: 'Free some disk space and run it again: finished cases are kept',
-          errno.EDQUOT: 'Your disk quota is used up: free some space and run it again: finished cases are kept',
-          errno.EFBIG: 'A limit on file size is in force (ulimit -f): raise it and run it again'}
+_HEADERS = (
+  threading.Lock()
+)  # numpy parses a header with `ast`, which two threads at once break (SystemError, Python 3.11)
+_CURES = {
+  errno.ENOSPC: 'Free some disk space and run it again: finished cases are kept',
+  errno.EDQUOT: 'Your disk quota is used up: free some space and run it again: finished cases are kept',
+  errno.EFBIG: 'A limit on file size is in force (ulimit -f): raise it and run it again',
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
   """One prepared case: id, arrays (name -> read-only memory map) and meta (case.json)."""
+
   id: str
   arrays: dict[str, np.ndarray]
   meta: dict

@@ -34,7 +34,13 @@ AUTO = 'auto'  # --coordinator: JAX asks the TPU's own metadata
 HEARTBEAT_SECONDS = 15
 SHUTDOWN_SECONDS = 15
 _PORTS = (61440, 4096)  # first, number: where SLURM's job number picks one
-_LOST = ('Gloo', 'NCCL', 'coordination service', 'Barrier failed', 'heartbeat')  # what the failure of another looks like
+_LOST = (
+  'Gloo',
+  'NCCL',
+  'coordination service',
+  'Barrier failed',
+  'heartbeat',
+)  # what the failure of another looks like
 _WEEK_MS = 7 * 24 * 3600 * 1000
 
 
@@ -54,8 +60,13 @@ class Place(NamedTuple):
   local_devices: tuple[int, ...] | None = None
 
 
-def place(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None, *,
-          environ: Mapping[str, str] = os.environ) -> Place | None:
+def place(
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  *,
+  environ: Mapping[str, str] = os.environ,
+) -> Place | None:
   """Where this process belongs: what it is told, else what its launcher says; None: it is alone.
 
   Launchers: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID or (Kubernetes) JOB_COMPLETION_INDEX; a step of
@@ -79,20 +90,30 @@ def place(coordinator: str | None = None, num_processes: int | None = None, proc
   if any(value is not None for value in given.values()):
     missing = [name for name, value in given.items() if value is None]
     if missing:
-      raise InputError(' and '.join(missing), 'must be given with the others',
-                       'Several processes need --coordinator=HOST:PORT --num_processes=N --process_id=I, I from 0 to N - 1.')
+      raise InputError(
+        ' and '.join(missing),
+        'must be given with the others',
+        'Several processes need --coordinator=HOST:PORT --num_processes=N --process_id=I, I from 0 to N - 1.',
+      )
     return _checked('--process_id', Place(coordinator, num_processes, process_id))
   return _by_variables(environ) or _by_slurm(environ) or _by_tpu(environ)
 
 
 def _checked(where: str, found: Place) -> Place | None:
   if found.num_processes < 1:
-    raise InputError(where, f'is given with {found.num_processes} processes', 'Give the number of processes, 1 or more.')
+    raise InputError(
+      where, f'is given with {found.num_processes} processes', 'Give the number of processes, 1 or more.'
+    )
   if not 0 <= found.process_id < found.num_processes:
-    raise InputError(where, f'{found.process_id} is not one of {found.num_processes} processes',
-                     f'Number them from 0 to {found.num_processes - 1}.')
+    raise InputError(
+      where,
+      f'{found.process_id} is not one of {found.num_processes} processes',
+      f'Number them from 0 to {found.num_processes - 1}.',
+    )
   if not re.fullmatch(r'.+:\d+', found.coordinator):
-    raise InputError(found.coordinator, 'is no address of a coordinator', 'Give HOST:PORT of process 0, for instance node1:12355.')
+    raise InputError(
+      found.coordinator, 'is no address of a coordinator', 'Give HOST:PORT of process 0, for instance node1:12355.'
+    )
   return found if found.num_processes > 1 else None
 
 
@@ -106,8 +127,11 @@ def _by_variables(environ: Mapping[str, str]) -> Place | None:
     return None
   missing = [name for name in (*names, 'JAX_PROCESS_ID') if not told.get(name)]
   if missing:  # alone, each process would train the whole in one workdir
-    raise InputError(' and '.join(missing), f'must be set with {" and ".join(name for name in told if told[name])}',
-                     'Set all three (in Kubernetes JOB_COMPLETION_INDEX does for the id), or none.')
+    raise InputError(
+      ' and '.join(missing),
+      f'must be set with {" and ".join(name for name in told if told[name])}',
+      'Set all three (in Kubernetes JOB_COMPLETION_INDEX does for the id), or none.',
+    )
   for name in (names[1], 'JAX_PROCESS_ID'):
     if not told[name].isdecimal():
       raise InputError(name, f'{told[name]!r} is no number', 'Give the number of processes, and ids from 0.')
@@ -115,7 +139,14 @@ def _by_variables(environ: Mapping[str, str]) -> Place | None:
 
 
 def _by_slurm(environ: Mapping[str, str]) -> Place | None:
-  names = ('SLURM_JOB_ID', 'SLURM_STEP_ID', 'SLURM_STEP_NUM_TASKS', 'SLURM_STEP_NODELIST', 'SLURM_PROCID', 'SLURM_LOCALID')
+  names = (
+    'SLURM_JOB_ID',
+    'SLURM_STEP_ID',
+    'SLURM_STEP_NUM_TASKS',
+    'SLURM_STEP_NODELIST',
+    'SLURM_PROCID',
+    'SLURM_LOCALID',
+  )
   if not all(environ.get(name) for name in names) or int(environ['SLURM_STEP_NUM_TASKS']) < 2:
     return None
   job, step, tasks, nodes, own, local = (environ[name] for name in names)
@@ -125,12 +156,19 @@ def _by_slurm(environ: Mapping[str, str]) -> Place | None:
   # Tasks that share a node and see all its GPUs take one each; a task alone on its node takes all.
   beside = int(re.match(r'\d+', environ.get('SLURM_STEP_TASKS_PER_NODE', '1')).group()) > 1 or int(local) > 0
   bound = environ.get('CUDA_VISIBLE_DEVICES', ',').count(',') == 0
-  return _checked('SLURM_PROCID', Place(f'{prefix}{number}{suffix}:{port}', int(tasks), int(own), (int(local),) if beside and not bound else None))
+  return _checked(
+    'SLURM_PROCID',
+    Place(f'{prefix}{number}{suffix}:{port}', int(tasks), int(own), (int(local),) if beside and not bound else None),
+  )
 
 
 def _by_tpu(environ: Mapping[str, str]) -> Place | None:
   hosts = environ.get('TPU_WORKER_HOSTNAMES', '').split(',')
-  if len(hosts) < 2 or not environ.get('TPU_WORKER_ID') or environ.get('JAX_PLATFORMS', 'tpu') not in ('', 'tpu', 'tpu,cpu'):
+  if (
+    len(hosts) < 2
+    or not environ.get('TPU_WORKER_ID')
+    or environ.get('JAX_PLATFORMS', 'tpu') not in ('', 'tpu', 'tpu,cpu')
+  ):
     return None
   return Place(AUTO)
 
@@ -146,17 +184,36 @@ def start(found: Place | None) -> None:
   """
   if found is None:
     return
-  known = {} if found.coordinator == AUTO else dict(
-      coordinator_address=found.coordinator, num_processes=found.num_processes, process_id=found.process_id,
-      local_device_ids=found.local_devices, cluster_detection_method='deactivate')
-  _log.info('process %s of %s: meeting the others at %s, for 5 minutes at most (--num_processes=1: this one alone)',
-            '?' if found.process_id is None else found.process_id, found.num_processes or '?', found.coordinator)
-  jax.config.update('jax_enable_preemption_service', False)  # it takes SIGTERM: `interruption` starts it where steps are taken
+  known = (
+    {}
+    if found.coordinator == AUTO
+    else dict(
+      coordinator_address=found.coordinator,
+      num_processes=found.num_processes,
+      process_id=found.process_id,
+      local_device_ids=found.local_devices,
+      cluster_detection_method='deactivate',
+    )
+  )
+  _log.info(
+    'process %s of %s: meeting the others at %s, for 5 minutes at most (--num_processes=1: this one alone)',
+    '?' if found.process_id is None else found.process_id,
+    found.num_processes or '?',
+    found.coordinator,
+  )
+  jax.config.update(
+    'jax_enable_preemption_service', False
+  )  # it takes SIGTERM: `interruption` starts it where steps are taken
   try:
-    jax.distributed.initialize(**known, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS)
+    jax.distributed.initialize(
+      **known, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS
+    )
   except (RuntimeError, ValueError) as error:
-    raise InputError(found.coordinator, f'the other processes were not met here ({str(error)[:200]})',
-                     'Start all of them with one --coordinator, which all can reach and whose port is free.') from error
+    raise InputError(
+      found.coordinator,
+      f'the other processes were not met here ({str(error)[:200]})',
+      'Start all of them with one --coordinator, which all can reach and whose port is free.',
+    ) from error
   sys.excepthook = _end
   multihost_utils.sync_global_devices('start')  # gloo meets for its first collective within 30 s or never
   if jax.process_index():
@@ -167,12 +224,18 @@ def start(found: Place | None) -> None:
 def _end(kind: type, error: BaseException, trace) -> None:
   sys.stdout.flush()
   if any(words in str(error) for words in _LOST):
-    message = (f'\nerror: process {jax.process_index()} of {jax.process_count()} lost another one: what that one printed says why '
-               f'({str(error).splitlines()[0][:200]}). Start all of them again with the same command: they go on from the last checkpoint.')
+    message = (
+      f'\nerror: process {jax.process_index()} of {jax.process_count()} lost another one: what that one printed says why '
+      f'({str(error).splitlines()[0][:200]}). Start all of them again with the same command: they go on from the last checkpoint.'
+    )
     print(message, file=sys.stderr, flush=True)
   else:
     traceback.print_exception(kind, error, trace)
-    print(f'\nerror: process {jax.process_index()} of {jax.process_count()} ends here, and the others with it.', file=sys.stderr, flush=True)
+    print(
+      f'\nerror: process {jax.process_index()} of {jax.process_count()} ends here, and the others with it.',
+      file=sys.stderr,
+      flush=True,
+    )
   os._exit(1)
 
 
@@ -188,7 +251,7 @@ def count() -> int:
 
 def share(items: Sequence) -> Sequence:
   """This process's part of a list of cases: every count-th; parts differ in length by one at most, and may be empty."""
-  return items[index()::count()]
+  return items[index() :: count()]
 
 
 def first(work: Callable[[], Any]) -> Any:
@@ -220,7 +283,9 @@ def check_alike(where: str, value: Any) -> None:
   values = gather(value)
   for other, theirs in enumerate(values):
     if theirs != values[0]:
-      raise InputError(where, f'process {other} was given other values than process 0', 'Start all processes with the same command.')
+      raise InputError(
+        where, f'process {other} was given other values than process 0', 'Start all processes with the same command.'
+      )
 
 
 def check_shared(path: str) -> None:
@@ -229,8 +294,11 @@ def check_shared(path: str) -> None:
     if os.path.exists(path):
       return
     time.sleep(0.5)
-  raise InputError(path, f'was written by process 0, and process {index()} does not see it',
-                   'Give a --workdir (and data.store) on a file system that all processes share.')
+  raise InputError(
+    path,
+    f'was written by process 0, and process {index()} does not see it',
+    'Give a --workdir (and data.store) on a file system that all processes share.',
+  )
 
 
 def own_mesh(spatial: int) -> Mesh:

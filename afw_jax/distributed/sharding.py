@@ -33,8 +33,9 @@ def make_mesh(data: int = -1, spatial: int = 1, devices=None) -> Mesh:
   if spatial < 1 or n % spatial:
     raise InputError('mesh.spatial', f'{spatial} does not divide {n} devices', f'Use {_either(_divisors(n))}.')
   if data not in (-1, n // spatial):
-    raise InputError('mesh.data', f'{data} x mesh.spatial {spatial} is not the number of devices, {n}',
-                     f'Use -1 or {n // spatial}.')
+    raise InputError(
+      'mesh.data', f'{data} x mesh.spatial {spatial} is not the number of devices, {n}', f'Use -1 or {n // spatial}.'
+    )
   return Mesh(devices.reshape(-1, spatial), ('data', 'spatial'))
 
 
@@ -45,8 +46,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def of_batch(mesh: Mesh, batch: dict) -> dict[str, NamedSharding]:
   """How a batch is divided: images and labels along both axes of the mesh, numbers per sample along 'data' alone."""
-  return {key: NamedSharding(mesh, PartitionSpec('data', 'spatial') if key in ('image', 'label') else PartitionSpec('data'))
-          for key in batch}
+  return {
+    key: NamedSharding(mesh, PartitionSpec('data', 'spatial') if key in ('image', 'label') else PartitionSpec('data'))
+    for key in batch
+  }
 
 
 def make_constrain(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
@@ -102,7 +105,7 @@ def divided(mesh: Mesh, predict_step: Callable) -> Callable:
 
   def predict(variables, image, window):
     filled = lambda rows: np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % mesh.shape['data'], 0)])
-    return jax.device_put(run(variables, filled(image), filled(window)), first)[:len(image)]
+    return jax.device_put(run(variables, filled(image), filled(window)), first)[: len(image)]
 
   return predict
 
@@ -118,18 +121,32 @@ def check(mesh: Mesh, batch_size: int, sides: tuple[int, ...], reduction: int = 
       gradients can be wrong by whole factors, so that is refused.
   """
   data, spatial = mesh.shape['data'], mesh.shape['spatial']
-  works = [n for n in _divisors(mesh.size) if batch_size % (mesh.size // n) == 0 and sides[0] % n == 0 and n <= max(sides[0] // reduction, 1)]
+  works = [
+    n
+    for n in _divisors(mesh.size)
+    if batch_size % (mesh.size // n) == 0 and sides[0] % n == 0 and n <= max(sides[0] // reduction, 1)
+  ]
   instead = f'mesh.spatial {_either(works)} with mesh.data -1' if works else ''
   if batch_size % data:
     sizes = _either(n for n in (batch_size // data * data, -(-batch_size // data) * data) if n)
-    raise InputError('train.batch_size', f'{batch_size} does not divide over mesh.data {data}',
-                     f'Use {sizes}{", or " if works else ""}{instead}.')
+    raise InputError(
+      'train.batch_size',
+      f'{batch_size} does not divide over mesh.data {data}',
+      f'Use {sizes}{", or " if works else ""}{instead}.',
+    )
   if sides[0] % spatial:
-    raise InputError('mesh.spatial', f'{spatial} does not divide the first side of {" x ".join(map(str, sides))}',
-                     f'Use {instead or f"a side divisible by {spatial}"}.')
+    raise InputError(
+      'mesh.spatial',
+      f'{spatial} does not divide the first side of {" x ".join(map(str, sides))}',
+      f'Use {instead or f"a side divisible by {spatial}"}.',
+    )
   if spatial > 1 and spatial * reduction > sides[0]:
-    raise InputError('mesh.spatial', f'{spatial} parts are more than the {sides[0] // reduction} rows that a first side of {sides[0]} has '
-                     'at the deepest level of this network', f'Use {instead or f"a first side of {spatial * reduction} or more"}.')
+    raise InputError(
+      'mesh.spatial',
+      f'{spatial} parts are more than the {sides[0] // reduction} rows that a first side of {sides[0]} has '
+      'at the deepest level of this network',
+      f'Use {instead or f"a first side of {spatial * reduction} or more"}.',
+    )
 
 
 def share(mesh: Mesh) -> tuple[int, int]:
@@ -142,8 +159,11 @@ def share(mesh: Mesh) -> tuple[int, int]:
   mine = np.flatnonzero((processes == jax.process_index()).any(1))
   if mine[0] % len(mine) or mine[-1] - mine[0] + 1 != len(mine) or len(processes) % len(mine):
     local = int((processes == jax.process_index()).sum())
-    raise InputError('mesh.spatial', f'{mesh.shape["spatial"]} does not fit processes of {local} devices each',
-                     f'Use one of {", ".join(map(str, _divisors(local)))}, or a multiple of {local}.')
+    raise InputError(
+      'mesh.spatial',
+      f'{mesh.shape["spatial"]} does not fit processes of {local} devices each',
+      f'Use one of {", ".join(map(str, _divisors(local)))}, or a multiple of {local}.',
+    )
   return int(mine[0]) // len(mine), len(processes) // len(mine)
 
 
@@ -179,13 +199,32 @@ def collectives(hlo: str) -> list[tuple[str, int]]:
   kinds = 'all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all|collective-broadcast'
   # The result of an asynchronous one stands where it is done; where it starts, its operands stand as well.
   found = re.finditer(rf'^\s*(?:ROOT )?%?\S+ = (.*?) ({kinds})(?:-done)?\(', hlo, re.MULTILINE)
-  size = lambda shape: sum(_BYTES[dtype] * math.prod(map(int, filter(None, sides.split(','))))
-                           for dtype, sides in re.findall(r'\b([a-z]\w*)\[([\d,]*)\]', shape))
+  size = lambda shape: sum(
+    _BYTES[dtype] * math.prod(map(int, filter(None, sides.split(','))))
+    for dtype, sides in re.findall(r'\b([a-z]\w*)\[([\d,]*)\]', shape)
+  )
   return [(kind, size(shape)) for shape, kind in (match.groups() for match in found)]
 
 
-_BYTES = {'pred': 1, 's4': 1, 'u4': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4,
-          'f32': 4, 's64': 8, 'u64': 8, 'f64': 8, 'c64': 8, 'c128': 16}
+_BYTES = {
+  'pred': 1,
+  's4': 1,
+  'u4': 1,
+  's8': 1,
+  'u8': 1,
+  's16': 2,
+  'u16': 2,
+  'bf16': 2,
+  'f16': 2,
+  's32': 4,
+  'u32': 4,
+  'f32': 4,
+  's64': 8,
+  'u64': 8,
+  'f64': 8,
+  'c64': 8,
+  'c128': 16,
+}
 
 
 def _divisors(n: int) -> list[int]:

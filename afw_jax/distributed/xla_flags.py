@@ -47,8 +47,11 @@ def set_deterministic() -> str | None:
   if not importlib.metadata.entry_points(group='jax_plugins') or GPU_FLAG.split('=')[0] in flags:
     return None
   if _version('jaxlib') not in KNOWN_JAXLIB:
-    raise InputError('runtime.deterministic', f'jaxlib {_version("jaxlib")} is not known to have the flag {GPU_FLAG}',
-                     'Set XLA_FLAGS yourself and leave the option out')
+    raise InputError(
+      'runtime.deterministic',
+      f'jaxlib {_version("jaxlib")} is not known to have the flag {GPU_FLAG}',
+      'Set XLA_FLAGS yourself and leave the option out',
+    )
   os.environ['XLA_FLAGS'] = f'{flags} {GPU_FLAG}'.strip()
   return GPU_FLAG
 

@@ -34,8 +34,11 @@ def mirror_averaged(predict_step: PredictStep, axes: Sequence[int]) -> PredictSt
   if not axes:
     return predict_step
   if len(set(axes)) != len(axes) or not set(axes) <= {0, 1, 2}:
-    raise InputError('mirror_axes', f'{tuple(axes)} are not axes of an image',
-                     'Name each once: of a slice 0 (front-back), 1 (left-right); of a volume 0 (down-up), 1, 2.')
+    raise InputError(
+      'mirror_axes',
+      f'{tuple(axes)} are not axes of an image',
+      'Name each once: of a slice 0 (front-back), 1 (left-right); of a volume 0 (down-up), 1, 2.',
+    )
   flips = [tuple(a + 1 for a in c) for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
 
   def averaged(variables, image, window):
@@ -48,7 +51,7 @@ def mirror_averaged(predict_step: PredictStep, axes: Sequence[int]) -> PredictSt
 
 
 def predict_slices(
-    predict_step: PredictStep, variables: PyTree, image: np.ndarray, window: Sequence[float], *, batch_size: int
+  predict_step: PredictStep, variables: PyTree, image: np.ndarray, window: Sequence[float], *, batch_size: int
 ) -> Iterator[tuple[int, Array]]:
   """Runs a 2D network over a volume.
 
@@ -64,9 +67,9 @@ def predict_slices(
   """
   bounds = np.broadcast_to(np.asarray(window, np.float32), (batch_size, 2))
   for start in range(0, len(image), batch_size):
-    part = np.asarray(image[start:start + batch_size])
+    part = np.asarray(image[start : start + batch_size])
     padded = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part), 0)]) if len(part) < batch_size else part
-    yield start, predict_step(variables, padded[..., None], bounds)[:len(part)]
+    yield start, predict_step(variables, padded[..., None], bounds)[: len(part)]
 
 
 def _grouped(stream: Iterator[tuple[int, Array]], matrix: np.ndarray) -> Iterator[tuple]:
@@ -81,14 +84,14 @@ def _grouped(stream: Iterator[tuple[int, Array]], matrix: np.ndarray) -> Iterato
   low, high = used.argmax(1), used.shape[1] - 1 - used[:, ::-1].argmax(1)
   unseen = np.flatnonzero(~used.any(1))  # beyond the field of view: any slice does, of those held there
   low[unseen] = high[unseen] = np.where(unseen < used.any(1).argmax(), 0, used.shape[1] - 1)
-  blocks = [(r, low[r:r + _ROWS].min(), high[r:r + _ROWS].max()) for r in range(0, len(matrix), _ROWS)]
+  blocks = [(r, low[r : r + _ROWS].min(), high[r : r + _ROWS].max()) for r in range(0, len(matrix), _ROWS)]
   wide = _ROWS if same else max(last - first + 1 for _, first, last in blocks)
   held, todo = {}, iter(blocks)
   row, first, last = next(todo)
   for start, part in stream:
     held |= enumerate(_slices(part), start)
     while row is not None and last in held:
-      rows = matrix[row:row + _ROWS, first:last + 1]
+      rows = matrix[row : row + _ROWS, first : last + 1]
       weights = None if same else np.pad(rows, ((0, _ROWS - len(rows)), (0, wide - rows.shape[1]))).astype(np.float32)
       yield row, len(rows), tuple(held[min(z, last)] for z in range(first, first + wide)), weights
       row, first, last = next(todo, (None, used.shape[1], None))
@@ -103,7 +106,9 @@ def _identity_as_none(matrix: np.ndarray) -> np.ndarray | None:
 
 
 @jax.jit
-def _restore(slices: tuple[Array, ...], along_z: Array | None, rows: Array | None, columns: Array | None) -> tuple[Array, Array]:
+def _restore(
+  slices: tuple[Array, ...], along_z: Array | None, rows: Array | None, columns: Array | None
+) -> tuple[Array, Array]:
   """Working slices (h, w, C) -> probabilities (n, H, W, C) and labels (n, H, W) on the source grid; None is the identity."""
   out = jnp.stack(slices)
   for equation, matrix in (('Dd,dhwc->Dhwc', along_z), ('Hh,nhwc->nHwc', rows), ('Ww,nHwc->nHWc', columns)):
@@ -114,9 +119,16 @@ def _restore(slices: tuple[Array, ...], along_z: Array | None, rows: Array | Non
 
 
 def segment(
-    predict_step: PredictStep, variables: PyTree, image: np.ndarray, window: Sequence[float],
-    matrices: tuple[np.ndarray, np.ndarray, np.ndarray], *, window_size: Sequence[int], batch_size: int = 8,
-    overlap: float = 0.5, keep_probabilities: bool = False
+  predict_step: PredictStep,
+  variables: PyTree,
+  image: np.ndarray,
+  window: Sequence[float],
+  matrices: tuple[np.ndarray, np.ndarray, np.ndarray],
+  *,
+  window_size: Sequence[int],
+  batch_size: int = 8,
+  overlap: float = 0.5,
+  keep_probabilities: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None]:
   """The label map of one scan on its own grid, some slices at a time.
 
@@ -136,8 +148,11 @@ def segment(
   """
   if len(window_size) not in (2, 3):
     raise InputError(f'window_size {tuple(window_size)}', 'is no size', 'Give (h, w) or (d, h, w).')
-  predict = predict_slices if len(window_size) == 2 else functools.partial(
-      predict_windows, window_size=window_size, overlap=overlap)
+  predict = (
+    predict_slices
+    if len(window_size) == 2
+    else functools.partial(predict_windows, window_size=window_size, overlap=overlap)
+  )
   working = predict(predict_step, variables, image, window, batch_size=batch_size)
   rows, columns = (_identity_as_none(m) for m in matrices[1:])
   rows, columns = (m if m is None else jnp.asarray(m) for m in (rows, columns))
@@ -148,11 +163,11 @@ def segment(
     if keep_probabilities:
       if kept is None:
         kept = np.empty((*labels.shape, probabilities.shape[-1]), np.float16)
-      kept[first:first + count] = np.asarray(probabilities)[:count]
+      kept[first : first + count] = np.asarray(probabilities)[:count]
     if ready is not None:  # fetch one block late, so that the device is never idle
-      labels[ready[0]:ready[0] + ready[1]] = np.asarray(ready[2])[:ready[1]]
+      labels[ready[0] : ready[0] + ready[1]] = np.asarray(ready[2])[: ready[1]]
     ready = (first, count, found)
-  labels[ready[0]:] = np.asarray(ready[2])[:ready[1]]
+  labels[ready[0] :] = np.asarray(ready[2])[: ready[1]]
   return labels, kept
 
 

@@ -47,8 +47,14 @@ def gaussian_weights(window: int) -> np.ndarray:
 
 
 def predict_windows(
-    predict_step, variables, image: np.ndarray, window: Sequence[float], *, window_size: Sequence[int],
-    overlap: float = 0.5, batch_size: int
+  predict_step,
+  variables,
+  image: np.ndarray,
+  window: Sequence[float],
+  *,
+  window_size: Sequence[int],
+  overlap: float = 0.5,
+  batch_size: int,
 ) -> Iterator[tuple[int, Array]]:
   """Runs a 3D network over a volume of any size.
 
@@ -69,7 +75,9 @@ def predict_windows(
     InputError: a window size or overlap that makes no sense.
   """
   if len(window_size) != 3 or any(n != int(n) or n < 1 for n in window_size):
-    raise InputError(f'window_size {tuple(window_size)}', 'is no size of a window', 'Give whole numbers (d, h, w) above 0.')
+    raise InputError(
+      f'window_size {tuple(window_size)}', 'is no size of a window', 'Give whole numbers (d, h, w) above 0.'
+    )
   if not 0 <= overlap < 1:
     raise InputError('overlap', f'{overlap} is no share of a window', 'Use 0 or more, below 1.')
   window_size = tuple(map(int, window_size))
@@ -80,7 +88,7 @@ def predict_windows(
   totals = [np.zeros(max(n, m), np.float32) for n, m in zip(window_size, image.shape)]
   for total, weight, firsts in zip(totals, weights, starts):
     for first in firsts:
-      total[first:first + len(weight)] += weight
+      total[first : first + len(weight)] += weight
   rows, columns = (slice(b, b + m) for b, m in zip(before[1:], image.shape[1:]))
   depth, block = len(totals[0]), min(_BLOCK, window_size[0])
   predictions = _predicted(predict_step, variables, image, window, window_size, before, starts, batch_size)
@@ -92,11 +100,11 @@ def predict_windows(
       for first in range(given, z, block):
         last = min(first + block, z)
         share = np.ones(block, np.float32)
-        share[:last - first] = totals[0][first:last]
+        share[: last - first] = totals[0][first:last]
         means = _means(sums, first, share, totals[1], totals[2])
         low, high = max(first, before[0]), min(last, before[0] + image.shape[0])
         if low < high:
-          yield low - before[0], means[low - first:high - first, rows, columns]
+          yield low - before[0], means[low - first : high - first, rows, columns]
       if z > given:
         sums, given = _emptied(sums, given, z - given), z
       if predicted is not None:
@@ -110,10 +118,11 @@ def _predicted(predict_step, variables, image, window, size, before, starts, bat
   bounds = np.broadcast_to(np.asarray(window, np.float32), (batch_size, 2))
   outside = darkest(window, image.dtype)
   pending = None
-  with tqdm.tqdm(total=len(corners), desc='windows', unit='window', leave=False, delay=_PATIENCE_S,
-                 disable=not sys.stderr.isatty()) as bar:
+  with tqdm.tqdm(
+    total=len(corners), desc='windows', unit='window', leave=False, delay=_PATIENCE_S, disable=not sys.stderr.isatty()
+  ) as bar:
     for i in range(0, len(corners), batch_size):
-      part = corners[i:i + batch_size]
+      part = corners[i : i + batch_size]
       crops = [read_crop(image, np.subtract(corner, before), size, outside) for corner in part]
       crops += crops[-1:] * (batch_size - len(part))
       coming = (part, predict_step(variables, np.stack(crops)[..., None], bounds))
@@ -145,6 +154,7 @@ def _means(sums: Array, first: Array, share: Array, rows: Array, columns: Array)
 @functools.partial(jax.jit, donate_argnums=0)
 def _emptied(sums: Array, first: Array, count: Array) -> Array:
   """Makes room for slices to come."""
+
   def empty(i, sums):
     return jax.lax.dynamic_update_index_in_dim(sums, jnp.zeros_like(sums[0]), (first + i) % len(sums), 0)
 

@@ -12,8 +12,9 @@ from afw_jax.distributed import runtime
 from afw_jax.inference import segmentation
 
 
-def validate(predict_step, variables, store_dir: str, index: dict, *, window_size: Sequence[int], batch_size: int,
-             overlap: float) -> dict[str, float]:
+def validate(
+  predict_step, variables, store_dir: str, index: dict, *, window_size: Sequence[int], batch_size: int, overlap: float
+) -> dict[str, float]:
   """DSC of every validation case as a volume on its own grid, averaged over cases for each organ; each process takes a share.
 
   Args:
@@ -27,12 +28,20 @@ def validate(predict_step, variables, store_dir: str, index: dict, *, window_siz
     {'val/dsc': mean over organs, 'val/dsc/<organ>': ...}; organs in no case are left out.
   """
   cases, scores = index['splits']['val'], {}
-  for case_id in tqdm.tqdm(runtime.share(cases), desc='validate', leave=False,
-                           disable=runtime.index() > 0 or not sys.stderr.isatty()):
+  for case_id in tqdm.tqdm(
+    runtime.share(cases), desc='validate', leave=False, disable=runtime.index() > 0 or not sys.stderr.isatty()
+  ):
     case = store.read_case(store_dir, case_id)
-    labels, _ = segmentation.segment(predict_step, variables, case.arrays['image'], case.meta['window'],
-                                  resample.restore_matrices(resample.Plan.from_json(case.meta['plan'])), window_size=window_size,
-                                  batch_size=batch_size, overlap=overlap)
+    labels, _ = segmentation.segment(
+      predict_step,
+      variables,
+      case.arrays['image'],
+      case.meta['window'],
+      resample.restore_matrices(resample.Plan.from_json(case.meta['plan'])),
+      window_size=window_size,
+      batch_size=batch_size,
+      overlap=overlap,
+    )
     scores[case_id] = metrics.dice_per_class(labels, case.arrays['native_label'], len(index['organs']) + 1)[1:].tolist()
   merged = {case_id: score for part in runtime.gather(scores) for case_id, score in part.items()}
   scores = np.array([merged[case_id] for case_id in cases])

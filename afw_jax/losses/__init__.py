@@ -31,7 +31,20 @@ from afw_jax.losses.terms import cross_entropy, dice_loss, dice_terms, focal_los
 from afw_jax.losses.tversky import focal_tversky_loss, tversky_loss, unified_focal_loss
 
 __all__ = [
-  'LOSSES', 'LossFn', 'afw_dice', 'afw_dice_terms', 'afw_loss', 'cross_entropy', 'deep_supervised', 'dice_loss',
-  'dice_terms', 'focal_loss', 'focal_tversky_loss', 'generalised_dice_loss', 'loss_options', 'make_loss',
-  'tversky_loss', 'unified_focal_loss',
+  'LOSSES',
+  'LossFn',
+  'afw_dice',
+  'afw_dice_terms',
+  'afw_loss',
+  'cross_entropy',
+  'deep_supervised',
+  'dice_loss',
+  'dice_terms',
+  'focal_loss',
+  'focal_tversky_loss',
+  'generalised_dice_loss',
+  'loss_options',
+  'make_loss',
+  'tversky_loss',
+  'unified_focal_loss',
 ]

@@ -55,7 +55,16 @@ def afw_terms_of(
 
 
 def afw_dice_terms(
-  logits, labels, log_sigma_sq, *, gamma=0.25, rare=None, squared=False, smooth=1e-5, symmetric=False, mask=None,
+  logits,
+  labels,
+  log_sigma_sq,
+  *,
+  gamma=0.25,
+  rare=None,
+  squared=False,
+  smooth=1e-5,
+  symmetric=False,
+  mask=None,
   axis_name=None,
 ) -> dict[str, jax.Array]:
   """The parts of AFW-Dice, class by class, for logs and plots.
@@ -86,8 +95,19 @@ def afw_of(terms: dict, log_sigma_sq, *, correction='eq6', reduction='sum') -> j
 
 
 def afw_dice(
-  logits, labels, log_sigma_sq, *, gamma=0.25, rare=None, correction='eq6', squared=False, smooth=1e-5, symmetric=False,
-  reduction='sum', mask=None, axis_name=None,
+  logits,
+  labels,
+  log_sigma_sq,
+  *,
+  gamma=0.25,
+  rare=None,
+  correction='eq6',
+  squared=False,
+  smooth=1e-5,
+  symmetric=False,
+  reduction='sum',
+  mask=None,
+  axis_name=None,
 ) -> jax.Array:
   """AFW-Dice (paper Eqs. 5 and 6) over the whole batch.
 
@@ -118,15 +138,37 @@ def afw_dice(
     InputError: shapes or dtypes that do not fit, an option out of range, rare ids outside [0, C).
   """
   terms = afw_dice_terms(
-    logits, labels, log_sigma_sq, gamma=gamma, rare=rare, squared=squared, smooth=smooth, symmetric=symmetric,
-    mask=mask, axis_name=axis_name,
+    logits,
+    labels,
+    log_sigma_sq,
+    gamma=gamma,
+    rare=rare,
+    squared=squared,
+    smooth=smooth,
+    symmetric=symmetric,
+    mask=mask,
+    axis_name=axis_name,
   )
   return afw_of(terms, log_sigma_sq, correction=correction, reduction=reduction)
 
 
 def afw_loss(
-  logits, labels, log_sigma_sq, *, recipe='paper', ce_weight=None, dice_weight=None, squared=None, gamma=0.25,
-  rare=None, correction='eq6', smooth=1e-5, symmetric=False, reduction='sum', mask=None, axis_name=None,
+  logits,
+  labels,
+  log_sigma_sq,
+  *,
+  recipe='paper',
+  ce_weight=None,
+  dice_weight=None,
+  squared=None,
+  gamma=0.25,
+  rare=None,
+  correction='eq6',
+  smooth=1e-5,
+  symmetric=False,
+  reduction='sum',
+  mask=None,
+  axis_name=None,
 ) -> jax.Array:
   """ce_weight * cross-entropy + dice_weight * AFW-Dice: paper Eq. 7 or the released code.
 

@@ -89,13 +89,22 @@ def _nearest_mask(mask, labels, sides):
 
 def _check_heads(shapes, labels_shape, weights, main) -> None:
   if weights is not None and len(weights) != len(shapes):
-    raise InputError('weights of the heads', f'{len(weights)} for {len(shapes)} heads',
-                     'Give one per head in the order of the network, or None for 1, 1/2, 1/4, ...')
+    raise InputError(
+      'weights of the heads',
+      f'{len(weights)} for {len(shapes)} heads',
+      'Give one per head in the order of the network, or None for 1, 1/2, 1/4, ...',
+    )
   if not -len(shapes) <= main < len(shapes):
     raise InputError('main', f'{main} is no index of {len(shapes)} heads', 'Give the index of the full-size head.')
   if any(len(shape) != len(labels_shape) + 1 for shape in shapes):
-    raise InputError('heads', f'of shapes {shapes} do not fit labels {labels_shape}',
-                     'Give logits (B, *S, C), channels last, and labels (B, *S).')
+    raise InputError(
+      'heads',
+      f'of shapes {shapes} do not fit labels {labels_shape}',
+      'Give logits (B, *S, C), channels last, and labels (B, *S).',
+    )
   if shapes[main][1:-1] != labels_shape[1:]:
-    raise InputError('heads', f'the main one, {main}, is {shapes[main]} and the labels are {labels_shape}',
-                     'Name the full-size head with main=.')
+    raise InputError(
+      'heads',
+      f'the main one, {main}, is {shapes[main]} and the labels are {labels_shape}',
+      'Name the full-size head with main=.',
+    )

@@ -34,8 +34,16 @@ def _dice(px, log_sigma_sq, *, squared=False, smooth=1e-5, include_background=Tr
 
 
 def _ce_dice(
-  px, log_sigma_sq, *, recipe='paper', ce_weight=None, dice_weight=None, squared=None, smooth=1e-5,
-  include_background=True, reduction='mean',
+  px,
+  log_sigma_sq,
+  *,
+  recipe='paper',
+  ce_weight=None,
+  dice_weight=None,
+  squared=None,
+  smooth=1e-5,
+  include_background=True,
+  reduction='mean',
 ):
   ce_weight, dice_weight, squared = recipe_of(recipe, ce_weight, dice_weight, squared)
   dice, terms = _dice(
@@ -52,7 +60,15 @@ def _ce_gd(px, log_sigma_sq, *, ce_weight=1.0, gd_weight=1.0, smooth=1e-5):
 
 
 def _focal_dice(
-  px, log_sigma_sq, *, focal_weight=1.0, dice_weight=1.0, gamma=2, squared=False, smooth=1e-5, include_background=True,
+  px,
+  log_sigma_sq,
+  *,
+  focal_weight=1.0,
+  dice_weight=1.0,
+  gamma=2,
+  squared=False,
+  smooth=1e-5,
+  include_background=True,
   reduction='mean',
 ):
   check_number('focal_weight', focal_weight)
@@ -64,8 +80,17 @@ def _focal_dice(
 
 
 def _afw(
-  px, log_sigma_sq, *, learned_weights=True, gamma=0.25, rare=None, correction='eq6', squared=False, smooth=1e-5,
-  symmetric=False, reduction='sum',
+  px,
+  log_sigma_sq,
+  *,
+  learned_weights=True,
+  gamma=0.25,
+  rare=None,
+  correction='eq6',
+  squared=False,
+  smooth=1e-5,
+  symmetric=False,
+  reduction='sum',
 ):
   check_flag('learned_weights', learned_weights)
   s = log_sigma_sq if learned_weights else None
@@ -74,21 +99,49 @@ def _afw(
 
 
 def _ce_afw(
-  px, log_sigma_sq, *, recipe='paper', ce_weight=None, dice_weight=None, squared=None, learned_weights=True, gamma=0.25,
-  rare=None, correction='eq6', smooth=1e-5, symmetric=False, reduction='sum',
+  px,
+  log_sigma_sq,
+  *,
+  recipe='paper',
+  ce_weight=None,
+  dice_weight=None,
+  squared=None,
+  learned_weights=True,
+  gamma=0.25,
+  rare=None,
+  correction='eq6',
+  smooth=1e-5,
+  symmetric=False,
+  reduction='sum',
 ):
   ce_weight, dice_weight, squared = recipe_of(recipe, ce_weight, dice_weight, squared)
   afw, terms = _afw(
-    px, log_sigma_sq, learned_weights=learned_weights, gamma=gamma, rare=rare, correction=correction, squared=squared,
-    smooth=smooth, symmetric=symmetric, reduction=reduction,
+    px,
+    log_sigma_sq,
+    learned_weights=learned_weights,
+    gamma=gamma,
+    rare=rare,
+    correction=correction,
+    squared=squared,
+    smooth=smooth,
+    symmetric=symmetric,
+    reduction=reduction,
   )
   return ce_weight * cross_entropy_of(px) + dice_weight * afw, terms
 
 
 _TERMS = {
-  'ce_afw': _ce_afw, 'ce_dice': _ce_dice, 'ce_gd': _ce_gd, 'focal_dice': _focal_dice, 'afw': _afw, 'dice': _dice,
-  'ce': _single(cross_entropy_of), 'gd': _single(generalised_dice_of), 'focal': _single(focal_of),
-  'tversky': _single(tversky_of), 'focal_tversky': _single(focal_tversky_of),
+  'ce_afw': _ce_afw,
+  'ce_dice': _ce_dice,
+  'ce_gd': _ce_gd,
+  'focal_dice': _focal_dice,
+  'afw': _afw,
+  'dice': _dice,
+  'ce': _single(cross_entropy_of),
+  'gd': _single(generalised_dice_of),
+  'focal': _single(focal_of),
+  'tversky': _single(tversky_of),
+  'focal_tversky': _single(focal_tversky_of),
   'unified_focal': _single(unified_focal_of),
 }
 LOSSES = tuple(_TERMS)

@@ -80,9 +80,7 @@ def focal_tversky_loss(
     InputError: shapes or dtypes that do not fit, an option out of range.
   """
   px = pixels(logits, labels, mask, axis_name)
-  return focal_tversky_of(
-    px, fp_weight=fp_weight, fn_weight=fn_weight, gamma=gamma, smooth=smooth, reduction=reduction
-  )
+  return focal_tversky_of(px, fp_weight=fp_weight, fn_weight=fn_weight, gamma=gamma, smooth=smooth, reduction=reduction)
 
 
 def unified_focal_of(

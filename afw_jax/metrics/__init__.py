@@ -2,4 +2,4 @@
 
 from afw_jax.metrics.scores import SCORES, UNITS, dice_per_class, score_case
 
-__all__ = ["SCORES", "UNITS", "dice_per_class", "score_case"]
+__all__ = ['SCORES', 'UNITS', 'dice_per_class', 'score_case']

@@ -167,14 +167,20 @@ def _check(pred: np.ndarray, true: np.ndarray, spacing: tuple, labels: Mapping, 
   if not labels:
     raise InputError('labels', 'names no organ', "Give a mapping such as {'liver': 1}.")
   ids = list(labels.values())
-  if not all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) and 0 <= i < 65536 for i in ids) or len(set(ids)) < len(ids):
-    raise InputError('labels', f'{dict(labels)} is not a set of ids', 'Give each organ one whole number of its own, 0 to 65535.')
+  if not all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) and 0 <= i < 65536 for i in ids) or len(
+    set(ids)
+  ) < len(ids):
+    raise InputError(
+      'labels', f'{dict(labels)} is not a set of ids', 'Give each organ one whole number of its own, 0 to 65535.'
+    )
 
 
 def _tolerances(tolerance: float | Mapping[str, float], labels: Mapping[str, int]) -> dict[str, float]:
   by_organ = dict(tolerance) if isinstance(tolerance, Mapping) else dict.fromkeys(labels, tolerance)
   if lacking := [organ for organ in labels if organ not in by_organ]:
-    raise InputError('nsd_tolerance_mm', f'has no tolerance for {", ".join(lacking)}', 'Name every organ, or give one number.')
+    raise InputError(
+      'nsd_tolerance_mm', f'has no tolerance for {", ".join(lacking)}', 'Name every organ, or give one number.'
+    )
   if bad := {o: v for o, v in by_organ.items() if not (np.isfinite(v) and v >= 0)}:
     raise InputError('nsd_tolerance_mm', f'{bad} is not a distance', 'Give a finite number of mm, 0 or more.')
   return {organ: float(by_organ[organ]) for organ in labels}

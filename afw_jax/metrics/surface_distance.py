@@ -71,14 +71,19 @@ def surface_distances(pred: np.ndarray, true: np.ndarray, spacing: tuple[float, 
   """
   a, b = border(pred), border(true)
   shared = np.zeros(np.count_nonzero(a & b))  # a surface voxel of both masks is 0 from the other surface
-  return (np.concatenate([shared, _nearest(a & ~b, b, spacing)]), np.concatenate([shared, _nearest(b & ~a, a, spacing)]))
+  return (
+    np.concatenate([shared, _nearest(a & ~b, b, spacing)]),
+    np.concatenate([shared, _nearest(b & ~a, a, spacing)]),
+  )
 
 
 def _nearest(queries: np.ndarray, targets: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
   """Distance of each voxel of one mask to the nearest voxel of the other, from whole-number offsets (no cancellation)."""
   points = _coordinates(queries)
   if points.shape[1] * _VOXELS_PER_QUERY > queries.size:
-    nearest = distance_transform_edt(~targets, sampling=spacing, return_distances=False, return_indices=True)[:, queries]
+    nearest = distance_transform_edt(~targets, sampling=spacing, return_distances=False, return_indices=True)[
+      :, queries
+    ]
   else:
     candidates = _coordinates(targets)
     scale = np.asarray(spacing)[:, None]

@@ -66,8 +66,11 @@ def build(name: str, num_classes: int, **options) -> nn.Module:
   """
   check_options(name, options)
   if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
-    raise InputError(f'num_classes={num_classes!r}', 'is not a number of classes',
-                     'give an integer of at least 2: the background and one organ')
+    raise InputError(
+      f'num_classes={num_classes!r}',
+      'is not a number of classes',
+      'give an integer of at least 2: the background and one organ',
+    )
   return module_of(name).make(num_classes, **options)
 
 

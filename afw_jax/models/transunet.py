@@ -22,10 +22,24 @@ RANK = 2
 PATCH = 16  # pixels per token and axis, with either encoder
 MOST_SKIPS = {'r50': 3, 'vit': 0}
 SIZES = {
-  'full': {'width': 64, 'depths': (3, 4, 9), 'hidden': 768, 'layers': 12, 'heads': 12, 'mlp_features': 3072,
-           'decoder': (512, 256, 128, 64, 16)},
-  'testing': {'width': 8, 'depths': (1, 1, 1), 'hidden': 32, 'layers': 2, 'heads': 4, 'mlp_features': 64,
-              'decoder': (32, 16, 16, 8, 8)},
+  'full': {
+    'width': 64,
+    'depths': (3, 4, 9),
+    'hidden': 768,
+    'layers': 12,
+    'heads': 12,
+    'mlp_features': 3072,
+    'decoder': (512, 256, 128, 64, 16),
+  },
+  'testing': {
+    'width': 8,
+    'depths': (1, 1, 1),
+    'hidden': 32,
+    'layers': 2,
+    'heads': 4,
+    'mlp_features': 64,
+    'decoder': (32, 16, 16, 8, 8),
+  },
 }
 
 
@@ -52,12 +66,24 @@ class EncoderBlock(nn.Module):
   def __call__(self, x, train: bool = False):
     google = self.reading == 'google'
     y = LayerNorm(1e-6, name='attention_norm')(x)
-    x = x + SelfAttention(self.heads, fused=False, qkv_bias=True, dropout=self.dropout_rate if google else 0.0,
-                          dtype=self.dtype, divided=self.divided, name='attn')(y, train)
+    x = x + SelfAttention(
+      self.heads,
+      fused=False,
+      qkv_bias=True,
+      dropout=self.dropout_rate if google else 0.0,
+      dtype=self.dtype,
+      divided=self.divided,
+      name='attn',
+    )(y, train)
     y = LayerNorm(1e-6, name='ffn_norm')(x)
     for name, features in (('fc1', self.mlp_features), ('fc2', x.shape[-1])):
-      y = Linear(features, kernel_init=nn.initializers.xavier_uniform(), bias_init=nn.initializers.normal(1e-6),
-                 dtype=self.dtype, name=name)(y)
+      y = Linear(
+        features,
+        kernel_init=nn.initializers.xavier_uniform(),
+        bias_init=nn.initializers.normal(1e-6),
+        dtype=self.dtype,
+        name=name,
+      )(y)
       y = nn.gelu(y, approximate=google) if name == 'fc1' else y
       y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
     return x + y
@@ -91,13 +117,17 @@ class TransUNet(nn.Module):
       x = jnp.repeat(x, 3, axis=-1)
     skips = []
     if self.encoder == 'r50':
-      x, skips = ResNetV2(self.width, self.depths, self.reading, self.dtype, self.remat, self.constrain, name='resnet')(x)
+      x, skips = ResNetV2(self.width, self.depths, self.reading, self.dtype, self.remat, self.constrain, name='resnet')(
+        x
+      )
     x = self._transformer(x, train)
     x = self.constrain(ConvBnRelu(self.decoder[0], self.dtype, name='conv_more')(x, train))
     block = nn.remat(DecoderBlock, static_argnums=(3,)) if self.remat else DecoderBlock
     for i, features in enumerate(self.decoder[1:]):
       skip = skips[i] if i < self.n_skip else None
-      x = self.constrain(block(features, dtype=self.dtype, constrain=self.constrain, name=f'decoder{i}')(x, skip, train))
+      x = self.constrain(
+        block(features, dtype=self.dtype, constrain=self.constrain, name=f'decoder{i}')(x, skip, train)
+      )
     logits = Conv(self.num_classes, 3, dtype=logits_dtype(self.dtype), name='head')(x)
     return self.constrain(logits)
 
@@ -111,16 +141,33 @@ class TransUNet(nn.Module):
     x = self.constrain(nn.Dropout(self.dropout_rate, deterministic=not train)(x))
     block = nn.remat(EncoderBlock, static_argnums=(2,)) if self.remat else EncoderBlock
     for i in range(self.layers):
-      x = block(self.heads, self.mlp_features, self.reading, self.dropout_rate, self.dtype,
-                self.constrain is not identity, name=f'layer{i}')(x, train)
+      x = block(
+        self.heads,
+        self.mlp_features,
+        self.reading,
+        self.dropout_rate,
+        self.dtype,
+        self.constrain is not identity,
+        name=f'layer{i}',
+      )(x, train)
       x = self.constrain(x)
     x = LayerNorm(1e-6, name='encoder_norm')(x)
     return x.reshape(x.shape[0], *grid, self.hidden)
 
 
-def make(num_classes: int, *, encoder: str = 'r50', n_skip: int | None = None, reading: str = 'transunet',
-         dropout_rate: float = 0.1, size: str = 'full', position_grid: Sequence[int] | None = None, dtype=jnp.float32,
-         remat: bool = False, constrain: Callable = identity) -> TransUNet:
+def make(
+  num_classes: int,
+  *,
+  encoder: str = 'r50',
+  n_skip: int | None = None,
+  reading: str = 'transunet',
+  dropout_rate: float = 0.1,
+  size: str = 'full',
+  position_grid: Sequence[int] | None = None,
+  dtype=jnp.float32,
+  remat: bool = False,
+  constrain: Callable = identity,
+) -> TransUNet:
   """TransUNet: image (B, H, W, Cin) -> logits (B, H, W, num_classes), H and W divisible by 16.
 
   A one-channel image is repeated to three. At nine classes and 224 x 224 it has 105,277,081 parameters with three
@@ -151,14 +198,27 @@ def make(num_classes: int, *, encoder: str = 'r50', n_skip: int | None = None, r
   check_choice('size', size, tuple(SIZES))
   n_skip = MOST_SKIPS[encoder] if n_skip is None else n_skip
   if encoder == 'vit' and n_skip != 0:
-    raise InputError(f'model option n_skip={n_skip!r}', "encoder 'vit' has no features to skip with",
-                     "leave n_skip out, or use encoder 'r50'")
+    raise InputError(
+      f'model option n_skip={n_skip!r}',
+      "encoder 'vit' has no features to skip with",
+      "leave n_skip out, or use encoder 'r50'",
+    )
   check_choice('n_skip', n_skip, tuple(range(MOST_SKIPS['r50'] + 1)))
   if not 0 <= dropout_rate < 1:
     raise InputError(f'model option dropout_rate={dropout_rate!r}', 'is not a rate', 'give a number from 0 to below 1')
   grid = None if position_grid is None else tuple(position_grid)
-  return TransUNet(num_classes, **SIZES[size], n_skip=n_skip, encoder=encoder, reading=reading, dropout_rate=dropout_rate,
-                   position_grid=grid, dtype=compute_dtype(dtype), remat=remat, constrain=constrain)
+  return TransUNet(
+    num_classes,
+    **SIZES[size],
+    n_skip=n_skip,
+    encoder=encoder,
+    reading=reading,
+    dropout_rate=dropout_rate,
+    position_grid=grid,
+    dtype=compute_dtype(dtype),
+    remat=remat,
+    constrain=constrain,
+  )
 
 
 def smallest_image(model: TransUNet, channels: int = 1) -> tuple[int, ...]:
@@ -194,4 +254,7 @@ TORCH_NAMES = (
   (r'^head$', 'segmentation_head.0'),
 )
 TORCH_CLASSES = ('segmentation_head.0.weight',)
-TORCH_CHANNELS = ('transformer.embeddings.hybrid_model.root.conv.weight', 'transformer.embeddings.patch_embeddings.weight')
+TORCH_CHANNELS = (
+  'transformer.embeddings.hybrid_model.root.conv.weight',
+  'transformer.embeddings.patch_embeddings.weight',
+)

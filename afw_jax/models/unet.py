@@ -67,9 +67,17 @@ class UNet(nn.Module):
     return self.constrain(logits)
 
 
-def make(num_classes: int, *, recipe: str = 'paper', size: str = 'full', features: Sequence[int] = (),
-         head_kernel: int = 1, dtype=jnp.float32,
-         remat: bool = False, constrain: Callable = identity) -> UNet:
+def make(
+  num_classes: int,
+  *,
+  recipe: str = 'paper',
+  size: str = 'full',
+  features: Sequence[int] = (),
+  head_kernel: int = 1,
+  dtype=jnp.float32,
+  remat: bool = False,
+  constrain: Callable = identity,
+) -> UNet:
   """UNet: image (B, H, W, Cin) -> logits (B, H, W, num_classes), H and W divisible by 16 (five levels).
 
   Args:
@@ -94,8 +102,11 @@ def make(num_classes: int, *, recipe: str = 'paper', size: str = 'full', feature
   check_choice('head_kernel', head_kernel, (1, 3))
   features = tuple(features or SIZES[size])
   if len(features) < 2 or not all(isinstance(f, int) and f > 0 for f in features):
-    raise InputError(f'model option features={features!r}', 'is not a list of channels per level',
-                     f'give two or more positive integers, as {SIZES["full"]}')
+    raise InputError(
+      f'model option features={features!r}',
+      'is not a list of channels per level',
+      f'give two or more positive integers, as {SIZES["full"]}',
+    )
   return UNet(num_classes, features, recipe == 'released', head_kernel, compute_dtype(dtype), remat, constrain)
 
 

@@ -36,7 +36,16 @@ class Level(nn.Module):
   @nn.compact
   def __call__(self, x):
     for i, stride in enumerate((self.stride, 1)):
-      x = Conv(self.features, 3, stride, padding=1, use_bias=False, **_starting(27 * x.shape[-1]), dtype=self.dtype, name=f'conv{i}')(x)
+      x = Conv(
+        self.features,
+        3,
+        stride,
+        padding=1,
+        use_bias=False,
+        **_starting(27 * x.shape[-1]),
+        dtype=self.dtype,
+        name=f'conv{i}',
+      )(x)
       x = nn.leaky_relu(InstanceNorm(affine=True, name=f'norm{i}')(x), SLOPE)
     return x
 
@@ -73,18 +82,30 @@ class UNet3D(nn.Module):
       skips.append(x)
     decoded = [skips.pop()]
     for i, skip in enumerate(reversed(skips)):
-      x = UpConv(skip.shape[-1], use_bias=True, **_starting(8 * skip.shape[-1]), dtype=self.dtype, name=f'up{i}')(decoded[-1])
+      x = UpConv(skip.shape[-1], use_bias=True, **_starting(8 * skip.shape[-1]), dtype=self.dtype, name=f'up{i}')(
+        decoded[-1]
+      )
       decoded.append(level(f'decoder{i}', skip.shape[-1], jnp.concatenate([x, skip], axis=-1)))
 
     def head(i):
       x = decoded[i + 1]
-      return self.constrain(Conv(self.num_classes, 1, **_starting(x.shape[-1]), dtype=logits_dtype(self.dtype), name=f'head{i}')(x))
+      return self.constrain(
+        Conv(self.num_classes, 1, **_starting(x.shape[-1]), dtype=logits_dtype(self.dtype), name=f'head{i}')(x)
+      )
 
     return [head(i) for i in reversed(range(1, deepest))] if self.deep_supervision else head(deepest - 1)
 
 
-def make(num_classes: int, *, size: str = 'full', features: Sequence[int] = (), deep_supervision: bool = True,
-         dtype=jnp.float32, remat: bool = False, constrain: Callable = identity) -> UNet3D:
+def make(
+  num_classes: int,
+  *,
+  size: str = 'full',
+  features: Sequence[int] = (),
+  deep_supervision: bool = True,
+  dtype=jnp.float32,
+  remat: bool = False,
+  constrain: Callable = identity,
+) -> UNet3D:
   """3D U-Net: image (B, D, H, W, Cin) -> logits (B, D, H, W, num_classes), sides divisible by 32 (six levels).
 
   Args:
@@ -108,8 +129,11 @@ def make(num_classes: int, *, size: str = 'full', features: Sequence[int] = (), 
     check_choice(option, value, (True, False))
   features = tuple(features or SIZES[size])
   if len(features) < 3 or not all(isinstance(f, int) and f > 0 for f in features):
-    raise InputError(f'model option features={features!r}', 'is not a list of channels per level',
-                     f'give three or more positive integers, as {SIZES["full"]}')
+    raise InputError(
+      f'model option features={features!r}',
+      'is not a list of channels per level',
+      f'give three or more positive integers, as {SIZES["full"]}',
+    )
   return UNet3D(num_classes, features, deep_supervision, compute_dtype(dtype), remat, constrain)
 
 
@@ -118,9 +142,14 @@ def smallest_image(model: UNet3D, channels: int = 1) -> tuple[int, ...]:
   return (1, *(2 ** (len(model.features) - 1),) * RANK, channels)
 
 
-TORCH_NAMES = ((r'^encoder(\d+)', r'encoder.stages.\1.0.convs'), (r'^decoder(\d+)', r'decoder.stages.\1.convs'),
-               (r'\.conv(\d)$', r'.\1.conv'), (r'\.norm(\d)$', r'.\1.norm'),
-               (r'^up(\d+)$', r'decoder.transpconvs.\1'), (r'^head(\d+)$', r'decoder.seg_layers.\1'))
+TORCH_NAMES = (
+  (r'^encoder(\d+)', r'encoder.stages.\1.0.convs'),
+  (r'^decoder(\d+)', r'decoder.stages.\1.convs'),
+  (r'\.conv(\d)$', r'.\1.conv'),
+  (r'\.norm(\d)$', r'.\1.norm'),
+  (r'^up(\d+)$', r'decoder.transpconvs.\1'),
+  (r'^head(\d+)$', r'decoder.seg_layers.\1'),
+)
 TORCH_CLASSES = ('decoder.seg_layers.1.weight',)
 TORCH_CHANNELS = ('encoder.stages.0.0.convs.0.conv.weight',)
 # Dead biases; heads, which nnU-Net makes for every level, used or not; and second names of the same parameters.

@@ -72,8 +72,17 @@ class UNetPP(nn.Module):
     return head('head', rows[0][-1])
 
 
-def make(num_classes: int, *, deep_supervision: bool = False, size: str = 'full', features: Sequence[int] = (),
-         repeat_to_rgb: bool = False, dtype=jnp.float32, remat: bool = False, constrain: Callable = identity) -> UNetPP:
+def make(
+  num_classes: int,
+  *,
+  deep_supervision: bool = False,
+  size: str = 'full',
+  features: Sequence[int] = (),
+  repeat_to_rgb: bool = False,
+  dtype=jnp.float32,
+  remat: bool = False,
+  constrain: Callable = identity,
+) -> UNetPP:
   """UNet++: (B, H, W, Cin) -> float32 logits (B, H, W, num_classes); H and W divisible by 16 (2^(levels - 1)).
 
   Args:
@@ -98,8 +107,11 @@ def make(num_classes: int, *, deep_supervision: bool = False, size: str = 'full'
   check_choice('size', size, tuple(SIZES))
   features = tuple(features or SIZES[size])
   if len(features) < 2 or not all(isinstance(f, int) and f > 0 for f in features):
-    raise InputError(f'model option features={features!r}', 'is not a list of channels per level',
-                     f'give two or more positive integers, as {SIZES["full"]}')
+    raise InputError(
+      f'model option features={features!r}',
+      'is not a list of channels per level',
+      f'give two or more positive integers, as {SIZES["full"]}',
+    )
   return UNetPP(num_classes, features, deep_supervision, repeat_to_rgb, compute_dtype(dtype), remat, constrain)
 
 

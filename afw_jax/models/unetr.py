@@ -61,8 +61,9 @@ class PatchEmbedding(nn.Module):
     x = image.reshape(len(image), *(m for n in grid for m in (n, PATCH)), image.shape[-1])
     x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(len(image), math.prod(grid), -1)
     x = PatchLayer(self.features, self.flat, self.dtype, name='perceptron' if self.flat else 'conv')(x)
-    x = x + position_table(self, 'position_embeddings', grid, self.features, nn.initializers.normal(0.02),
-                           self.position_grid).astype(self.dtype)
+    x = x + position_table(
+      self, 'position_embeddings', grid, self.features, nn.initializers.normal(0.02), self.position_grid
+    ).astype(self.dtype)
     return nn.Dropout(self.dropout_rate, deterministic=not train)(x)
 
 
@@ -112,13 +113,23 @@ class UNETR(nn.Module):
 
     image = image.astype(self.dtype)
     flat = self.patch_embedding == 'perceptron'
-    tokens = self.constrain(PatchEmbedding(hidden, flat, drop, self.position_grid, self.dtype,
-                                           name='patch_embedding')(image, train))
+    tokens = self.constrain(
+      PatchEmbedding(hidden, flat, drop, self.position_grid, self.dtype, name='patch_embedding')(image, train)
+    )
     states = []
     for i in range(depth):
-      tokens = self.constrain(token_block(heads, mlp, qkv_bias=self.qkv_bias, dropout=drop, attention_dropout=drop,
-                                          dtype=self.dtype, divided=self.constrain is not identity,
-                                          name=f'blocks_{i}')(tokens, train))
+      tokens = self.constrain(
+        token_block(
+          heads,
+          mlp,
+          qkv_bias=self.qkv_bias,
+          dropout=drop,
+          attention_dropout=drop,
+          dtype=self.dtype,
+          divided=self.constrain is not identity,
+          name=f'blocks_{i}',
+        )(tokens, train)
+      )
       if i + 1 in depths:
         states.append(tokens)
     states.append(LayerNorm(name='norm')(tokens))
@@ -126,8 +137,13 @@ class UNETR(nn.Module):
 
     skips = [self.constrain(block(self.feature_size, 'encoder1')(image, train))]
     for level, state in enumerate(states, 1):
-      path = SkipPath(self.feature_size * 2**level, len(states) - level, block if self.conv_block else None, self.dtype,
-                      name=f'encoder{level + 1}')
+      path = SkipPath(
+        self.feature_size * 2**level,
+        len(states) - level,
+        block if self.conv_block else None,
+        self.dtype,
+        name=f'encoder{level + 1}',
+      )
       skips.append(self.constrain(path(state, train)))
     for level in reversed(range(len(skips))):
       features = self.feature_size * 2**level
@@ -142,10 +158,21 @@ def _named(module, features, name, **options):
   return module(features, name=name, **options)
 
 
-def make(num_classes: int, *, size: str = 'full', feature_size: int | None = None, patch_embedding: str = 'perceptron',
-         conv_block: bool = True, res_block: bool = True, qkv_bias: bool = False, dropout_rate: float = 0.0,
-         position_grid: Sequence[int] | None = None, remat: bool = False, dtype=jnp.float32,
-         constrain: Callable = identity) -> UNETR:
+def make(
+  num_classes: int,
+  *,
+  size: str = 'full',
+  feature_size: int | None = None,
+  patch_embedding: str = 'perceptron',
+  conv_block: bool = True,
+  res_block: bool = True,
+  qkv_bias: bool = False,
+  dropout_rate: float = 0.0,
+  position_grid: Sequence[int] | None = None,
+  remat: bool = False,
+  dtype=jnp.float32,
+  constrain: Callable = identity,
+) -> UNETR:
   """UNETR: image (B, D, H, W, Cin) -> logits (B, D, H, W, num_classes), sides divisible by 16.
 
   The table of positions has one row per patch of the image it is initialised with: 92,784,046 parameters at 96 x 96 x 96,
@@ -183,10 +210,25 @@ def make(num_classes: int, *, size: str = 'full', feature_size: int | None = Non
   if position_grid is not None:
     position_grid = tuple(position_grid)
     if len(position_grid) != RANK or not all(isinstance(n, int) and n > 0 for n in position_grid):
-      raise InputError(f'model option position_grid={position_grid!r}', 'is not a number of patches per axis',
-                       'give three positive integers, as (6, 6, 6) for 96 x 96 x 96')
-  return UNETR(num_classes, size, feature_size, patch_embedding, conv_block, res_block, qkv_bias, dropout_rate,
-               position_grid, remat, compute_dtype(dtype), constrain)
+      raise InputError(
+        f'model option position_grid={position_grid!r}',
+        'is not a number of patches per axis',
+        'give three positive integers, as (6, 6, 6) for 96 x 96 x 96',
+      )
+  return UNETR(
+    num_classes,
+    size,
+    feature_size,
+    patch_embedding,
+    conv_block,
+    res_block,
+    qkv_bias,
+    dropout_rate,
+    position_grid,
+    remat,
+    compute_dtype(dtype),
+    constrain,
+  )
 
 
 def smallest_image(model: UNETR, channels: int = 1) -> tuple[int, ...]:
@@ -208,11 +250,18 @@ def torch_image(model: UNETR, arrays, channels: int) -> tuple[int, ...]:
 
 POSITIONS = 'vit.patch_embedding.position_embeddings'
 TORCH_NAMES = (
-  (r'^(patch_embedding|norm$)', r'vit.\1'), (r'^blocks_(\d+)', r'vit.blocks.\1'),
-  (r'\.perceptron$', '.patch_embeddings.1'), (r'\.conv$', '.patch_embeddings'),
-  (r'^encoder1\b', 'encoder1.layer'), (r'^(decoder\d)_', r'\1.'), (r'\b(conv[123]|transp_conv(_init)?)$', r'\1.conv'),
-  (r'\.blocks_(\d+)_1\b', r'.blocks.\1.1'), (r'\.blocks_(\d+)_0$', r'.blocks.\1.0.conv'),
-  (r'\.blocks_(\d+)$', r'.blocks.\1.conv'), (r'^out$', 'out.conv.conv'))
+  (r'^(patch_embedding|norm$)', r'vit.\1'),
+  (r'^blocks_(\d+)', r'vit.blocks.\1'),
+  (r'\.perceptron$', '.patch_embeddings.1'),
+  (r'\.conv$', '.patch_embeddings'),
+  (r'^encoder1\b', 'encoder1.layer'),
+  (r'^(decoder\d)_', r'\1.'),
+  (r'\b(conv[123]|transp_conv(_init)?)$', r'\1.conv'),
+  (r'\.blocks_(\d+)_1\b', r'.blocks.\1.1'),
+  (r'\.blocks_(\d+)_0$', r'.blocks.\1.0.conv'),
+  (r'\.blocks_(\d+)$', r'.blocks.\1.conv'),
+  (r'^out$', 'out.conv.conv'),
+)
 TORCH_CLASSES = ('out.conv.conv.weight',)
 TORCH_CHANNELS = ('encoder1.layer.conv1.conv.weight',)
 # MONAI builds norms and layers for a cross-attention that UNETR does not have; no output depends on them.

@@ -73,9 +73,19 @@ class UNETRPP(nn.Module):
 
     def stage(name, x, projected, **inits):
       for i in range(blocks):
-        x = run(EPABlock(projected, self.epa_layout, dropout=self.attention_dropout,
-                         channel_dropout=self.channel_dropout, dtype=self.dtype, constrain=self.constrain,
-                         name=f'{name}_{i}', **inits), x)
+        x = run(
+          EPABlock(
+            projected,
+            self.epa_layout,
+            dropout=self.attention_dropout,
+            channel_dropout=self.channel_dropout,
+            dtype=self.dtype,
+            constrain=self.constrain,
+            name=f'{name}_{i}',
+            **inits,
+          ),
+          x,
+        )
       return x
 
     # The released code initialises the linear layers of the encoder so, and leaves the decoder's at PyTorch's default.
@@ -100,7 +110,7 @@ class UNETRPP(nn.Module):
       logits = Conv(self.num_classes, 1, dtype=logits_dtype(self.dtype), name=f'out{i}')(x)
       return self.constrain(logits)
 
-    heads = [head(i, x) for i, x in enumerate(decoded[:-4 if self.deep_supervision else -2:-1], 1)]
+    heads = [head(i, x) for i, x in enumerate(decoded[: -4 if self.deep_supervision else -2 : -1], 1)]
     return heads if self.deep_supervision else heads[0]
 
   def _check_tokens(self, image):
@@ -109,14 +119,26 @@ class UNETRPP(nn.Module):
     voxels = self.get_variable('params', 'stage0_0')['pos_embed'].shape[1] * math.prod(self.stem)
     if voxels != math.prod(image.shape[1:-1]):
       sides = ' x '.join(map(str, image.shape[1:-1]))
-      raise InputError(f'image of {sides} voxels',
-                       f'this unetrpp was made for images of {voxels:,} voxels: it has weights for each',
-                       'predict in windows of the size it was trained on, or train one for this size')
+      raise InputError(
+        f'image of {sides} voxels',
+        f'this unetrpp was made for images of {voxels:,} voxels: it has weights for each',
+        'predict in windows of the size it was trained on, or train one for this size',
+      )
 
 
-def make(num_classes: int, *, size: str = 'full', epa_layout: str = 'released', deep_supervision: bool = True,
-         stem: Sequence[int] = (2, 4, 4), attention_dropout: float = 0.15, channel_dropout: float = 0.1,
-         dtype=jnp.float32, remat: bool = False, constrain: Callable = identity) -> UNETRPP:
+def make(
+  num_classes: int,
+  *,
+  size: str = 'full',
+  epa_layout: str = 'released',
+  deep_supervision: bool = True,
+  stem: Sequence[int] = (2, 4, 4),
+  attention_dropout: float = 0.15,
+  channel_dropout: float = 0.1,
+  dtype=jnp.float32,
+  remat: bool = False,
+  constrain: Callable = identity,
+) -> UNETRPP:
   """UNETR++: image (B, D, H, W, Cin) -> logits, for images of the number of voxels it was initialised with.
 
   Args:
@@ -146,13 +168,26 @@ def make(num_classes: int, *, size: str = 'full', epa_layout: str = 'released', 
     check_choice(option, value, (True, False))
   stem = tuple(stem)
   if len(stem) != 3 or not all(isinstance(n, int) and n > 0 for n in stem):
-    raise InputError(f'model option stem={stem!r}', 'is not a stride for each of D, H and W',
-                     'give three positive integers, as (2, 4, 4)')
+    raise InputError(
+      f'model option stem={stem!r}',
+      'is not a stride for each of D, H and W',
+      'give three positive integers, as (2, 4, 4)',
+    )
   for option, value in (('attention_dropout', attention_dropout), ('channel_dropout', channel_dropout)):
     if not 0 <= value < 1:
       raise InputError(f'model option {option}={value!r}', 'is not a share to drop', 'give a number from 0 to below 1')
-  return UNETRPP(num_classes, size, epa_layout, deep_supervision, stem, attention_dropout, channel_dropout,
-                 compute_dtype(dtype), remat, constrain)
+  return UNETRPP(
+    num_classes,
+    size,
+    epa_layout,
+    deep_supervision,
+    stem,
+    attention_dropout,
+    channel_dropout,
+    compute_dtype(dtype),
+    remat,
+    constrain,
+  )
 
 
 def strides(model: UNETRPP) -> tuple[int, ...]:
@@ -177,16 +212,18 @@ def torch_image(model: UNETRPP, arrays, channels: int) -> tuple[int, ...]:
   return 1, depth, height, deepest * width, channels
 
 
-TORCH_NAMES = ((r'^down(\d)$', r'unetr_pp_encoder.downsample_layers.\1.0.conv'),
-               (r'^down(\d)_norm$', r'unetr_pp_encoder.downsample_layers.\1.1'),
-               (r'^stage(\d)_(\d)', r'unetr_pp_encoder.stages.\1.\2'),
-               (r'^decoder2', 'decoder2.decoder_block.0'),
-               (r'^decoder(\d)_(\d)', r'decoder\1.decoder_block.0.\2'),
-               (r'^up(\d)$', r'decoder\1.transp_conv.conv'),
-               (r'^out(\d)$', r'out\1.conv.conv'),
-               (r'\.conv([123])$', r'.conv\1.conv'),
-               (r'\.conv8$', '.conv8.1'),
-               (r'\.project$', '.F'))
+TORCH_NAMES = (
+  (r'^down(\d)$', r'unetr_pp_encoder.downsample_layers.\1.0.conv'),
+  (r'^down(\d)_norm$', r'unetr_pp_encoder.downsample_layers.\1.1'),
+  (r'^stage(\d)_(\d)', r'unetr_pp_encoder.stages.\1.\2'),
+  (r'^decoder2', 'decoder2.decoder_block.0'),
+  (r'^decoder(\d)_(\d)', r'decoder\1.decoder_block.0.\2'),
+  (r'^up(\d)$', r'decoder\1.transp_conv.conv'),
+  (r'^out(\d)$', r'out\1.conv.conv'),
+  (r'\.conv([123])$', r'.conv\1.conv'),
+  (r'\.conv8$', '.conv8.1'),
+  (r'\.project$', '.F'),
+)
 # E and F are two names of one layer; loading a state dict in PyTorch leaves it with the values of F, the later one.
 TORCH_ALIASES = ((r'\.epa_block\.E\.', '.epa_block.F.'),)
 TORCH_CLASSES = ('out1.conv.conv.weight',)

@@ -16,8 +16,10 @@ from afw_jax.models.layers.options import check_choice, check_image, compute_dty
 from afw_jax.models.layers.van import VAN, VAN_B0, Stage
 
 # the encoder's stages; the decoder's channels: at the deepest level, then of its blocks from deep to shallow
-SIZES = {'full': (VAN_B0, (512, 256, 128, 64, 16)),
-         'testing': ((Stage(4, 1, 2), Stage(4, 1, 2), Stage(8, 1, 2), Stage(8, 1, 2)), (16, 8, 8, 4, 4))}
+SIZES = {
+  'full': (VAN_B0, (512, 256, 128, 64, 16)),
+  'testing': ((Stage(4, 1, 2), Stage(4, 1, 2), Stage(8, 1, 2), Stage(8, 1, 2)), (16, 8, 8, 4, 4)),
+}
 
 
 class Decoder(nn.Module):
@@ -34,7 +36,9 @@ class Decoder(nn.Module):
     for i, (width, skip) in enumerate(zip(widths, reversed(maps))):
       x = DecoderBlock(width, i > 0, self.dtype, self.constrain, name=f'block{i}')(x, skip, train)
       x = self.constrain(x)
-    x = self.constrain(DecoderBlock(widths[-1], dtype=self.dtype, constrain=self.constrain, name='fin_conv')(x, None, train))
+    x = self.constrain(
+      DecoderBlock(widths[-1], dtype=self.dtype, constrain=self.constrain, name='fin_conv')(x, None, train)
+    )
     return self.constrain(ConvBnRelu(widths[-1], self.dtype, name='fin_conv2')(x, train))
 
 
@@ -61,8 +65,15 @@ class VATransUNet(nn.Module):
     return self.constrain(logits)
 
 
-def make(num_classes: int, *, size: str = 'full', drop_path_rate: float = 0.1, dtype=jnp.float32, remat: bool = False,
-         constrain: Callable = identity) -> VATransUNet:
+def make(
+  num_classes: int,
+  *,
+  size: str = 'full',
+  drop_path_rate: float = 0.1,
+  dtype=jnp.float32,
+  remat: bool = False,
+  constrain: Callable = identity,
+) -> VATransUNet:
   """VATransUNet: image (B, H, W, Cin) -> logits (B, H, W, num_classes), H and W divisible by 16.
 
   A one-channel image is repeated to three channels, as the pretrained encoder wants it. At nine classes 8,189,209
@@ -85,8 +96,11 @@ def make(num_classes: int, *, size: str = 'full', drop_path_rate: float = 0.1, d
   """
   check_choice('size', size, tuple(SIZES))
   if isinstance(drop_path_rate, bool) or not isinstance(drop_path_rate, int | float) or not 0 <= drop_path_rate < 1:
-    raise InputError(f'model option drop_path_rate={drop_path_rate!r}', 'is not a probability below one',
-                     'give a number in [0, 1), as 0.1')
+    raise InputError(
+      f'model option drop_path_rate={drop_path_rate!r}',
+      'is not a probability below one',
+      'give a number in [0, 1), as 0.1',
+    )
   stages, decoder_features = SIZES[size]
   return VATransUNet(num_classes, stages, decoder_features, drop_path_rate, compute_dtype(dtype), remat, constrain)
 
@@ -98,8 +112,13 @@ def smallest_image(model: VATransUNet, channels: int = 1) -> tuple[int, ...]:
 
 
 RANK = 2
-TORCH_NAMES = ((r'^head$', 'seg_head.0'), (r'^van\.block(\d+)_(\d+)', r'van.block\1.\2'),
-               (r'\.dwconv$', '.dwconv.dwconv'), (r'^decoder\.block(\d+)', r'decoder.block_list.\1'),
-               (r'^(decoder\..*)\.conv$', r'\1.0'), (r'^(decoder\..*)\.bn$', r'\1.1'))
+TORCH_NAMES = (
+  (r'^head$', 'seg_head.0'),
+  (r'^van\.block(\d+)_(\d+)', r'van.block\1.\2'),
+  (r'\.dwconv$', '.dwconv.dwconv'),
+  (r'^decoder\.block(\d+)', r'decoder.block_list.\1'),
+  (r'^(decoder\..*)\.conv$', r'\1.0'),
+  (r'^(decoder\..*)\.bn$', r'\1.1'),
+)
 TORCH_CLASSES = ('seg_head.0.weight',)
 TORCH_CHANNELS = ('van.patch_embed1.proj.weight',)  # three for a one-channel image, which is repeated

@@ -32,6 +32,7 @@ class Target:
       workspaces, buffers of the network, fragmentation. A TPU's compiler counts everything.
     chip: its facts, for the compiler (NVIDIA).
   """
+
   platform: str
   memory_gib: float | None
   usable: float
@@ -41,12 +42,12 @@ class Target:
 _AMPERE = dict(major=8, cores=108, fpus=64, shared=167936, shared_optin=166912, l2=41943040, clock=1.41)
 _HOPPER = dict(major=9, cores=132, fpus=128, shared=233472, shared_optin=232448, l2=52428800, clock=1.98)
 TARGETS = {
-    'cpu': Target('cpu', None, 0.9),
-    'a100_40': Target('cuda', 39.4, 0.9, _AMPERE | {'bandwidth': 1555200000000}),
-    'a100': Target('cuda', 79.2, 0.9, _AMPERE | {'bandwidth': 2039040000000}),
-    'h100': Target('cuda', 79.1, 0.9, _HOPPER | {'bandwidth': 3352320000000}),
-    'h200': Target('cuda', 141.0, 0.9, _HOPPER | {'bandwidth': 4800000000000}),
-    'v5e': Target('tpu', 15.75, 1.0),
+  'cpu': Target('cpu', None, 0.9),
+  'a100_40': Target('cuda', 39.4, 0.9, _AMPERE | {'bandwidth': 1555200000000}),
+  'a100': Target('cuda', 79.2, 0.9, _AMPERE | {'bandwidth': 2039040000000}),
+  'h100': Target('cuda', 79.1, 0.9, _HOPPER | {'bandwidth': 3352320000000}),
+  'h200': Target('cuda', 141.0, 0.9, _HOPPER | {'bandwidth': 4800000000000}),
+  'v5e': Target('tpu', 15.75, 1.0),
 }
 _GPU = """gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: {shared}
@@ -59,7 +60,16 @@ platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
 device_description_str: "{name}"
 """
-_V5E = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}  # slices that there are
+_V5E = {
+  1: '1x1',
+  4: '2x2',
+  8: '2x4',
+  16: '4x4',
+  32: '4x8',
+  64: '8x8',
+  128: '8x16',
+  256: '16x16',
+}  # slices that there are
 
 
 def get(name: str, memory_gib: float | None = None) -> Target:
@@ -83,8 +93,11 @@ def check(name: str, target: Target, count: int) -> None:
     packages = next(r.split(';')[0].strip() for r in importlib.metadata.requires('jax') if r.startswith('libtpu'))
   else:
     return
-  raise InputError(f'--target={name}', 'its compiler is not installed (it needs no such device, only space on the disk)',
-                   f'{sys.executable} -m pip install --no-deps --target=compilers {packages}  and start the same command with PYTHONPATH=compilers.')
+  raise InputError(
+    f'--target={name}',
+    'its compiler is not installed (it needs no such device, only space on the disk)',
+    f'{sys.executable} -m pip install --no-deps --target=compilers {packages}  and start the same command with PYTHONPATH=compilers.',
+  )
 
 
 def environment(target: Target, count: int, base: Mapping[str, str]) -> dict[str, str]:
@@ -98,14 +111,21 @@ def environment(target: Target, count: int, base: Mapping[str, str]) -> dict[str
   flags = base.get('XLA_FLAGS', '').split()
   more = {}
   if target.platform == 'cpu':
-    flags = [f for f in flags if 'host_platform_device_count' not in f] + [f'--xla_force_host_platform_device_count={count}']
+    flags = [f for f in flags if 'host_platform_device_count' not in f] + [
+      f'--xla_force_host_platform_device_count={count}'
+    ]
   else:
     flags = [f for f in flags if f != xla_flags.CPU_FLAG]
   if target.platform == 'cuda':
     flags.append('--xla_gpu_autotune_level=0')  # autotuning would time kernels on the GPU
   if target.platform == 'tpu':
-    more = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': f'v5litepod-{max(count, 4)}', 'TPU_WORKER_ID': '0',
-            'TPU_WORKER_HOSTNAMES': 'localhost', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
+    more = {
+      'TPU_SKIP_MDS_QUERY': '1',
+      'TPU_ACCELERATOR_TYPE': f'v5litepod-{max(count, 4)}',
+      'TPU_WORKER_ID': '0',
+      'TPU_WORKER_HOSTNAMES': 'localhost',
+      'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+    }
   kept = {k: v for k, v in base.items() if k not in ('JAX_COMPILATION_CACHE_DIR', 'JAX_NUM_CPU_DEVICES')}
   return {**kept, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ' '.join(flags), **more}
 
@@ -126,9 +146,15 @@ def memory(compiled) -> dict[str, int]:
   outputs), temporary, and in all."""
   parts = compiled.memory_analysis()
   arguments, outputs, aliased, temporary = (
-      getattr(parts, f'{part}_size_in_bytes') for part in ('argument', 'output', 'alias', 'temp'))
-  return {'arguments': arguments, 'outputs': outputs, 'aliased': aliased, 'temporary': temporary,
-          'total': arguments + outputs - aliased + temporary}
+    getattr(parts, f'{part}_size_in_bytes') for part in ('argument', 'output', 'alias', 'temp')
+  )
+  return {
+    'arguments': arguments,
+    'outputs': outputs,
+    'aliased': aliased,
+    'temporary': temporary,
+    'total': arguments + outputs - aliased + temporary,
+  }
 
 
 def traffic(hlo: str) -> list[tuple[str, int, int]]:
@@ -155,15 +181,31 @@ def traffic(hlo: str) -> list[tuple[str, int, int]]:
         for called in re.findall(r'[\w.\-]+', group) if attribute in _CALLS else ():
           if called in times:
             times[called] += times[name] * (int(trips[1]) if trips and attribute == 'body' else 1)
-  return [(kind, size, times[name]) for name, body in bodies.items() if times[name] for kind, size in sharding.collectives(body)]
+  return [
+    (kind, size, times[name])
+    for name, body in bodies.items()
+    if times[name]
+    for kind, size in sharding.collectives(body)
+  ]
 
 
-_CALLS = ('body', 'condition', 'calls', 'to_apply', 'called_computations', 'branch_computations', 'true_computation', 'false_computation')
+_CALLS = (
+  'body',
+  'condition',
+  'calls',
+  'to_apply',
+  'called_computations',
+  'branch_computations',
+  'true_computation',
+  'false_computation',
+)
 
 
 def exhausted(message: str) -> float | None:
   """GiB that a compiler says a program needs, where it refuses a program for want of memory; otherwise None."""
-  if 'RESOURCE_EXHAUSTED' not in message or 'hbm' not in message.lower():  # vmem is a core's scratch, not the device's memory
+  if (
+    'RESOURCE_EXHAUSTED' not in message or 'hbm' not in message.lower()
+  ):  # vmem is a core's scratch, not the device's memory
     return None
   used = re.search(r'(?:[Uu]sed |required for HLO temporaries \()([\d.]+)([KMGT])', message)
   return float(used[1]) * {'K': 2**-20, 'M': 2**-10, 'G': 1, 'T': 2**10}[used[2]] if used else float('inf')

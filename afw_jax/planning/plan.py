@@ -28,8 +28,14 @@ from afw_jax.training import accumulation, step
 Mesh = tuple[int, int]  # parts of the batch, parts of a sample
 
 
-def plan(config: ml_collections.ConfigDict, target_name: str, choices: str = '', memory_gib: float | None = None, *,
-         write: Callable[[str], None] = tqdm.tqdm.write) -> list[dict]:
+def plan(
+  config: ml_collections.ConfigDict,
+  target_name: str,
+  choices: str = '',
+  memory_gib: float | None = None,
+  *,
+  write: Callable[[str], None] = tqdm.tqdm.write,
+) -> list[dict]:
   """Compiles the config's training step for several meshes, one after the other, and writes a table of them line by line.
 
   Args:
@@ -50,13 +56,20 @@ def plan(config: ml_collections.ConfigDict, target_name: str, choices: str = '',
   choices = choices or ('1,4,8,16' if target.platform == 'tpu' else '1,2,4,8,16')
   accumulation.check(config.train.micro_batches, batch_size, 1)
   deepest = size[0] // models.reduction(config.model.name, build.network(config, 2)[0])
-  meshes = {choice: mesh_of(choice, batch_size // config.train.micro_batches, size[0], deepest, config.mesh.data, config.mesh.spatial)
-            for choice in dict.fromkeys(c.strip() for c in choices.split(','))}
+  meshes = {
+    choice: mesh_of(
+      choice, batch_size // config.train.micro_batches, size[0], deepest, config.mesh.data, config.mesh.spatial
+    )
+    for choice in dict.fromkeys(c.strip() for c in choices.split(','))
+  }
   for mesh in filter(None, meshes.values()):
     accelerators.check(target_name, target, mesh[0] * mesh[1])
   limit = target.memory_gib * target.usable
-  write(f'{config.model.name} {" x ".join(map(str, size))}, batch {batch_size}, {config.model.dtype}: one training step compiled for '
-        f'{target_name}, {target.memory_gib:.4g} GiB a device' + (f', of which {limit:.4g} are planned with' if target.usable < 1 else ''))
+  write(
+    f'{config.model.name} {" x ".join(map(str, size))}, batch {batch_size}, {config.model.dtype}: one training step compiled for '
+    f'{target_name}, {target.memory_gib:.4g} GiB a device'
+    + (f', of which {limit:.4g} are planned with' if target.usable < 1 else '')
+  )
   write('\n' + _HEADING)
   rows = []
   with tqdm.tqdm(total=len(meshes), unit='mesh', leave=False, mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
@@ -91,7 +104,9 @@ def mesh_of(choice: str, batch_size: int, side: int, rows: int, data: int = -1, 
   """
   sides = choice.split('x')
   if len(sides) > 2 or not all(n.isdecimal() and int(n) for n in sides):
-    raise InputError('--devices', f'{choice!r} is no number of devices and no mesh', 'Give for instance 1,2,4,8 or 2x4.')
+    raise InputError(
+      '--devices', f'{choice!r} is no number of devices and no mesh', 'Give for instance 1,2,4,8 or 2x4.'
+    )
   if len(sides) == 2:
     found = [(int(sides[0]), int(sides[1]))]
   else:
@@ -117,11 +132,19 @@ def program(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, *, micro
   init = functools.partial(step.init_state, model, tx, num_classes=len(class_names))
   state = jax.eval_shape(init, key, image=jax.ShapeDtypeStruct((1, *size, 1), jnp.float32))
   raw = jnp.int16 if spec.modality == 'CT' else jnp.float32  # scans with fractions of a unit are float32
-  batch = {'image': jax.ShapeDtypeStruct((batch_size, *size, 1), raw), 'label': jax.ShapeDtypeStruct((batch_size, *size), jnp.uint8),
-           'window': jax.ShapeDtypeStruct((batch_size, 2), jnp.float32)}
-  arguments = (jax.tree.map(lambda a: shaped(a, everywhere), state),
-               {k: shaped(batch[k], where) for k, where in sharding.of_batch(mesh, batch).items()}, shaped(key, everywhere))
-  train_step = step.make_train_step(model, loss_fn, tx, build.preparation(config, mesh), micro_batches=micro_batches, unroll=unroll)
+  batch = {
+    'image': jax.ShapeDtypeStruct((batch_size, *size, 1), raw),
+    'label': jax.ShapeDtypeStruct((batch_size, *size), jnp.uint8),
+    'window': jax.ShapeDtypeStruct((batch_size, 2), jnp.float32),
+  }
+  arguments = (
+    jax.tree.map(lambda a: shaped(a, everywhere), state),
+    {k: shaped(batch[k], where) for k, where in sharding.of_batch(mesh, batch).items()},
+    shaped(key, everywhere),
+  )
+  train_step = step.make_train_step(
+    model, loss_fn, tx, build.preparation(config, mesh), micro_batches=micro_batches, unroll=unroll
+  )
   return jax.jit(train_step, donate_argnums=0, out_shardings=(everywhere, everywhere)), arguments
 
 
@@ -150,8 +173,12 @@ def measure(job: dict) -> dict:
     if needed is None:
       raise
     return {**result, 'exhausted': needed, 'seconds': time.perf_counter() - start}
-  return {**result, 'memory': accelerators.memory(compiled), 'traffic': accelerators.traffic(compiled.as_text()),
-          'seconds': time.perf_counter() - start}
+  return {
+    **result,
+    'memory': accelerators.memory(compiled),
+    'traffic': accelerators.traffic(compiled.as_text()),
+    'seconds': time.perf_counter() - start,
+  }
 
 
 def _flops(config: ml_collections.ConfigDict) -> float:
@@ -173,7 +200,9 @@ def _elsewhere(job: dict, target: accelerators.Target, bar: tqdm.tqdm) -> dict:
     question, answer = os.path.join(folder, 'job'), os.path.join(folder, 'answer')
     with open(question, 'wb') as f:
       pickle.dump(job, f)
-    process = subprocess.Popen([sys.executable, '-m', 'afw_jax.planning.plan', question, answer], env=environment, stdout=log, stderr=log)
+    process = subprocess.Popen(
+      [sys.executable, '-m', 'afw_jax.planning.plan', question, answer], env=environment, stdout=log, stderr=log
+    )
     try:
       while process.poll() is None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -182,11 +211,16 @@ def _elsewhere(job: dict, target: accelerators.Target, bar: tqdm.tqdm) -> dict:
     finally:
       process.kill()
     if process.returncode == -9:
-      raise InputError('--devices', f'the compiler was killed at {job["mesh"]}: most likely this machine has too little memory for it',
-                       'Plan fewer or larger meshes at a time, or on a machine with more memory.')
+      raise InputError(
+        '--devices',
+        f'the compiler was killed at {job["mesh"]}: most likely this machine has too little memory for it',
+        'Plan fewer or larger meshes at a time, or on a machine with more memory.',
+      )
     if process.returncode:
       log.seek(0)
-      raise RuntimeError(f'compiling for {job["target"]} {job["mesh"]} ended with {process.returncode}:\n{log.read()[-4000:]}')
+      raise RuntimeError(
+        f'compiling for {job["target"]} {job["mesh"]} ended with {process.returncode}:\n{log.read()[-4000:]}'
+      )
     with open(answer, 'rb') as f:
       result = pickle.load(f)
   if isinstance(result, Exception):
@@ -194,23 +228,39 @@ def _elsewhere(job: dict, target: accelerators.Target, bar: tqdm.tqdm) -> dict:
   return result
 
 
-_HEADING = (f'{"devices":>7} {"data x spatial":>15} {"GiB/device":>11} {"temporary":>10} {"fits":>5} {"TFLOP/device":>13} '
-            f'{"collectives":>12} {"MiB/step":>9} {"largest MiB":>24}  by kind (MiB)')
+_HEADING = (
+  f'{"devices":>7} {"data x spatial":>15} {"GiB/device":>11} {"temporary":>10} {"fits":>5} {"TFLOP/device":>13} '
+  f'{"collectives":>12} {"MiB/step":>9} {"largest MiB":>24}  by kind (MiB)'
+)
 
 
-def _row(choice: str, *, mesh: Mesh | None, fits: bool, flops: float = 0, memory=None, traffic=(), exhausted: float = 0, seconds=0) -> str:
+def _row(
+  choice: str,
+  *,
+  mesh: Mesh | None,
+  fits: bool,
+  flops: float = 0,
+  memory=None,
+  traffic=(),
+  exhausted: float = 0,
+  seconds=0,
+) -> str:
   """One mesh in the columns of the heading; `exhausted` in place of memory and traffic where the compiler refused it."""
   if mesh is None:
     return f'{choice:>7}  no such mesh divides the batch and the first side of the samples and leaves a row a device at the deepest level'
   devices = mesh[0] * mesh[1]
   total, temporary = (f'{memory[k] / accelerators.GIB:.3g}' if memory else '' for k in ('total', 'temporary'))
-  line = (f'{devices:>7} {"{} x {}".format(*mesh):>15} {total or f"{exhausted:.3g}":>11} {temporary:>10} {"yes" if fits else "no":>5} '
-          f'{flops / devices / 1e12:>13.3g}')
+  line = (
+    f'{devices:>7} {"{} x {}".format(*mesh):>15} {total or f"{exhausted:.3g}":>11} {temporary:>10} {"yes" if fits else "no":>5} '
+    f'{flops / devices / 1e12:>13.3g}'
+  )
   if memory is None:
     return line
   kind, largest, _ = max(traffic, key=lambda t: t[1], default=('', 0, 0))
-  return (f'{line} {sum(times for _, _, times in traffic):>12} {sum(size * times for _, size, times in traffic) / 2**20:>9.1f} '
-          f'{f"{largest / 2**20:.2f} {kind}":>24}  {_kinds(traffic)}'.rstrip())
+  return (
+    f'{line} {sum(times for _, _, times in traffic):>12} {sum(size * times for _, size, times in traffic) / 2**20:>9.1f} '
+    f'{f"{largest / 2**20:.2f} {kind}":>24}  {_kinds(traffic)}'.rstrip()
+  )
 
 
 def _kinds(traffic: list[tuple[str, int, int]]) -> str:
@@ -223,17 +273,28 @@ def _kinds(traffic: list[tuple[str, int, int]]) -> str:
 
 
 def _advice(rows: list[dict], target: accelerators.Target) -> list[str]:
-  lines = [f'One step of the whole batch: {row["flops"] / 1e12:.3g} TFLOP, forward and backward.' for row in rows if row['mesh']][:1]
+  lines = [
+    f'One step of the whole batch: {row["flops"] / 1e12:.3g} TFLOP, forward and backward.'
+    for row in rows
+    if row['mesh']
+  ][:1]
   fitting = [row['mesh'] for row in rows if row['fits']]
   if not fitting:
-    return [*lines, 'None of these fits. More devices, --config.model.remat=True, --config.model.dtype=bfloat16, a smaller batch, '
-                    'or --config.train.micro_batches may help.']
+    return [
+      *lines,
+      'None of these fits. More devices, --config.model.remat=True, --config.model.dtype=bfloat16, a smaller batch, '
+      'or --config.train.micro_batches may help.',
+    ]
   data, spatial = min(fitting, key=math.prod)
   devices = data * spatial
-  lines.append(f'The smallest of these that fits: {devices} device{"s" * (devices > 1)}, --config.mesh.data={data} --config.mesh.spatial={spatial}')
+  lines.append(
+    f'The smallest of these that fits: {devices} device{"s" * (devices > 1)}, --config.mesh.data={data} --config.mesh.spatial={spatial}'
+  )
   held = next(row['memory']['total'] for row in rows if row['mesh'] == (data, spatial)) / accelerators.GIB
   if target.platform == 'cuda' and held > 0.7 * target.memory_gib:
-    lines.append('JAX takes three quarters of a GPU by itself; to use it all, start with XLA_PYTHON_CLIENT_MEM_FRACTION=0.92.')
+    lines.append(
+      'JAX takes three quarters of a GPU by itself; to use it all, start with XLA_PYTHON_CLIENT_MEM_FRACTION=0.92.'
+    )
   return lines
 
 

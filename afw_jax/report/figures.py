@@ -35,7 +35,9 @@ def curves(path: str, records: Iterable[dict]) -> str:
   if len(loss) >= 20:
     width = max(5, len(loss) // 25)
     mean = np.convolve(loss, np.ones(width) / width, mode='valid')
-    left.plot(steps[(width - 1) // 2 :][: len(mean)], mean, color='#1f4e8c', linewidth=2, label=f'moving mean of {width}')
+    left.plot(
+      steps[(width - 1) // 2 :][: len(mean)], mean, color='#1f4e8c', linewidth=2, label=f'moving mean of {width}'
+    )
     left.legend(frameon=False)
   _dress(left, 'Training loss', 'loss', empty=not len(loss))
 
@@ -43,7 +45,9 @@ def curves(path: str, records: Iterable[dict]) -> str:
   organs = _names(records, prefix)
   for i, organ in enumerate(organs):
     steps, dsc = _series(records, prefix + organ)
-    right.plot(steps, dsc, color=colour(i + 1), linestyle=_dash(i), marker='o', markersize=2.5, linewidth=1.5, label=organ)
+    right.plot(
+      steps, dsc, color=colour(i + 1), linestyle=_dash(i), marker='o', markersize=2.5, linewidth=1.5, label=organ
+    )
   steps, dsc = _series(records, 'val/dsc')
   if len(dsc):
     right.plot(steps, dsc, color='black', linewidth=2.6, marker='o', markersize=3.5, label='mean')

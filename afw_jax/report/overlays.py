@@ -126,16 +126,31 @@ def _sheet(path, image, masks, organs, rows, title, spacing) -> str:
       if row == 0:
         axes.set_title(name, fontsize=12)
       if column == 0 and caption:
-        axes.text(0.02, 0.02, caption, transform=axes.transAxes, color='white', fontsize=9, va='bottom',
-                  bbox={'facecolor': 'black', 'alpha': 0.55, 'edgecolor': 'none', 'pad': 2})
+        axes.text(
+          0.02,
+          0.02,
+          caption,
+          transform=axes.transAxes,
+          color='white',
+          fontsize=9,
+          va='bottom',
+          bbox={'facecolor': 'black', 'alpha': 0.55, 'edgecolor': 'none', 'pad': 2},
+        )
       if column:
         _draw_mask(axes, masks[name][z], shown, panel_w * 72 / width)
   if title:
     figure.suptitle(title, fontsize=13)
   if shown:
     handles = [legend_patch(c, f'{c} {organs[c - 1]}') for c in shown]
-    figure.legend(handles=handles, loc='outside lower center', ncols=columns, frameon=False, fontsize=10,
-                  handlelength=1.2, columnspacing=1.2)
+    figure.legend(
+      handles=handles,
+      loc='outside lower center',
+      ncols=columns,
+      frameon=False,
+      fontsize=10,
+      handlelength=1.2,
+      columnspacing=1.2,
+    )
   return save(figure, path)
 
 
@@ -148,13 +163,28 @@ def _draw_mask(axes, mask: np.ndarray, classes: list[int], points_per_pixel: flo
       continue
     tint[area] = (*rgb(c), _FILL)
     # np.pad: an organ at the edge of the slice gets a closed contour
-    axes.contour(np.arange(-1, mask.shape[1] + 1), np.arange(-1, mask.shape[0] + 1), np.pad(area, 1), levels=[0.5],
-                 colors=[colour(c)], linewidths=1.3)
+    axes.contour(
+      np.arange(-1, mask.shape[1] + 1),
+      np.arange(-1, mask.shape[0] + 1),
+      np.pad(area, 1),
+      levels=[0.5],
+      colors=[colour(c)],
+      linewidths=1.3,
+    )
     depth = distance_transform_edt(np.pad(area, 1))[1:-1, 1:-1]
     y, x = np.unravel_index(np.argmax(depth), depth.shape)
     small = depth.max() * points_per_pixel < 6  # the number would hide the organ: set it beside
-    axes.annotate(str(c), (x, y), xytext=(7, 7) if small else (0, 0), textcoords='offset points', color='white', fontsize=7.5,
-                  ha='center', va='center', path_effects=black_outline())
+    axes.annotate(
+      str(c),
+      (x, y),
+      xytext=(7, 7) if small else (0, 0),
+      textcoords='offset points',
+      color='white',
+      fontsize=7.5,
+      ha='center',
+      va='center',
+      path_effects=black_outline(),
+    )
   axes.imshow(tint, aspect=axes.get_aspect(), interpolation='nearest', zorder=1)
   axes.set_xlim(-0.5, mask.shape[1] - 0.5)
   axes.set_ylim(mask.shape[0] - 0.5, -0.5)

@@ -45,8 +45,10 @@ def report(workdir: str) -> dict[str, str]:
   """
   run = read_run(workdir)
   folder = os.path.join(workdir, 'report')
-  paths = {name: os.path.join(folder, file) for name, file in
-           (('report', 'report.md'), ('scores', 'scores.csv'), ('table', 'table.csv'), ('tex', 'table.tex'))}
+  paths = {
+    name: os.path.join(folder, file)
+    for name, file in (('report', 'report.md'), ('scores', 'scores.csv'), ('table', 'table.csv'), ('tex', 'table.tex'))
+  }
   drawn = figures.draw_run(folder, metric_writer.read_metrics(workdir)) if _can_draw() else {}
   _write(paths['scores'], tables.scores_csv(run))
   _write(paths['table'], tables.table_csv(run))
@@ -86,8 +88,11 @@ def compare(workdirs: list[str]) -> str:
   for run in runs[1:]:
     for field in ('dataset', 'convention', 'unit', 'nsd_tolerance', 'organs'):
       if getattr(run, field) != getattr(first, field):
-        raise InputError(run.workdir, f'has {field} {getattr(run, field)!r}, {first.workdir} has {getattr(first, field)!r}',
-                         'Evaluate both in the same way (--mode=evaluate).')
+        raise InputError(
+          run.workdir,
+          f'has {field} {getattr(run, field)!r}, {first.workdir} has {getattr(first, field)!r}',
+          'Evaluate both in the same way (--mode=evaluate).',
+        )
   common = [case for case in first.cases if all(case in run.cases for run in runs)]
   left_out = len({case for run in runs for case in run.cases}) - len(common)
   if not common:
@@ -99,45 +104,87 @@ def compare(workdirs: list[str]) -> str:
   for name, run in zip(names, runs):
     mean = tables.organ_rows(run)[-1][1]
     dsc, hd = mean['dsc'], mean['hd95_pooled_mm']
-    overview.append([name, f'{number(dsc.mean)} [{number(dsc.low)}, {number(dsc.high)}]',
-                     f'{number(hd.mean)} [{number(hd.low)}, {number(hd.high)}]',
-                     *(str(int(run.flags[f].sum())) for f in ('missed', 'false_positive'))])
+    overview.append(
+      [
+        name,
+        f'{number(dsc.mean)} [{number(dsc.low)}, {number(dsc.high)}]',
+        f'{number(hd.mean)} [{number(hd.low)}, {number(hd.high)}]',
+        *(str(int(run.flags[f].sum())) for f in ('missed', 'false_positive')),
+      ]
+    )
     if run is not first:
-      results = [paired(first.mean_over_organs(key) * factor, run.mean_over_organs(key) * factor)
-                 for key, factor in (('dsc', 100), ('hd95_pooled_mm', 1))]
-      tests.append([f'{name} - {names[0]}', *(v for r in results for v in
-                   (f'{r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}]'.replace('+nan', '-'), _p(r.p))), str(results[0].n)])
+      results = [
+        paired(first.mean_over_organs(key) * factor, run.mean_over_organs(key) * factor)
+        for key, factor in (('dsc', 100), ('hd95_pooled_mm', 1))
+      ]
+      tests.append(
+        [
+          f'{name} - {names[0]}',
+          *(
+            v
+            for r in results
+            for v in (f'{r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}]'.replace('+nan', '-'), _p(r.p))
+          ),
+          str(results[0].n),
+        ]
+      )
   least = paired(first.mean_over_organs('dsc'), first.mean_over_organs('dsc')).least_p
-  notes = [f'{len(common)} common case(s)' + (f' ({left_out} others left out)' if left_out else '') + f', {first.dataset}, split '
-           f'{first.split}. Metric convention: **{first.convention}**. {_RULES[first.convention]}',
-           'Brackets: 95 % bootstrap intervals over cases (5000 resamples, seed 0). p: Wilcoxon signed-rank test, two-sided, over '
-           f'cases, not corrected for several comparisons; with {len(common)} cases it cannot be below {least:.2g}. It measures '
-           'the spread over cases of these trained networks, not over training seeds.', *_caution(len(common))]
-  return '\n\n'.join(['# Comparison', *notes,
-                      markdown(['run', 'DSC (%) [95 % CI]', f'{unit} [95 % CI]', 'missed', 'false'], overview),
-                      '## Paired differences', markdown(['runs', 'DSC (%)', 'p', unit, 'p', 'cases'], tests),
-                      '## DSC of each organ', tables.wide_table(list(zip(names, runs)))]) + '\n'
+  notes = [
+    f'{len(common)} common case(s)'
+    + (f' ({left_out} others left out)' if left_out else '')
+    + f', {first.dataset}, split '
+    f'{first.split}. Metric convention: **{first.convention}**. {_RULES[first.convention]}',
+    'Brackets: 95 % bootstrap intervals over cases (5000 resamples, seed 0). p: Wilcoxon signed-rank test, two-sided, over '
+    f'cases, not corrected for several comparisons; with {len(common)} cases it cannot be below {least:.2g}. It measures '
+    'the spread over cases of these trained networks, not over training seeds.',
+    *_caution(len(common)),
+  ]
+  return (
+    '\n\n'.join(
+      [
+        '# Comparison',
+        *notes,
+        markdown(['run', 'DSC (%) [95 % CI]', f'{unit} [95 % CI]', 'missed', 'false'], overview),
+        '## Paired differences',
+        markdown(['runs', 'DSC (%)', 'p', unit, 'p', 'cases'], tests),
+        '## DSC of each organ',
+        tables.wide_table(list(zip(names, runs))),
+      ]
+    )
+    + '\n'
+  )
 
 
 def _markdown_report(run: Run, folder: str, drawn: list[str]) -> str:
   tolerance = run.nsd_tolerance if isinstance(run.nsd_tolerance, (int, float)) else json.dumps(run.nsd_tolerance)
   options = f' ({", ".join(f"{k}={v}" for k, v in run.loss_options.items())})' if run.loss_options else ''
   worst = np.argsort(run.mean_over_organs('dsc'), kind='stable')[:5]
-  rows = [[run.cases[i], number(100 * run.mean_over_organs('dsc')[i]), number(run.mean_over_organs('hd95_pooled_mm')[i]),
-           ', '.join(o for o, lost in zip(run.organs, run.flags['missed'][i]) if lost) or '-',
-           ', '.join(o for o, false in zip(run.organs, run.flags['false_positive'][i]) if false) or '-'] for i in worst]
+  rows = [
+    [
+      run.cases[i],
+      number(100 * run.mean_over_organs('dsc')[i]),
+      number(run.mean_over_organs('hd95_pooled_mm')[i]),
+      ', '.join(o for o, lost in zip(run.organs, run.flags['missed'][i]) if lost) or '-',
+      ', '.join(o for o, false in zip(run.organs, run.flags['false_positive'][i]) if false) or '-',
+    ]
+    for i in worst
+  ]
   parts = [
     f'# {run.network} with {run.loss} on {run.dataset}',
     f'Loss: {run.loss}{options}. {len(run.cases)} case(s) of split `{run.split}`, each scored as a volume on its own grid.',
     f'Metric convention: **{run.convention}**. {_RULES[run.convention]}',
-    f'## Scores by organ ({run.convention}, distances in {run.unit})', tables.organ_table(run),
+    f'## Scores by organ ({run.convention}, distances in {run.unit})',
+    tables.organ_table(run),
     'Mean ± sample standard deviation over cases [95 % bootstrap interval of the mean, 5000 resamples, seed 0]. The row '
     f'`{tables.MEAN}` averages the organs of each case first. HD95 is the 95th percentile of the distances of both directions '
     f'together, HD95 max the larger of the two directed percentiles. NSD within {tolerance} {run.unit}. `scored`: '
     'cases in the DSC mean (last row: organs of cases).',
-    *([_SPLITS[run.split]] if run.split in _SPLITS else []), *_caution(len(run.cases)),
-    f'## Organs as columns ({run.convention})', tables.wide_table([(run.loss, run)]),
-    '## Lowest cases', markdown(['case', 'DSC (%)', heading(run, 'hd95_pooled_mm', 'HD95'), 'missed', 'false'], rows),
+    *([_SPLITS[run.split]] if run.split in _SPLITS else []),
+    *_caution(len(run.cases)),
+    f'## Organs as columns ({run.convention})',
+    tables.wide_table([(run.loss, run)]),
+    '## Lowest cases',
+    markdown(['case', 'DSC (%)', heading(run, 'hd95_pooled_mm', 'HD95'), 'missed', 'false'], rows),
     'Every case and organ: `scores.csv`.',
   ]
   pictures = [*drawn, *sorted(glob.glob(os.path.join(glob.escape(run.workdir), 'pictures', '*.png')))]
@@ -149,8 +196,10 @@ def _markdown_report(run: Run, folder: str, drawn: list[str]) -> str:
 def _caution(n: int) -> list[str]:
   if n >= FEW_CASES:
     return []
-  return [f'**Only {n} case(s).** Bootstrap intervals of so few cases are too narrow (a nominal 95 % covers about 80 % with 4 '
-          'cases, 88 % with 8): take them as a rough scale, and no small difference as shown.']
+  return [
+    f'**Only {n} case(s).** Bootstrap intervals of so few cases are too narrow (a nominal 95 % covers about 80 % with 4 '
+    'cases, 88 % with 8): take them as a rough scale, and no small difference as shown.'
+  ]
 
 
 def _only(run: Run, cases: list[str]) -> Run:
@@ -184,5 +233,6 @@ def _write(path: str, text: str) -> None:
       os.fsync(f.fileno())
     os.replace(path + '.tmp', path)
   except OSError as error:
-    raise InputError(path, f'cannot be written ({error})', 'Free space or choose another place with --workdir.') from error
-
+    raise InputError(
+      path, f'cannot be written ({error})', 'Free space or choose another place with --workdir.'
+    ) from error

@@ -110,7 +110,9 @@ def _check(path: str, record: dict, first_path: str, first: dict) -> None:
     raise InputError(path, f'names the unknown convention {record["convention"]!r}', cure)
   for key in ('convention', 'nsd_tolerance_mm', 'split'):
     if record.get(key) != first.get(key):
-      raise InputError(path, f'has {key} {record.get(key)!r}, {first_path} has {first.get(key)!r}: they cannot share a table', cure)
+      raise InputError(
+        path, f'has {key} {record.get(key)!r}, {first_path} has {first.get(key)!r}: they cannot share a table', cure
+      )
   if not record['scores'] or set(record['scores']) != set(first['scores']):
     raise InputError(path, f'scores {sorted(record["scores"])}, {first_path} {sorted(first["scores"])}', cure)
   if set(record.get('organs', record['scores'])) != set(record['scores']):

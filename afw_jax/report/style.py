@@ -32,7 +32,9 @@ def new_figure(width: float, height: float):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
   except ImportError as error:
-    raise InputError('matplotlib', 'is not installed, no picture can be drawn', 'Run pip install afw_jax[viz].') from error
+    raise InputError(
+      'matplotlib', 'is not installed, no picture can be drawn', 'Run pip install afw_jax[viz].'
+    ) from error
   figure = Figure(figsize=(width, height), dpi=DPI, layout='constrained')
   FigureCanvasAgg(figure)
   return figure
@@ -41,12 +43,14 @@ def new_figure(width: float, height: float):
 def legend_patch(index: int, label: str):
   """A filled box in the colour of a class, for a legend."""
   from matplotlib.patches import Patch
+
   return Patch(facecolor=colour(index), edgecolor='black', linewidth=0.5, label=label)
 
 
 def black_outline() -> list:
   """Path effects that keep small white text readable on anything."""
   from matplotlib.patheffects import withStroke
+
   return [withStroke(linewidth=1.8, foreground='black')]
 
 

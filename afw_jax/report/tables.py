@@ -57,14 +57,26 @@ def cell(s: Summary, decimals: int = 2, plus_minus: str = '±') -> str:
 
 def format_table(run: Run) -> str:
   """A plain-text table for the terminal: one line per organ."""
-  head = ['organ', 'DSC %', '95 % CI', f'HD95 {run.unit}', f'HD {run.unit}', f'ASSD {run.unit}', 'NSD %', 'missed', 'false']
+  head = [
+    'organ',
+    'DSC %',
+    '95 % CI',
+    f'HD95 {run.unit}',
+    f'HD {run.unit}',
+    f'ASSD {run.unit}',
+    'NSD %',
+    'missed',
+    'false',
+  ]
   lines = []
   for organ, s, counts in organ_rows(run):
     interval = '-' if math.isnan(s['dsc'].low) else f'{s["dsc"].low:.1f} - {s["dsc"].high:.1f}'
     shown = [number(s[name].mean, 2) for name in ('dsc', 'hd95_pooled_mm', 'hd_mm', 'assd_mm', 'nsd')]
     lines.append([organ, shown[0], interval, *shown[1:], str(counts['missed']), str(counts['false_positive'])])
   widths = [max(len(row[i]) for row in [head, *lines]) for i in range(len(head))]
-  text = [f'{len(run.cases)} case(s) of split {run.split}, metric convention: {run.convention}, distances in {run.unit}']
+  text = [
+    f'{len(run.cases)} case(s) of split {run.split}, metric convention: {run.convention}, distances in {run.unit}'
+  ]
   for row in [head, ['-' * w for w in widths], *lines[:-1], ['-' * w for w in widths], lines[-1]]:
     text.append('  '.join([row[0].ljust(widths[0]), *(v.rjust(w) for v, w in zip(row[1:], widths[1:]))]).rstrip())
   return '\n'.join(text)
@@ -93,7 +105,9 @@ def wide_table(runs: list[tuple[str, Run]]) -> str:
   rows = []
   for name, run in runs:
     *by_organ, mean = [s for _, s, _ in organ_rows(run)]
-    rows.append([name, number(mean['dsc'].mean), number(mean['hd95_pooled_mm'].mean), *(number(s['dsc'].mean) for s in by_organ)])
+    rows.append(
+      [name, number(mean['dsc'].mean), number(mean['hd95_pooled_mm'].mean), *(number(s['dsc'].mean) for s in by_organ)]
+    )
   return markdown(head, rows)
 
 
@@ -115,7 +129,14 @@ def table_csv(run: Run) -> str:
   names = [f'{_in_unit(run, name)}{"_percent" if factor == 100 else ""}' for name, _, factor, _ in COLUMNS]
   rows = [['organ', 'convention', *(f'{name}_{part}' for name in names for part in parts), *_COUNTS]]
   for organ, s, counts in organ_rows(run):
-    rows.append([organ, run.convention, *(f'{v:.10g}' for name, _, _, _ in COLUMNS for v in s[name]), *(counts[c] for c in _COUNTS)])
+    rows.append(
+      [
+        organ,
+        run.convention,
+        *(f'{v:.10g}' for name, _, _, _ in COLUMNS for v in s[name]),
+        *(counts[c] for c in _COUNTS),
+      ]
+    )
   return _csv(rows)
 
 
@@ -135,7 +156,9 @@ def table_tex(run: Run) -> str:
   for organ, s, counts in organ_rows(run):
     if organ == MEAN:
       lines.append(r'\midrule')
-    cells = [number(s[n].mean, d) + ('' if math.isnan(s[n].sd) else rf' $\pm$ {number(s[n].sd, d)}') for n, _, _, d in shown]
+    cells = [
+      number(s[n].mean, d) + ('' if math.isnan(s[n].sd) else rf' $\pm$ {number(s[n].sd, d)}') for n, _, _, d in shown
+    ]
     lines.append(' & '.join([_tex(organ), *cells, str(counts['missed'])]) + r' \\')
   return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}', r'\end{table}', ''])
 

@@ -34,8 +34,11 @@ def check(micro_batches: int, batch_size: int, parts: int) -> None:
   rows = batch_size // parts
   if micro_batches < 1 or rows % micro_batches:
     share = f'{rows} samples' + (f' ({batch_size} over {parts} devices)' if parts > 1 else '')
-    raise InputError('train.micro_batches', f'{micro_batches} does not divide a batch of {share}',
-                     f'Use one of {", ".join(str(m) for m in range(1, rows + 1) if rows % m == 0)}.')
+    raise InputError(
+      'train.micro_batches',
+      f'{micro_batches} does not divide a batch of {share}',
+      f'Use one of {", ".join(str(m) for m in range(1, rows + 1) if rows % m == 0)}.',
+    )
 
 
 def value_and_grad(forward: Callable, loss_fn: Callable, micro_batches: int, *, unroll: bool | None = None) -> Callable:
@@ -58,7 +61,9 @@ def value_and_grad(forward: Callable, loss_fn: Callable, micro_batches: int, *, 
     net, image = params['net'], batch['image']
     if len(image) % m:
       raise InputError('train.micro_batches', f'{m} does not divide a batch of {len(image)}', 'Use a divisor of it.')
-    of_part = lambda j, batch_stats: lambda net: forward(net, batch_stats, _part(image, j, m), jax.random.fold_in(key, j))
+    of_part = lambda j, batch_stats: (
+      lambda net: forward(net, batch_stats, _part(image, j, m), jax.random.fold_in(key, j))
+    )
 
     def logits_of(moved, j):
       logits, moved = of_part(j, moved)(net)
@@ -72,7 +77,7 @@ def value_and_grad(forward: Callable, loss_fn: Callable, micro_batches: int, *, 
 
     def add(total, j):
       _, backward, _ = jax.vjp(of_part(j, batch_stats), net, has_aux=True)
-      gradient, = backward(jax.tree.map(lambda a: _part(a, j, m), to_logits))
+      (gradient,) = backward(jax.tree.map(lambda a: _part(a, j, m), to_logits))
       return jax.tree.map(jnp.add, total, gradient)
 
     total = jax.tree.map(jnp.zeros_like, net)

@@ -46,8 +46,9 @@ def resample(image, label, matrix):
     identity copy every voxel exactly.
   """
   shape = label.shape
-  offsets = [(jnp.arange(n) - (n - 1) / 2).reshape([-1 if a == axis else 1 for a in range(3)])
-             for axis, n in enumerate(shape)]
+  offsets = [
+    (jnp.arange(n) - (n - 1) / 2).reshape([-1 if a == axis else 1 for a in range(3)]) for axis, n in enumerate(shape)
+  ]
   source = [sum(matrix[i, j] * offsets[j] for j in range(3)) + (n - 1) / 2 for i, n in enumerate(shape)]
   # One voxel of 0 all around and positions held within it replace a test of every neighbour.
   position = [jnp.clip(s + 1, 0, n + 1) for s, n in zip(source, shape)]

@@ -35,7 +35,9 @@ def apply_window(image, window):
 
 def make_prepare(augment: Augment) -> Augment:
   """(key, raw batch with 'image', 'label' and 'window') -> the batch that the network sees: windowed, then augmented."""
-  return lambda key, batch: augment(key, {'image': apply_window(batch['image'], batch['window']), 'label': batch['label']})
+  return lambda key, batch: augment(
+    key, {'image': apply_window(batch['image'], batch['window']), 'label': batch['label']}
+  )
 
 
 def rotation(angle_deg):
@@ -76,8 +78,9 @@ def resample(image, label, matrix, shift=(0.0, 0.0), *, order: int = 1):
   row, col = jnp.floor(source_row), jnp.floor(source_col)
   right, down = source_col - col, source_row - row
   row, col = row.astype(jnp.int32), col.astype(jnp.int32)
-  plane = ((1 - down) * ((1 - right) * pick(plane, row, col) + right * pick(plane, row, col + 1))
-           + down * ((1 - right) * pick(plane, row + 1, col) + right * pick(plane, row + 1, col + 1)))
+  plane = (1 - down) * ((1 - right) * pick(plane, row, col) + right * pick(plane, row, col + 1)) + down * (
+    (1 - right) * pick(plane, row + 1, col) + right * pick(plane, row + 1, col + 1)
+  )
   return plane[..., None].astype(image.dtype), label
 
 
@@ -99,8 +102,11 @@ def _half_width(name: str, value: float):
 
 def _axes(axes: Sequence[int]) -> tuple[int, ...]:
   if not set(axes) <= {0, 1}:
-    raise InputError('augment option mirror_axes', f'{tuple(axes)} names an axis a slice has not',
-                     'Use 0 (front-back), 1 (left-right), both or none')
+    raise InputError(
+      'augment option mirror_axes',
+      f'{tuple(axes)} names an axis a slice has not',
+      'Use 0 (front-back), 1 (left-right), both or none',
+    )
   return tuple(axes)
 
 
@@ -137,8 +143,11 @@ def _released(*, p_flip=0.5, p_rotate=0.5):
 
   def sample(key, image, label):
     if label.shape[-1] != label.shape[-2]:
-      raise InputError(f'slices of {label.shape[-2]} x {label.shape[-1]}', "quarter turns of 'released' need squares",
-                       "Prepare square slices, or use augment 'paper'")
+      raise InputError(
+        f'slices of {label.shape[-2]} x {label.shape[-1]}',
+        "quarter turns of 'released' need squares",
+        "Prepare square slices, or use augment 'paper'",
+      )
     flip_key, turn_key, axis_key, choice_key, angle_key = jax.random.split(key, 5)
     # Quarter turns from a table: cos(90 degrees) is not quite 0 in float32 and these must be exact permutations.
     turn = jnp.array([[[1, 0], [0, 1]], [[0, 1], [-1, 0]], [[-1, 0], [0, -1]], [[0, -1], [1, 0]]], jnp.float32)
@@ -152,8 +161,17 @@ def _released(*, p_flip=0.5, p_rotate=0.5):
   return sample
 
 
-def _extended(*, max_angle_deg=20.0, scale=(0.85, 1.15), max_shift=0.05, gamma=(0.75, 1.33), contrast=(0.85, 1.15),
-              brightness=0.08, mirror_axes=(), p_mirror=0.5):
+def _extended(
+  *,
+  max_angle_deg=20.0,
+  scale=(0.85, 1.15),
+  max_shift=0.05,
+  gamma=(0.75, 1.33),
+  contrast=(0.85, 1.15),
+  brightness=0.08,
+  mirror_axes=(),
+  p_mirror=0.5,
+):
   axes, scale, gamma = _axes(mirror_axes), _range('scale', scale, 0.0), _range('gamma', gamma, 0.0)
   contrast = _range('contrast', contrast, 0.0)
   _probability('p_mirror', p_mirror)
@@ -173,8 +191,18 @@ def _extended(*, max_angle_deg=20.0, scale=(0.85, 1.15), max_shift=0.05, gamma=(
   return sample
 
 
-def _volume(*, max_angle_deg=(30.0, 15.0, 15.0), p_rotate=1.0, scale=(0.85, 1.15), mirror_axes=(0, 1, 2), p_mirror=0.5,
-            voxel_aspect=(1.0, 1.0, 1.0), gamma=(1.0, 1.0), contrast=(1.0, 1.0), brightness=0.0):
+def _volume(
+  *,
+  max_angle_deg=(30.0, 15.0, 15.0),
+  p_rotate=1.0,
+  scale=(0.85, 1.15),
+  mirror_axes=(0, 1, 2),
+  p_mirror=0.5,
+  voxel_aspect=(1.0, 1.0, 1.0),
+  gamma=(1.0, 1.0),
+  contrast=(1.0, 1.0),
+  brightness=0.0,
+):
   scale, gamma, contrast = _range('scale', scale, 0.0), _range('gamma', gamma, 0.0), _range('contrast', contrast, 0.0)
   for option, value in (('max_angle_deg', max_angle_deg), ('voxel_aspect', voxel_aspect)):
     if not isinstance(value, Sequence) or len(value) != 3:
@@ -184,8 +212,11 @@ def _volume(*, max_angle_deg=(30.0, 15.0, 15.0), p_rotate=1.0, scale=(0.85, 1.15
   if not all(0.0 < length < math.inf for length in voxel_aspect):
     raise InputError('augment option voxel_aspect', f'is {tuple(voxel_aspect)}', 'Give positive lengths: z, y, x')
   if not set(mirror_axes) <= {0, 1, 2}:
-    raise InputError('augment option mirror_axes', f'{tuple(mirror_axes)} names an axis a volume has not',
-                     'Use some of 0 (top-bottom), 1 (front-back), 2 (left-right), or none')
+    raise InputError(
+      'augment option mirror_axes',
+      f'{tuple(mirror_axes)} names an axis a volume has not',
+      'Use some of 0 (top-bottom), 1 (front-back), 2 (left-right), or none',
+    )
   _probability('p_mirror', p_mirror)
   _probability('p_rotate', p_rotate)
   limits = np.array(max_angle_deg, np.float32)
@@ -193,8 +224,11 @@ def _volume(*, max_angle_deg=(30.0, 15.0, 15.0), p_rotate=1.0, scale=(0.85, 1.15
 
   def sample(key, image, label):
     if label.ndim != 3:
-      raise InputError('augment volume', f'samples of shape {label.shape} are no volumes',
-                       "Use augment 'paper' or 'extended' for slices")
+      raise InputError(
+        'augment volume',
+        f'samples of shape {label.shape} are no volumes',
+        "Use augment 'paper' or 'extended' for slices",
+      )
     keys = jax.random.split(key, 7)
     if gamma != (1.0, 1.0) or contrast != (1.0, 1.0) or brightness:
       offset = jax.random.uniform(keys[6], (), minval=-brightness, maxval=brightness)
@@ -249,13 +283,17 @@ def make_augment(name: str, **options) -> Augment:
     InputError: unknown name or option, or a value out of range.
   """
   if name not in _VARIANTS:
-    raise InputError(f'augment {name!r}', 'no such augmentation' + _did_you_mean(name, _VARIANTS),
-                     f'Use one of {", ".join(_VARIANTS)}')
+    raise InputError(
+      f'augment {name!r}', 'no such augmentation' + _did_you_mean(name, _VARIANTS), f'Use one of {", ".join(_VARIANTS)}'
+    )
   known = inspect.signature(_VARIANTS[name]).parameters
   for option in options:
     if option not in known:
-      raise InputError(f'augment {name!r} option {option!r}', 'no such option' + _did_you_mean(option, known),
-                       f'Use one of {", ".join(known)}' if known else 'It takes none')
+      raise InputError(
+        f'augment {name!r} option {option!r}',
+        'no such option' + _did_you_mean(option, known),
+        f'Use one of {", ".join(known)}' if known else 'It takes none',
+      )
   sample = _VARIANTS[name](**options)
 
   def augment(key, batch):

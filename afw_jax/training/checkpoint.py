@@ -70,10 +70,14 @@ def open_manager(folder: str, *, keep: int) -> ocp.CheckpointManager:
   """A manager of FOLDER that keeps the newest checkpoints and clears away what an interrupted save left."""
   try:
     return ocp.CheckpointManager(
-        os.path.abspath(folder), item_names=('model', 'train', 'meta'),
-        options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True))
+      os.path.abspath(folder),
+      item_names=('model', 'train', 'meta'),
+      options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+    )
   except OSError as error:
-    raise InputError(folder, f'checkpoints cannot be kept here ({error})', 'Free space or choose another --workdir.') from error
+    raise InputError(
+      folder, f'checkpoints cannot be kept here ({error})', 'Free space or choose another --workdir.'
+    ) from error
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, meta: dict) -> None:
@@ -86,8 +90,11 @@ def save(manager: ocp.CheckpointManager, state: TrainState, meta: dict) -> None:
   meta['sha256'] = _digest(meta)
   try:
     manager.check_for_errors()
-    manager.save(int(state.step), force=True, args=ocp.args.Composite(
-        meta=ocp.args.JsonSave(meta), **{k: ocp.args.StandardSave(v) for k, v in trees.items()}))
+    manager.save(
+      int(state.step),
+      force=True,
+      args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **{k: ocp.args.StandardSave(v) for k, v in trees.items()}),
+    )
   except _WRITE_ERRORS as error:
     raise _unwritable(manager, error) from error
 
@@ -95,8 +102,11 @@ def save(manager: ocp.CheckpointManager, state: TrainState, meta: dict) -> None:
 def _check_space(folder: os.PathLike, needed: int) -> None:
   free = shutil.disk_usage(folder).free
   if free < needed:
-    raise InputError(folder, f'{free >> 20} MiB are free on this disk, a checkpoint needs {needed >> 20} MiB',
-                     'Free space, then start the same command again: the checkpoints before it are kept.')
+    raise InputError(
+      folder,
+      f'{free >> 20} MiB are free on this disk, a checkpoint needs {needed >> 20} MiB',
+      'Free space, then start the same command again: the checkpoints before it are kept.',
+    )
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
@@ -109,8 +119,11 @@ def finish(manager: ocp.CheckpointManager) -> None:
 
 
 def _unwritable(manager, error) -> InputError:
-  return InputError(manager.directory, f'the checkpoint could not be written (... {str(error)[-120:]})',
-                    'Free space on the disk or fix the permissions, then start the same command again.')
+  return InputError(
+    manager.directory,
+    f'the checkpoint could not be written (... {str(error)[-120:]})',
+    'Free space on the disk or fix the permissions, then start the same command again.',
+  )
 
 
 def _steps(folder: str) -> list[int]:
@@ -123,8 +136,12 @@ def _steps(folder: str) -> list[int]:
 def _read(path: pathlib.Path, item: str, args) -> Any:
   handler = ocp.JsonCheckpointHandler() if item == 'meta' else ocp.StandardCheckpointHandler()
   me = jax.process_index()  # each reads for itself: where one fails, none waits for it
-  alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f'alone{me}')
-  with ocp.Checkpointer(handler, multiprocessing_options=alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions()) as checkpointer:
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=me, active_processes={me}, barrier_sync_key_prefix=f'alone{me}'
+  )
+  with ocp.Checkpointer(
+    handler, multiprocessing_options=alone if jax.process_count() > 1 else ocp.options.MultiprocessingOptions()
+  ) as checkpointer:
     return checkpointer.restore(path / item, args=args)
 
 
@@ -157,8 +174,11 @@ def _check_same_arrays(path: pathlib.Path, meta: dict, wanted: dict[str, PyTree]
   names = {jax.tree_util.keystr(key) for key, _ in leaves}
   saved = {name for name in meta['fingerprint'] if name.startswith(tuple(f'[{part!r}]' for part in wanted))}
   if other := sorted(names ^ saved):
-    raise InputError(path, f'is of another network or version: {len(other)} arrays are only in it or only wanted, first {other[0]}',
-                     'Use the version and the config that it was made with, or another --workdir.')
+    raise InputError(
+      path,
+      f'is of another network or version: {len(other)} arrays are only in it or only wanted, first {other[0]}',
+      'Use the version and the config that it was made with, or another --workdir.',
+    )
 
 
 def read_meta(folder: str) -> dict | None:
@@ -168,7 +188,9 @@ def read_meta(folder: str) -> dict | None:
     try:
       return _read_meta(pathlib.Path(os.path.abspath(folder)) / str(step))
     except Exception as error:  # Orbax raises bare Exception for a torn checkpoint
-      _log.warning('%s/%d: its meta cannot be read (%s), the checkpoint before it is tried', folder, step, str(error)[:200])
+      _log.warning(
+        '%s/%d: its meta cannot be read (%s), the checkpoint before it is tried', folder, step, str(error)[:200]
+      )
       problem = error
   if problem is not None:
     raise InputError(folder, f'no checkpoint in it can be read ({problem})', 'Copy the run again or train anew.')
@@ -209,7 +231,9 @@ def restore_state(folder: str, abstract: TrainState) -> tuple[TrainState, dict] 
     _log.warning('%s cannot be used (%s): renamed to .corrupt, the one before it is tried', broken, problems[0][:300])
     runtime.first(lambda: _set_aside(broken))  # noqa: B023 (called at once)
   if steps:
-    raise InputError(folder, f'none of its {len(steps)} checkpoints is whole', 'Restore a copy, or start in a new --workdir.')
+    raise InputError(
+      folder, f'none of its {len(steps)} checkpoints is whole', 'Restore a copy, or start in a new --workdir.'
+    )
   return None
 
 
@@ -223,8 +247,11 @@ def _is_damage(error: Exception) -> bool:
 
 
 def _unreadable(folder: str, step: int, error: Exception) -> InputError:
-  return InputError(os.path.join(folder, str(step)), f'this checkpoint could not be read here ({str(error)[:300]})',
-                    'It may be whole. Free memory or file handles, or mend the permissions, then start the same command again.')
+  return InputError(
+    os.path.join(folder, str(step)),
+    f'this checkpoint could not be read here ({str(error)[:300]})',
+    'It may be whole. Free memory or file handles, or mend the permissions, then start the same command again.',
+  )
 
 
 def _set_aside(path: str) -> None:
@@ -247,7 +274,9 @@ def restore_variables(folder: str, abstract: PyTree) -> tuple[PyTree, dict]:
   """
   steps = _steps(folder)
   if not steps:
-    raise InputError(folder, 'there is no checkpoint', 'Train first: --mode=train, or give the --workdir of a finished run.')
+    raise InputError(
+      folder, 'there is no checkpoint', 'Train first: --mode=train, or give the --workdir of a finished run.'
+    )
   try:
     trees, meta = _load(folder, steps[0], {'model': abstract})
   except InputError:
@@ -255,7 +284,9 @@ def restore_variables(folder: str, abstract: PyTree) -> tuple[PyTree, dict]:
   except Exception as error:  # as above; here nothing older is the model that was asked for
     if not _is_damage(error):
       raise _unreadable(folder, steps[0], error) from error
-    raise InputError(os.path.join(folder, str(steps[0])),
-                     f'this checkpoint is torn, altered or of another network ({str(error)[:200]})',
-                     'Restore a copy of it, or train again.') from error
+    raise InputError(
+      os.path.join(folder, str(steps[0])),
+      f'this checkpoint is torn, altered or of another network ({str(error)[:200]})',
+      'Restore a copy of it, or train again.',
+    ) from error
   return {'params': trees['model']['net'], 'batch_stats': trees['model']['batch_stats']}, meta

@@ -16,7 +16,19 @@ import afw_jax
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError
 
-PACKAGES = ('afw_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'scipy', 'nibabel', 'pydicom')
+PACKAGES = (
+  'afw_jax',
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'grain',
+  'numpy',
+  'scipy',
+  'nibabel',
+  'pydicom',
+)
 
 
 def write_json(path: str, value: dict) -> None:
@@ -30,17 +42,23 @@ def write_json(path: str, value: dict) -> None:
       os.fsync(f.fileno())
     os.replace(tmp, path)
   except OSError as error:
-    raise InputError(path, f'cannot be written ({error})', 'Free space or choose another place with --workdir.') from error
+    raise InputError(
+      path, f'cannot be written ({error})', 'Free space or choose another place with --workdir.'
+    ) from error
 
 
 def environment() -> dict:
   """Versions, devices and what else decides the bits of a run."""
   installed = {d.metadata['Name']: d.version for d in importlib.metadata.distributions()}
   return {
-      'python': platform.python_version(), 'platform': platform.platform(), 'cpu_count': os.cpu_count(),
-      'packages': {name: installed.get(name, 'not installed') for name in PACKAGES} | {'afw_jax': afw_jax.__version__},
-      'devices': [str(d) for d in jax.devices()], 'processes': jax.process_count(),
-      'xla_flags': os.environ.get('XLA_FLAGS', ''), 'nproc': os.environ.get('NPROC', ''),
+    'python': platform.python_version(),
+    'platform': platform.platform(),
+    'cpu_count': os.cpu_count(),
+    'packages': {name: installed.get(name, 'not installed') for name in PACKAGES} | {'afw_jax': afw_jax.__version__},
+    'devices': [str(d) for d in jax.devices()],
+    'processes': jax.process_count(),
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
+    'nproc': os.environ.get('NPROC', ''),
   }
 
 
@@ -79,6 +97,7 @@ class MetricWriter:
       raise InputError(path, f'cannot be written ({error})', 'Free space or choose another --workdir.') from error
     if importlib.util.find_spec('tensorboardX'):
       import tensorboardX
+
       self._tensorboard = tensorboardX.SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=start_step + 1)
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
@@ -107,5 +126,6 @@ class MetricWriter:
     try:
       yield
     except OSError as error:
-      raise InputError(self._file.name, f'cannot be written ({error})',
-                       'Free space on the disk, then start the same command again.') from error
+      raise InputError(
+        self._file.name, f'cannot be written ({error})', 'Free space on the disk, then start the same command again.'
+      ) from error

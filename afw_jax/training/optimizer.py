@@ -11,7 +11,7 @@ UNITS = ('epoch', 'step')
 
 
 def polynomial_schedule(
-    base_lr: float, *, epochs: int, steps_per_epoch: int, unit: str = 'epoch', power: float = 0.9
+  base_lr: float, *, epochs: int, steps_per_epoch: int, unit: str = 'epoch', power: float = 0.9
 ) -> Callable:
   """lr(t) = base_lr (1 - t/T)^power.
 
@@ -41,7 +41,7 @@ def polynomial_schedule(
 
 
 def sgd(
-    schedule: Callable, *, momentum: float = 0.9, weight_decay: float = 0.0, clip_norm: float = 0.0
+  schedule: Callable, *, momentum: float = 0.9, weight_decay: float = 0.0, clip_norm: float = 0.0
 ) -> optax.GradientTransformation:
   """SGD momentum as torch.optim.SGD computes it.
 

@@ -46,8 +46,15 @@ def init_state(model, tx: optax.GradientTransformation, key: Array, image: Array
   return TrainState(jnp.zeros((), jnp.int32), params, variables.get('batch_stats', {}), tx.init(params))
 
 
-def make_train_step(model, loss_fn: LossFn, tx: optax.GradientTransformation, prepare: Callable[[Array, Batch], Batch], *,
-                    micro_batches: int = 1, unroll: bool | None = None):
+def make_train_step(
+  model,
+  loss_fn: LossFn,
+  tx: optax.GradientTransformation,
+  prepare: Callable[[Array, Batch], Batch],
+  *,
+  micro_batches: int = 1,
+  unroll: bool | None = None,
+):
   """One step of SGD on one (global) batch.
 
   Args:
@@ -65,8 +72,9 @@ def make_train_step(model, loss_fn: LossFn, tx: optax.GradientTransformation, pr
   """
 
   def forward(net, batch_stats, image, key):
-    logits, mutated = model.apply({'params': net, 'batch_stats': batch_stats}, image, train=True,
-                                  mutable=['batch_stats'], rngs={'dropout': key})
+    logits, mutated = model.apply(
+      {'params': net, 'batch_stats': batch_stats}, image, train=True, mutable=['batch_stats'], rngs={'dropout': key}
+    )
     return logits, mutated.get('batch_stats', {})
 
   def objective(params, batch_stats, batch, key):

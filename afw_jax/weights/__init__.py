@@ -2,4 +2,4 @@
 
 from afw_jax.weights.convert import from_torch
 
-__all__ = ["from_torch"]
+__all__ = ['from_torch']

@@ -22,7 +22,13 @@ from afw_jax import models
 from afw_jax.errors import InputError
 
 # Our leaf's name -> PyTorch's; a leaf that is not here (a position table, say) is called the same in both.
-LEAVES = {'kernel': 'weight', 'transposed_kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
+LEAVES = {
+  'kernel': 'weight',
+  'transposed_kernel': 'weight',
+  'scale': 'weight',
+  'mean': 'running_mean',
+  'var': 'running_var',
+}
 # Leaves with two channel axes, ours last -> where PyTorch has them; linear layers and convolutions alike.
 CHANNEL_AXES = {'kernel': (1, 0), 'transposed_kernel': (0, 1)}
 IGNORED = r'(^|\.)num_batches_tracked$'
@@ -48,12 +54,18 @@ def from_torch(name: str, state_dict: Mapping[str, np.ndarray], **options) -> di
   module = models.module_of(name)
   ignored = re.compile('|'.join((IGNORED, *getattr(module, 'TORCH_IGNORED', ()))))
   arrays = {key: np.asarray(value) for key, value in state_dict.items()}
-  for alias, name_of in ((key, re.sub(*pair, key)) for pair in getattr(module, 'TORCH_ALIASES', ()) for key in [*arrays]):
+  for alias, name_of in (
+    (key, re.sub(*pair, key)) for pair in getattr(module, 'TORCH_ALIASES', ()) for key in [*arrays]
+  ):
     if alias != name_of:
       arrays.setdefault(name_of, arrays.pop(alias))
   model = models.build(name, num_classes or int(_side(arrays, module.TORCH_CLASSES, 0, 2)), **options)
   channels = _side(arrays, module.TORCH_CHANNELS, 1, 3)
-  image = module.torch_image(model, arrays, channels) if hasattr(module, 'torch_image') else module.smallest_image(model, channels)
+  image = (
+    module.torch_image(model, arrays, channels)
+    if hasattr(module, 'torch_image')
+    else module.smallest_image(model, channels)
+  )
   image = jax.ShapeDtypeStruct(image, jnp.float32)
   needed = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), image))
 
@@ -61,14 +73,23 @@ def from_torch(name: str, state_dict: Mapping[str, np.ndarray], **options) -> di
   shapes = {keys[path]: _torch_shape(path, leaf.shape) for path, leaf in needed.items()}
   missing = [key for key in shapes if key not in arrays]
   unknown = [key for key in arrays if key not in shapes and not ignored.search(key)]
-  wrong = [f'{key} is {arrays[key].shape}, not {shape}' for key, shape in shapes.items()
-           if key in arrays and arrays[key].shape != shape]
-  problems = [f'{len(found)} {what}: {", ".join(found)}' for what, found in
-              (('missing', missing), ('unknown', unknown), ('of another shape', wrong)) if found]
+  wrong = [
+    f'{key} is {arrays[key].shape}, not {shape}'
+    for key, shape in shapes.items()
+    if key in arrays and arrays[key].shape != shape
+  ]
+  problems = [
+    f'{len(found)} {what}: {", ".join(found)}'
+    for what, found in (('missing', missing), ('unknown', unknown), ('of another shape', wrong))
+    if found
+  ]
   if problems:
     made_with = ', '.join([f'num_classes={model.num_classes}', *(f'{k}={v!r}' for k, v in options.items())])
-    raise InputError(f'PyTorch weights for {name}({made_with})', 'keys ' + '; keys '.join(problems),
-                     'give the network and the options these weights were made with')
+    raise InputError(
+      f'PyTorch weights for {name}({made_with})',
+      'keys ' + '; keys '.join(problems),
+      'give the network and the options these weights were made with',
+    )
   return traverse_util.unflatten_dict({path: _from_torch_layout(path, arrays[key]) for path, key in keys.items()})
 
 

@@ -11,7 +11,13 @@ import safetensors.numpy
 
 from afw_jax.errors import InputError
 
-WRAPPERS = ('state_dict', 'model_state_dict', 'network_weights', 'model', 'net')  # what training scripts put around a state dict
+WRAPPERS = (
+  'state_dict',
+  'model_state_dict',
+  'network_weights',
+  'model',
+  'net',
+)  # what training scripts put around a state dict
 PREFIX = 'module.'  # of DataParallel
 
 
@@ -47,8 +53,10 @@ def read(path: str) -> dict[str, np.ndarray]:
 
 def _safetensors(path):
   try:
-    return {key: np.asarray(value, np.float32) if value.dtype.name == 'bfloat16' else value
-            for key, value in safetensors.numpy.load_file(path).items()}
+    return {
+      key: np.asarray(value, np.float32) if value.dtype.name == 'bfloat16' else value
+      for key, value in safetensors.numpy.load_file(path).items()
+    }
   except safetensors.SafetensorError as error:
     raise InputError(path, f'is no whole .safetensors file ({error})', 'Copy or download it again.') from error
 
@@ -65,17 +73,29 @@ def _torch(path):
   try:
     import torch
   except ImportError:
-    raise InputError(path, 'a file of PyTorch needs PyTorch to be read, which is not installed',
-                     'Install it (pip install torch), or save the state dict as .safetensors or .npz.') from None
+    raise InputError(
+      path,
+      'a file of PyTorch needs PyTorch to be read, which is not installed',
+      'Install it (pip install torch), or save the state dict as .safetensors or .npz.',
+    ) from None
   try:
-    with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts keep their options beside the weights
+    with torch.serialization.safe_globals(
+      [argparse.Namespace]
+    ):  # training scripts keep their options beside the weights
       content = torch.load(path, map_location='cpu', weights_only=True)
   except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError, KeyError, zipfile.BadZipFile) as error:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    raise InputError(path, f'cannot be read as PyTorch weights only ({reason})',
-                     'Copy it again; or, where it holds more than weights, save net.state_dict() alone.') from error
-  while isinstance(content, dict) and (inner := [content[key] for key in WRAPPERS if isinstance(content.get(key), dict)]):
+    raise InputError(
+      path,
+      f'cannot be read as PyTorch weights only ({reason})',
+      'Copy it again; or, where it holds more than weights, save net.state_dict() alone.',
+    ) from error
+  while isinstance(content, dict) and (
+    inner := [content[key] for key in WRAPPERS if isinstance(content.get(key), dict)]
+  ):
     content = inner[0]
   if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
     raise InputError(path, 'holds no state dict', 'Save net.state_dict() with torch.save.')
-  return {key: (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy() for key, value in content.items()}
+  return {
+    key: (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy() for key, value in content.items()
+  }

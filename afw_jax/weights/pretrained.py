@@ -48,11 +48,16 @@ def check(name: str, path: str, *, encoder: str = 'r50') -> str:
   """Where the encoder's weights are published; InputError where there are none, or no file at `path`."""
   models.module_of(name)
   if name not in NETWORKS:
-    raise InputError(f'pretrained weights {path!r}', f'no published encoder exists for {name}',
-                     f'leave the option out, or take a network that has one: {", ".join(NETWORKS)}')
+    raise InputError(
+      f'pretrained weights {path!r}',
+      f'no published encoder exists for {name}',
+      f'leave the option out, or take a network that has one: {", ".join(NETWORKS)}',
+    )
   published = VAN if name == 'vatransunet' else f'{VIT}/{"R50%2BViT-B_16" if encoder == "r50" else "ViT-B_16"}.npz'
   if not os.path.isfile(path):
-    raise InputError(path, 'no such file', f'The weights are published at {published} : download them and give the path')
+    raise InputError(
+      path, 'no such file', f'The weights are published at {published} : download them and give the path'
+    )
   return published
 
 
@@ -98,9 +103,16 @@ def load(name: str, path: str, variables: dict, *, image_shape: tuple[int, ...] 
       array = np.moveaxis(array, convert.CHANNEL_AXES[ours_at[-1]], (-2, -1))
     new[ours_at] = jnp.asarray(array.reshape(ours[ours_at].shape))
   left = sorted(set(arrays) - set(taken))
-  logging.info('%s: %d arrays of %d numbers taken for the encoder of %s; not in the file and left as initialised: %d '
-               'arrays; in the file and not used: %s', path, len(needed), sum(a.size for a in taken.values()), name,
-               len(ours) - len(needed), ', '.join(left) or 'none')
+  logging.info(
+    '%s: %d arrays of %d numbers taken for the encoder of %s; not in the file and left as initialised: %d '
+    'arrays; in the file and not used: %s',
+    path,
+    len(needed),
+    sum(a.size for a in taken.values()),
+    name,
+    len(ours) - len(needed),
+    ', '.join(left) or 'none',
+  )
   return traverse_util.unflatten_dict(new)
 
 
@@ -140,14 +152,28 @@ def _check_keys(path, name, taken, needed, published):
   missing = [key for key in needed if key not in taken]
   unknown = [key for key in taken if key not in needed]
   both = [(key, taken[key], shape) for key, (_, shape) in needed.items() if key in taken]
-  wrong = [f'{key} is {array.shape}, not {tuple("any" if n is None else n for n in shape)}'.replace("'", '')
-           for key, array, shape in both if not _fits(array.shape, shape)]
+  wrong = [
+    f'{key} is {array.shape}, not {tuple("any" if n is None else n for n in shape)}'.replace("'", '')
+    for key, array, shape in both
+    if not _fits(array.shape, shape)
+  ]
   bad = [key for key, array, _ in both if array.dtype.kind not in 'fiu' or not np.isfinite(array).all()]
-  problems = [f'{len(found)} {what}: {", ".join(found)}' for what, found in
-              (('missing', missing), ('unknown', unknown), ('of another shape', wrong), ('not of finite numbers', bad)) if found]
+  problems = [
+    f'{len(found)} {what}: {", ".join(found)}'
+    for what, found in (
+      ('missing', missing),
+      ('unknown', unknown),
+      ('of another shape', wrong),
+      ('not of finite numbers', bad),
+    )
+    if found
+  ]
   if problems:
-    raise InputError(path, f'does not fit the encoder of {name}: keys ' + '; keys '.join(problems),
-                     f'Give the file published at {published}, and images of three channels or one')
+    raise InputError(
+      path,
+      f'does not fit the encoder of {name}: keys ' + '; keys '.join(problems),
+      f'Give the file published at {published}, and images of three channels or one',
+    )
 
 
 def _fits(shape, wanted):
@@ -161,14 +187,20 @@ def _fit_positions(path, table, tokens, image_shape, position_grid):
   """The file's square table, class token dropped, on the grid of the network's `tokens`."""
   side = math.isqrt(table.shape[1])
   if not side or side * side != table.shape[1]:
-    raise InputError(path, f'its table of positions has {table.shape[1]} tokens besides the class token, which is no square',
-                     'Give a file trained on square images')
+    raise InputError(
+      path,
+      f'its table of positions has {table.shape[1]} tokens besides the class token, which is no square',
+      'Give a file trained on square images',
+    )
   if position_grid is None and image_shape is not None:
     position_grid = tuple(n // transunet.PATCH for n in image_shape)
   grid = (math.isqrt(tokens),) * 2 if position_grid is None else tuple(position_grid)
   if math.prod(grid) != tokens:
-    raise InputError(f'a table of {tokens} positions', f'a grid of {grid[0]} x {grid[1]} tokens is not what it was made for',
-                     'give image_shape: the size of the images that the variables were initialised with')
+    raise InputError(
+      f'a table of {tokens} positions',
+      f'a grid of {grid[0]} x {grid[1]} tokens is not what it was made for',
+      'give image_shape: the size of the images that the variables were initialised with',
+    )
   if grid != (side, side):
     logging.info('%s: table of positions resized from %d x %d to %d x %d', path, side, side, *grid)
   return np.asarray(positions.resize_table(jnp.asarray(table), (side, side), grid))

@@ -20,8 +20,12 @@ PATCH = (8, 12, 10)
 
 
 def put_case(folder, case_id, image, label, window=(50.0, 350.0)):
-  store.write_case(folder, case_id, {'image': image, 'label': label, 'native_label': label,
-                                     'foreground': foreground_voxels(label, case_id)}, {'window': list(window)})
+  store.write_case(
+    folder,
+    case_id,
+    {'image': image, 'label': label, 'native_label': label, 'foreground': foreground_voxels(label, case_id)},
+    {'window': list(window)},
+  )
 
 
 @pytest.fixture(scope='module')
@@ -68,7 +72,9 @@ def test_foreground_voxels_are_voxels_of_every_organ():
   assert foreground_voxels(np.zeros((3, 4, 5), np.uint8), 'empty').shape == (0, 4)
 
 
-@pytest.mark.parametrize('start, size', [((0, 0, 0), (2, 3, 4)), ((1, 2, 3), (2, 2, 2)), ((-2, 1, -1), (7, 2, 9)), ((2, 2, 3), (4, 4, 4))])
+@pytest.mark.parametrize(
+  'start, size', [((0, 0, 0), (2, 3, 4)), ((1, 2, 3), (2, 2, 2)), ((-2, 1, -1), (7, 2, 9)), ((2, 2, 3), (4, 4, 4))]
+)
 def test_a_crop_is_cut_or_filled(start, size):
   array = np.arange(3 * 4 * 5, dtype=np.int16).reshape(3, 4, 5)
   around = np.pad(array, 10, constant_values=-9)
@@ -201,8 +207,16 @@ def test_only_the_crop_is_read(tmp_path):
   assert out.stdout.split() == ['True'] * 3, out.stdout + out.stderr[-2000:]
 
 
-@pytest.mark.parametrize('bad', [dict(patch_size=(4, 4)), dict(patch_size=(4, 0, 4)), dict(patch_size=(4, 4.5, 4)),
-                                 dict(foreground=1.5), dict(crops_per_case=0)])
+@pytest.mark.parametrize(
+  'bad',
+  [
+    dict(patch_size=(4, 4)),
+    dict(patch_size=(4, 0, 4)),
+    dict(patch_size=(4, 4.5, 4)),
+    dict(foreground=1.5),
+    dict(crops_per_case=0),
+  ],
+)
 def test_senseless_crops(folder, bad):
   with pytest.raises(InputError, match=next(iter(bad))):
     CropSource(folder, IDS, **{'patch_size': PATCH, **bad})

@@ -15,10 +15,25 @@ from afw_jax.errors import InputError
 SEEDS = range(6)
 SHAPE, SPACING_MM = (32, 104, 104), (7.0, 3.5, 3.5)
 # plausible adult volumes in mL, cut off by the ends of the scan only for the aorta
-VOLUME_ML = {'aorta': (45, 140), 'gallbladder': (10, 80), 'left_kidney': (80, 260), 'right_kidney': (80, 260),
-             'liver': (800, 2000), 'pancreas': (40, 140), 'spleen': (80, 400), 'stomach': (120, 900)}
-MEDIAN_HU = {'aorta': 168, 'gallbladder': 10, 'left_kidney': 165, 'right_kidney': 165, 'liver': 110, 'pancreas': 90,
-             'spleen': 122}
+VOLUME_ML = {
+  'aorta': (45, 140),
+  'gallbladder': (10, 80),
+  'left_kidney': (80, 260),
+  'right_kidney': (80, 260),
+  'liver': (800, 2000),
+  'pancreas': (40, 140),
+  'spleen': (80, 400),
+  'stomach': (120, 900),
+}
+MEDIAN_HU = {
+  'aorta': 168,
+  'gallbladder': 10,
+  'left_kidney': 165,
+  'right_kidney': 165,
+  'liver': 110,
+  'pancreas': 90,
+  'spleen': 122,
+}
 
 
 @pytest.fixture(scope='module')
@@ -29,8 +44,9 @@ def phantoms():
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp('phantoms')
-  ids = write_phantoms(str(folder), num_cases=8, num_val=2, num_test=1, seed=5, shape=(14, 40, 44), matrix_jitter=4,
-                       slice_mm=(15.0, 17.0))
+  ids = write_phantoms(
+    str(folder), num_cases=8, num_val=2, num_test=1, seed=5, shape=(14, 40, 44), matrix_jitter=4, slice_mm=(15.0, 17.0)
+  )
   assert ids == [f'phantom_{i:03d}' for i in range(8)]
   return folder
 
@@ -91,7 +107,9 @@ def test_brightness_is_that_of_a_portal_venous_scan(phantoms):
       assert abs(np.median(image[deep if deep.sum() > 20 else mask]) - hu) < 22, organ
     assert ((image[label == 8] > -10) & (image[label == 8] < 80)).mean() > 0.5  # fluid and wall
     assert (image > 300).mean() > 0.005  # bone
-    assert abs(np.median(image[image < -920]) + 1000) < 10 and ((image > -130) & (image < -70)).mean() > 0.05  # air, fat
+    assert (
+      abs(np.median(image[image < -920]) + 1000) < 10 and ((image > -130) & (image < -70)).mean() > 0.05
+    )  # air, fat
   gas = [np.argwhere((label == 8) & (image < -600))[:, 1] for image, label in phantoms]
   fluid = [np.argwhere((label == 8) & (abs(image - 25) < 20))[:, 1] for image, label in phantoms]
   assert sum(len(g) > 0 for g in gas) > len(gas) / 2
@@ -132,9 +150,12 @@ def test_orientation_and_spacing_vary_and_world_positions_hold(folder):
     codes.add(''.join(nibabel.aff2axcodes(file.affine)))
     spacings.add(tuple(np.round(sorted(file.header.get_zooms()), 3)))
     label = np.asarray(file.dataobj)
-    at = {o: nibabel.affines.apply_affine(file.affine, np.argwhere(label == i)).mean(0) for i, o in enumerate(ORGANS, 1)}
-    right, anterior, superior = np.array([at['liver'] - at['spleen'], at['stomach'] - at['left_kidney'],
-                                          at['spleen'] - at['gallbladder']]).diagonal()
+    at = {
+      o: nibabel.affines.apply_affine(file.affine, np.argwhere(label == i)).mean(0) for i, o in enumerate(ORGANS, 1)
+    }
+    right, anterior, superior = np.array(
+      [at['liver'] - at['spleen'], at['stomach'] - at['left_kidney'], at['spleen'] - at['gallbladder']]
+    ).diagonal()
     assert right > 80 and anterior > 30 and superior > 0  # RAS mm
   assert codes == set(AXIS_CODES) and len(spacings) == 8
 
@@ -168,15 +189,35 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path):
 
 
 def test_bad_requests_write_nothing(tmp_path):
-  for options in (dict(num_cases=7), dict(num_cases=9, axis_codes=('RAR',)), dict(num_cases=9, axis_codes=('RAX',)),
-                  dict(num_cases=9, num_val=-1)):
+  for options in (
+    dict(num_cases=7),
+    dict(num_cases=9, axis_codes=('RAR',)),
+    dict(num_cases=9, axis_codes=('RAX',)),
+    dict(num_cases=9, num_val=-1),
+  ):
     with pytest.raises(InputError):
       write_phantoms(str(tmp_path / 'new'), **options)
   assert not (tmp_path / 'new').exists()
 
 
 def test_command_line(tmp_path):
-  out = subprocess.run([sys.executable, '-m', 'afw_jax.data.phantom', '--output', tmp_path, '--num_cases', '8',
-                        '--shape', '6', '32', '32'], capture_output=True, text=True, timeout=60)
+  out = subprocess.run(
+    [
+      sys.executable,
+      '-m',
+      'afw_jax.data.phantom',
+      '--output',
+      tmp_path,
+      '--num_cases',
+      '8',
+      '--shape',
+      '6',
+      '32',
+      '32',
+    ],
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
   assert out.returncode == 0, out.stderr
   assert len(list((tmp_path / 'images').iterdir())) == 8 and (tmp_path / 'imagesTs' / 'new_000.nii.gz').exists()

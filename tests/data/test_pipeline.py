@@ -18,8 +18,12 @@ IDS = list(DEPTHS)
 
 def put_case(folder, case_id, image, window=(50.0, 350.0)):
   label = (image % 9).astype(np.uint8)
-  store.write_case(folder, case_id, {'image': image, 'label': label, 'native_label': label,
-                                     'foreground': foreground_voxels(label, case_id)}, {'window': list(window)})
+  store.write_case(
+    folder,
+    case_id,
+    {'image': image, 'label': label, 'native_label': label, 'foreground': foreground_voxels(label, case_id)},
+    {'window': list(window)},
+  )
 
 
 @pytest.fixture(scope='module')
@@ -166,18 +170,29 @@ def test_reading_ahead_is_bounded(folder, prefetch):
   iterator.close()
 
 
-@pytest.mark.parametrize('size, patch, kind, record', [
-  ([4, 5], None, SliceSource, ('a', 0)), ([3, 4, 5], (), VolumeSource, ('a',)), ([3, 4, 5], (2, 2, 2), CropSource, ('a', 0)),
-  ([4, 5], (2, 2, 2), CropSource, ('a', 0)), ([None, None, None], (2, 2, 2), CropSource, ('a', 0))])
+@pytest.mark.parametrize(
+  'size, patch, kind, record',
+  [
+    ([4, 5], None, SliceSource, ('a', 0)),
+    ([3, 4, 5], (), VolumeSource, ('a',)),
+    ([3, 4, 5], (2, 2, 2), CropSource, ('a', 0)),
+    ([4, 5], (2, 2, 2), CropSource, ('a', 0)),
+    ([None, None, None], (2, 2, 2), CropSource, ('a', 0)),
+  ],
+)
 def test_one_door_to_all_samples(tmp_path, size, patch, kind, record):
   for case_id in 'ab':
     put_case(tmp_path, case_id, np.arange(60, dtype=np.int16).reshape(3, 4, 5))
   store.write_index(tmp_path, {'options': {'size': size}})
   source = make_source(tmp_path, ['a', 'b'], patch)
   assert isinstance(source, kind) and source.records[0] == record
-  assert len(source) == len(source.records) == (6 if kind is SliceSource else 2) and 'c' not in {r[0] for r in source.records}
+  assert len(source) == len(source.records) == (6 if kind is SliceSource else 2) and 'c' not in {
+    r[0] for r in source.records
+  }
   batch = next(train_batches(source, batch_size=2, seed=0))
-  assert batch['image'].shape == (2, *batch['label'].shape[1:], 1) and len(source.records[batch['index'][0]]) == len(record)
+  assert batch['image'].shape == (2, *batch['label'].shape[1:], 1) and len(source.records[batch['index'][0]]) == len(
+    record
+  )
 
 
 def test_volumes_are_whole_and_share_a_shape(tmp_path):
@@ -191,7 +206,9 @@ def test_volumes_are_whole_and_share_a_shape(tmp_path):
   assert element['index'] == 1 and element['window'].tolist() == [50, 350]
   element['image'][:] = 0  # a copy
   put_case(tmp_path, 'deep', np.zeros((7, 4, 5), np.int16))
-  with pytest.raises(InputError, match=r'case deep: volumes are \(7, 4, 5\) but those of a are \(3, 4, 5\).*train.patch_size'):
+  with pytest.raises(
+    InputError, match=r'case deep: volumes are \(7, 4, 5\) but those of a are \(3, 4, 5\).*train.patch_size'
+  ):
     VolumeSource(tmp_path, ['a', 'deep'])
 
 
@@ -208,9 +225,17 @@ def test_steps_per_epoch_rounds_up():
   assert [steps_per_epoch(n, 4) for n in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]
 
 
-@pytest.mark.parametrize('options, words', [
-  ({'batch_size': 6, 'world': 4}, ['6', '4 ranks']), ({'batch_size': 0}, ['0 rows']), ({'rank': 2, 'world': 2}, ['2 of 2']),
-  ({'start_step': -1}, ['start_step', '-1']), ({'prefetch': 0}, ['prefetch']), ({'num_workers': -2}, ['num_workers'])])
+@pytest.mark.parametrize(
+  'options, words',
+  [
+    ({'batch_size': 6, 'world': 4}, ['6', '4 ranks']),
+    ({'batch_size': 0}, ['0 rows']),
+    ({'rank': 2, 'world': 2}, ['2 of 2']),
+    ({'start_step': -1}, ['start_step', '-1']),
+    ({'prefetch': 0}, ['prefetch']),
+    ({'num_workers': -2}, ['num_workers']),
+  ],
+)
 def test_impossible_requests_are_one_clear_line(folder, options, words):
   with pytest.raises(InputError) as e:
     take(folder, 1, **options)

@@ -52,9 +52,14 @@ def test_nearest_index_is_zoom_of_order_0(n_in, n_out):
 
 
 @pytest.mark.parametrize('order', [1, 3])
-@pytest.mark.parametrize('spacing, sizes', [
-  ((None, None, None), [(100, 90)]), ((None, 1.0, 1.0), [(134, 126), (100, 90)]),
-  ((None, 1.0, 0.9), [(134, 140), (100, 90)])])
+@pytest.mark.parametrize(
+  'spacing, sizes',
+  [
+    ((None, None, None), [(100, 90)]),
+    ((None, 1.0, 1.0), [(134, 126), (100, 90)]),
+    ((None, 1.0, 0.9), [(134, 140), (100, 90)]),
+  ],
+)
 def test_image_equals_zoom_step_by_step(order, spacing, sizes):
   volume = smooth((3, 192, 180))
   plan = make_plan(volume.shape, (3, 0.7, 0.7), size=(100, 90), spacing=spacing)
@@ -84,9 +89,13 @@ def test_integers_are_rounded_and_an_overshoot_does_not_wrap():
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.tuples(st.integers(1, 4), st.integers(2, 80), st.integers(2, 80)),
-       st.tuples(st.integers(1, 80), st.integers(1, 80)), st.sampled_from([None, 0.7, 1.3]),
-       st.sampled_from(['resize', 'crop_pad']), st.integers(0, 99))
+@given(
+  st.tuples(st.integers(1, 4), st.integers(2, 80), st.integers(2, 80)),
+  st.tuples(st.integers(1, 80), st.integers(1, 80)),
+  st.sampled_from([None, 0.7, 1.3]),
+  st.sampled_from(['resize', 'crop_pad']),
+  st.integers(0, 99),
+)
 def test_labels_hold_no_new_value_and_equal_zoom(shape, size, target, fit, seed):
   label = np.random.default_rng(seed).integers(0, 9, shape).astype(np.uint8)
   plan = make_plan(shape, (1, 1, 1), size=size, spacing=(None, target, target), fit=fit)
@@ -128,22 +137,30 @@ def test_crop_and_pad_are_centred():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.tuples(st.integers(2, 90), st.integers(2, 90)), st.tuples(st.integers(4, 90), st.integers(4, 90)),
-       st.floats(0.5, 2), st.sampled_from(['resize', 'crop_pad']))
+@given(
+  st.tuples(st.integers(2, 90), st.integers(2, 90)),
+  st.tuples(st.integers(4, 90), st.integers(4, 90)),
+  st.floats(0.5, 2),
+  st.sampled_from(['resize', 'crop_pad']),
+)
 def test_restoring_a_plane_gives_the_plane(shape, size, target, fit):
   """A linear function of position survives linear interpolation there and back, wherever the scan was seen."""
-  y, x = np.mgrid[:shape[0], :shape[1]]
+  y, x = np.mgrid[: shape[0], : shape[1]]
   plane = (3 * y - 2 * x + 5).astype(np.float32)
   plan = make_plan((1, *shape), (1, 1, 1), size=size, spacing=(None, target, target), fit=fit)
   if min(plan.resampled[1:]) < 2:
     return
   _, my, mx = restore_matrices(plan)
   # to_working's own last row may be zero (zoom's rounding), so the working plane is computed from its definition
-  at = [(np.arange(w) + o) * (n - 1) / ((w if fit == 'resize' else r) - 1)
-        for w, o, n, r in zip(plan.working[1:], plan.offset[1:], shape, plan.resampled[1:])]
+  at = [
+    (np.arange(w) + o) * (n - 1) / ((w if fit == 'resize' else r) - 1)
+    for w, o, n, r in zip(plan.working[1:], plan.offset[1:], shape, plan.resampled[1:])
+  ]
   working = 3 * at[0][:, None] - 2 * at[1] + 5
-  inside = np.outer((np.arange(shape[0]) >= at[0][0] - 1e-6) & (np.arange(shape[0]) <= at[0][-1] + 1e-6),
-                    (np.arange(shape[1]) >= at[1][0] - 1e-6) & (np.arange(shape[1]) <= at[1][-1] + 1e-6))
+  inside = np.outer(
+    (np.arange(shape[0]) >= at[0][0] - 1e-6) & (np.arange(shape[0]) <= at[0][-1] + 1e-6),
+    (np.arange(shape[1]) >= at[1][0] - 1e-6) & (np.arange(shape[1]) <= at[1][-1] + 1e-6),
+  )
   back = my @ working @ mx.T
   np.testing.assert_allclose(back[inside], plane[inside], atol=2e-3)
 
@@ -200,9 +217,19 @@ def test_plan_survives_json_and_knows_its_spacing():
   np.testing.assert_allclose(plan.spacing_mm[1:], (0.7 * 511 / 357, 0.8 * 399 / 319))
 
 
-@pytest.mark.parametrize('bad', [dict(size=(0, 5)), dict(size=(5, 5, 5, 5)), dict(size=(2.5, 5)), dict(fit='stretch'),
-                                 dict(spacing=(None, 0, 1)), dict(spacing=(1.0, 1.0)), dict(spacing=(None, 1e-3, 1)),
-                                 dict(spacing=(None, float('nan'), 1))])
+@pytest.mark.parametrize(
+  'bad',
+  [
+    dict(size=(0, 5)),
+    dict(size=(5, 5, 5, 5)),
+    dict(size=(2.5, 5)),
+    dict(fit='stretch'),
+    dict(spacing=(None, 0, 1)),
+    dict(spacing=(1.0, 1.0)),
+    dict(spacing=(None, 1e-3, 1)),
+    dict(spacing=(None, float('nan'), 1)),
+  ],
+)
 def test_senseless_plans(bad):
   with pytest.raises(InputError):
     make_plan((5, 64, 64), (1, 1, 1), **{'size': (32, 32), 'spacing': (None, 1, 1), **bad})

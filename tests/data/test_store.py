@@ -83,8 +83,10 @@ def test_half_a_case_is_none(tmp_path):
     store.read_case(tmp_path, 'c')
 
 
-@pytest.mark.parametrize('number, word', [(errno.ENOSPC, 'disk space'), (errno.EACCES, 'permissions'),
-                                          (errno.EFBIG, 'ulimit'), (errno.EDQUOT, 'quota')])
+@pytest.mark.parametrize(
+  'number, word',
+  [(errno.ENOSPC, 'disk space'), (errno.EACCES, 'permissions'), (errno.EFBIG, 'ulimit'), (errno.EDQUOT, 'quota')],
+)
 @pytest.mark.parametrize('call', range(4))
 def test_a_refused_write_leaves_nothing(tmp_path, monkeypatch, number, word, call):
   sync, calls = os.fsync, []
@@ -123,8 +125,12 @@ def test_index(tmp_path):
     store.read_index(tmp_path / 'nowhere')
   store.write_index(tmp_path, {'name': 'x', 'cases': {}})
   assert store.read_index(tmp_path)['name'] == 'x' and files(tmp_path) == ['dataset.json']
-  for content, message in (('{"labels": {}}', 'not the index'), ('{"kind": ', 'damaged'), ('[]', 'damaged'),
-                           ('{"kind": "afw_jax store", "format": 99}', 'format 99')):
+  for content, message in (
+    ('{"labels": {}}', 'not the index'),
+    ('{"kind": ', 'damaged'),
+    ('[]', 'damaged'),
+    ('{"kind": "afw_jax store", "format": 99}', 'format 99'),
+  ):
     (tmp_path / 'dataset.json').write_text(content)
     with pytest.raises(InputError, match=message):
       store.read_index(tmp_path)
@@ -147,8 +153,12 @@ def test_one_writer_at_a_time(tmp_path):
 
 
 def test_shards_write_together_but_not_beside_a_writer_of_everything(tmp_path):
-  with (publish.lock(tmp_path, shared=True), publish.lock(tmp_path, shared=True), pytest.raises(InputError, match='another process'),
-        publish.lock(tmp_path)):
+  with (
+    publish.lock(tmp_path, shared=True),
+    publish.lock(tmp_path, shared=True),
+    pytest.raises(InputError, match='another process'),
+    publish.lock(tmp_path),
+  ):
     pass
   with publish.lock(tmp_path), pytest.raises(InputError, match='another process'), publish.lock(tmp_path, shared=True):
     pass

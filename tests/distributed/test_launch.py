@@ -16,8 +16,17 @@ LAUNCH = ROOT / 'launch'
 SHELL = sorted(p.name for p in LAUNCH.iterdir() if p.suffix in ('.sh', '.sbatch'))
 SOURCED = {'venv.sh', 'cuda.sh'}
 SBATCH = {  # option -> form of its value
-    'job-name': r'\w+', 'nodes': r'\d+', 'ntasks-per-node': r'\d+', 'gpus-per-node': r'\d+', 'cpus-per-task': r'\d+',
-    'time': r'\d+:\d\d:\d\d', 'signal': r'TERM@\d+', 'requeue': None, 'open-mode': 'append', 'output': r'\S+%j\S*'}
+  'job-name': r'\w+',
+  'nodes': r'\d+',
+  'ntasks-per-node': r'\d+',
+  'gpus-per-node': r'\d+',
+  'cpus-per-task': r'\d+',
+  'time': r'\d+:\d\d:\d\d',
+  'signal': r'TERM@\d+',
+  'requeue': None,
+  'open-mode': 'append',
+  'output': r'\S+%j\S*',
+}
 
 
 @pytest.mark.parametrize('name', SHELL)
@@ -51,16 +60,33 @@ def project(tmp_path):
   for name in ('requirements.txt', '.venv/requirements.txt'):
     shutil.copy(ROOT / 'requirements.txt', tmp_path / name)
   (tmp_path / 'bin').mkdir()
-  for path, text in (('.venv/bin/python', '[ "$1" = -c ] && exit "${MISSING:-0}"\necho "python $*" >> log\n[ "$2" = pip ] || exit "${CODE:-0}"'),
-                     ('bin/srun', 'echo "srun $*" >> log\nshift\nexec "$@"'), ('bin/scontrol', 'echo "scontrol $*" >> log')):
+  for path, text in (
+    (
+      '.venv/bin/python',
+      '[ "$1" = -c ] && exit "${MISSING:-0}"\necho "python $*" >> log\n[ "$2" = pip ] || exit "${CODE:-0}"',
+    ),
+    ('bin/srun', 'echo "srun $*" >> log\nshift\nexec "$@"'),
+    ('bin/scontrol', 'echo "scontrol $*" >> log'),
+  ):
     (tmp_path / path).write_text(f'#!/bin/sh\n{text}\n')
     (tmp_path / path).chmod(0o755)
   return tmp_path
 
 
 def run(project, name, **environ):
-  done = subprocess.run(['bash', f'launch/{name}', '--config=a.py', '--workdir=b c'], cwd=project, capture_output=True, text=True, timeout=20,
-                        env={'PATH': f'{project}/bin:{os.environ["PATH"]}', 'SLURM_SUBMIT_DIR': str(project), 'SLURM_JOB_ID': '7', **environ})
+  done = subprocess.run(
+    ['bash', f'launch/{name}', '--config=a.py', '--workdir=b c'],
+    cwd=project,
+    capture_output=True,
+    text=True,
+    timeout=20,
+    env={
+      'PATH': f'{project}/bin:{os.environ["PATH"]}',
+      'SLURM_SUBMIT_DIR': str(project),
+      'SLURM_JOB_ID': '7',
+      **environ,
+    },
+  )
   log = project / 'log'
   lines = log.read_text().splitlines() if log.exists() else []
   log.unlink(missing_ok=True)
@@ -71,14 +97,19 @@ def test_slurm_requeues_what_was_interrupted_and_nothing_else(project):
   main = 'python -m afw_jax.main --config=a.py --workdir=b c'
   for code in (0, 1, 2, 134):
     assert run(project, 'slurm.sbatch', CODE=str(code)) == (code, [f'srun --kill-on-bad-exit=1 .venv/bin/{main}', main])
-  assert run(project, 'slurm.sbatch', CODE='143') == (143, [f'srun --kill-on-bad-exit=1 .venv/bin/{main}', main, 'scontrol requeue 7'])
+  assert run(project, 'slurm.sbatch', CODE='143') == (
+    143,
+    [f'srun --kill-on-bad-exit=1 .venv/bin/{main}', main, 'scontrol requeue 7'],
+  )
 
 
 @pytest.mark.parametrize('name, extra, more', [('gpu.sh', 'cuda12', ''), ('tpu_vm.sh', 'tpu', '--coordinator=auto ')])
 def test_accelerator_scripts_install_once_and_pass_on(project, name, extra, more):
   main = f'python -m afw_jax.main {more}--config=a.py --workdir=b c'
   assert run(project, name) == (0, [main])
-  pinned = re.search(r'^jax==\S+', (ROOT / 'requirements.txt').read_text(), re.MULTILINE)[0].replace('jax', f'jax[{extra}]')
+  pinned = re.search(r'^jax==\S+', (ROOT / 'requirements.txt').read_text(), re.MULTILINE)[0].replace(
+    'jax', f'jax[{extra}]'
+  )
   code, lines = run(project, name, MISSING='1', CODE='5')
   assert code == 5 and len(lines) == 2 and lines[0].endswith(f' {pinned}') and lines[1] == main
 
@@ -91,11 +122,17 @@ def test_jobset():
   pod = job['template']['spec']
   (container,) = pod['containers']
   environ = {e['name']: e['value'] for e in container['env']}
-  assert all(isinstance(value, str) for value in environ.values()) and job['completionMode'] == 'Indexed' and workers['replicas'] == 1
+  assert (
+    all(isinstance(value, str) for value in environ.values())
+    and job['completionMode'] == 'Indexed'
+    and workers['replicas'] == 1
+  )
   name = document['metadata']['name']
   for i in range(job['parallelism']):
     place = runtime.place(environ={**environ, 'JOB_COMPLETION_INDEX': str(i)})
-    assert (place.num_processes, place.process_id) == (job['parallelism'], i) and job['completions'] == job['parallelism']
+    assert (place.num_processes, place.process_id) == (job['parallelism'], i) and job['completions'] == job[
+      'parallelism'
+    ]
     assert place.coordinator == f'{name}-{workers["name"]}-0-0.{name}:{container["ports"][0]["containerPort"]}'
   assert {m['name'] for m in container['volumeMounts']} == {v['name'] for v in pod['volumes']}
   assert re.fullmatch(r'[\w./:-]+', container['image']) and pod['restartPolicy'] == 'Never'
@@ -104,12 +141,29 @@ def test_jobset():
 def test_dockerfile():
   text = (LAUNCH / 'Dockerfile').read_text()
   instructions = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith('#')]
-  assert instructions[0][0] == 'FROM' and {i for i, _ in instructions} == {'FROM', 'WORKDIR', 'COPY', 'RUN', 'ENV', 'ENTRYPOINT'}
+  assert instructions[0][0] == 'FROM' and {i for i, _ in instructions} == {
+    'FROM',
+    'WORKDIR',
+    'COPY',
+    'RUN',
+    'ENV',
+    'ENTRYPOINT',
+  }
   copied = [arguments.split()[0] for i, arguments in instructions if i == 'COPY']
   assert all((ROOT / path).exists() for path in copied) and {'afw_jax', 'configs', 'requirements.txt'} <= set(copied)
-  assert json.loads(next(a for i, a in instructions if i == 'ENTRYPOINT')) == ['tini', '--', 'python', '-m', 'afw_jax.main']
+  assert json.loads(next(a for i, a in instructions if i == 'ENTRYPOINT')) == [
+    'tini',
+    '--',
+    'python',
+    '-m',
+    'afw_jax.main',
+  ]
   commands = [a for i, a in instructions if i == 'RUN']
-  assert all(subprocess.run(['bash', '-n', '-c', command]).returncode == 0 for command in commands) and 'tini' in commands[0]
+  assert (
+    all(subprocess.run(['bash', '-n', '-c', command]).returncode == 0 for command in commands) and 'tini' in commands[0]
+  )
   command = commands[-1]
-  version = subprocess.run(re.search(r'\$\((.*)\)', command)[1], shell=True, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+  version = subprocess.run(
+    re.search(r'\$\((.*)\)', command)[1], shell=True, cwd=ROOT, capture_output=True, text=True
+  ).stdout.strip()
   assert f'jax=={version} ' in (ROOT / 'requirements.txt').read_text()

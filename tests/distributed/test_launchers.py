@@ -9,32 +9,62 @@ from afw_jax.errors import InputError
 JAX = {'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '2'}
 
 
-@pytest.mark.parametrize('environ', [
-    {}, JOB, {**JOB, 'SLURM_NTASKS': '1'}, {**STEP, 'SLURM_STEP_NUM_TASKS': '1'},  # a step of one task: salloc's own shell, sbatch's script
-    {'JOB_COMPLETION_INDEX': '1'}, {'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, {**JAX, 'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '0'},
+@pytest.mark.parametrize(
+  'environ',
+  [
+    {},
+    JOB,
+    {**JOB, 'SLURM_NTASKS': '1'},
+    {**STEP, 'SLURM_STEP_NUM_TASKS': '1'},  # a step of one task: salloc's own shell, sbatch's script
+    {'JOB_COMPLETION_INDEX': '1'},
+    {'KUBERNETES_SERVICE_HOST': '10.0.0.1'},
+    {**JAX, 'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '0'},
     {'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_WORKER_ID': '0'},
-    {'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '0', 'JAX_PLATFORMS': 'cpu'}])
+    {'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '0', 'JAX_PLATFORMS': 'cpu'},
+  ],
+)
 def test_one_host_stays_alone(environ):
   assert runtime.place(environ=environ) is None
 
 
-@pytest.mark.parametrize('environ, expected', [
+@pytest.mark.parametrize(
+  'environ, expected',
+  [
     (STEP, runtime.Place('node07:' + str(61440 + 5000 % 4096), 4, 3, (1,))),
     ({**STEP, 'CUDA_VISIBLE_DEVICES': '0,1'}, runtime.Place('node07:62344', 4, 3, (1,))),
     ({**STEP, 'CUDA_VISIBLE_DEVICES': '1'}, runtime.Place('node07:62344', 4, 3)),  # SLURM has chosen for it
-    ({**STEP, 'SLURM_STEP_TASKS_PER_NODE': '1(x4)', 'SLURM_LOCALID': '0', 'SLURM_STEP_NODELIST': 'gpu[3,5-6].cluster,b'},
-     runtime.Place('gpu3.cluster:62344', 4, 3)),
-    ({**STEP, 'SLURM_STEP_NODELIST': 'alpha-1,beta', 'JAX_COORDINATOR_PORT': '99'}, runtime.Place('alpha-1:99', 4, 3, (1,))),
-    ({**JAX, 'JOB_COMPLETION_INDEX': '1'}, runtime.Place('a:1', 2, 1)), ({**JAX, 'JAX_PROCESS_ID': '0'}, runtime.Place('a:1', 2, 0)),
-    ({'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '1'}, runtime.Place('auto'))])
+    (
+      {
+        **STEP,
+        'SLURM_STEP_TASKS_PER_NODE': '1(x4)',
+        'SLURM_LOCALID': '0',
+        'SLURM_STEP_NODELIST': 'gpu[3,5-6].cluster,b',
+      },
+      runtime.Place('gpu3.cluster:62344', 4, 3),
+    ),
+    (
+      {**STEP, 'SLURM_STEP_NODELIST': 'alpha-1,beta', 'JAX_COORDINATOR_PORT': '99'},
+      runtime.Place('alpha-1:99', 4, 3, (1,)),
+    ),
+    ({**JAX, 'JOB_COMPLETION_INDEX': '1'}, runtime.Place('a:1', 2, 1)),
+    ({**JAX, 'JAX_PROCESS_ID': '0'}, runtime.Place('a:1', 2, 0)),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '1'}, runtime.Place('auto')),
+  ],
+)
 def test_launchers(environ, expected):
   assert runtime.place(environ=environ) == expected
 
 
-@pytest.mark.parametrize('environ, named', [
-    (JAX, 'JAX_PROCESS_ID'), ({'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '0'}, 'JAX_COORDINATOR_ADDRESS'),
+@pytest.mark.parametrize(
+  'environ, named',
+  [
+    (JAX, 'JAX_PROCESS_ID'),
+    ({'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '0'}, 'JAX_COORDINATOR_ADDRESS'),
     ({'JAX_COORDINATOR_ADDRESS': 'a:1', 'JOB_COMPLETION_INDEX': '1'}, 'JAX_NUM_PROCESSES'),
-    ({**JAX, 'JAX_NUM_PROCESSES': 'two', 'JAX_PROCESS_ID': '0'}, "'two' is no number"), ({**JAX, 'JAX_PROCESS_ID': '2'}, '0 to 1')])
+    ({**JAX, 'JAX_NUM_PROCESSES': 'two', 'JAX_PROCESS_ID': '0'}, "'two' is no number"),
+    ({**JAX, 'JAX_PROCESS_ID': '2'}, '0 to 1'),
+  ],
+)
 def test_told_in_part_by_the_environment_is_refused(environ, named):
   """Alone, each would train the whole in the same workdir."""
   with pytest.raises(InputError, match=named):
@@ -46,6 +76,12 @@ def test_flags_come_first_and_are_given_together():
   assert runtime.place('a:1', 2, 1, environ=STEP) == runtime.Place('a:1', 2, 1)
   assert runtime.place('auto', environ={}) == runtime.Place('auto')
   assert runtime.place(None, 1, None, environ=STEP) is None
-  for given, named in (((None, 2, 1), '--coordinator'), (('a:1', 2, None), '--process_id'), (('a:1', 2, 2), '0 to 1'), (('a', 2, 1), 'HOST:PORT'), (('a:1', 0, 0), '1 or more')):
+  for given, named in (
+    ((None, 2, 1), '--coordinator'),
+    (('a:1', 2, None), '--process_id'),
+    (('a:1', 2, 2), '0 to 1'),
+    (('a', 2, 1), 'HOST:PORT'),
+    (('a:1', 0, 0), '1 or more'),
+  ):
     with pytest.raises(InputError, match=named):
       runtime.place(*given, environ={})

@@ -36,7 +36,11 @@ def test_only_the_first_process_writes_and_talks(pair):
   assert json.loads((pair / 'environment.json').read_text())['processes'] == 2
   first, second = (text(f'{pair}.log', i) for i in range(2))
   assert 'validation DSC' in first and 'liver' in first
-  assert [line for line in second.splitlines() if line.strip() and '[Gloo]' not in line and 'proxy' not in line and 'meeting' not in line] == []
+  assert [
+    line
+    for line in second.splitlines()
+    if line.strip() and '[Gloo]' not in line and 'proxy' not in line and 'meeting' not in line
+  ] == []
 
 
 def test_predict_shares_out_the_scans(pair, phantoms, tmp_path):
@@ -45,11 +49,19 @@ def test_predict_shares_out_the_scans(pair, phantoms, tmp_path):
   for i, path in enumerate(sorted((phantoms / 'images').glob('*.nii.gz'))[:3]):
     shutil.copy(path, scans / f'scan{i}.nii.gz')
   log = str(tmp_path / 'log')
-  finish(start(command('--mode=predict', f'--workdir={pair}', f'--input={scans}', f'--output={tmp_path}/two',
-                       '--probabilities'), 2, log), log)
+  finish(
+    start(
+      command('--mode=predict', f'--workdir={pair}', f'--input={scans}', f'--output={tmp_path}/two', '--probabilities'),
+      2,
+      log,
+    ),
+    log,
+  )
   rows = predict.predict(str(pair), str(scans), str(tmp_path / 'one'), save_probabilities=True)
   tables = [json.loads((tmp_path / name / 'volumes.json').read_text())['scans'] for name in ('one', 'two')]
-  assert [[(r['scan'], r['volume_ml']) for r in table] for table in tables] == [[(r['scan'], r['volume_ml']) for r in rows]] * 2
+  assert [[(r['scan'], r['volume_ml']) for r in table] for table in tables] == [
+    [(r['scan'], r['volume_ml']) for r in rows]
+  ] * 2
   assert len(rows) == 3
   for i in range(3):
     for kind in ('', '_probability_liver'):
@@ -156,7 +168,9 @@ def test_shares_and_what_a_stopped_killed_or_failing_process_does_to_the_others(
     (tmp_path / how).mkdir()
     runs[how] = start([sys.executable, '-c', SCRIPT, how, str(tmp_path / how), str(n)], n, tmp_path / how / 'log')
   ended, limit = {}, time.time() + 200
-  waited_for = [(how, i) for how, started in runs.items() for i in range(len(started)) if (how, i) not in (('stop', 1), ('kill', 1))]
+  waited_for = [
+    (how, i) for how, started in runs.items() for i in range(len(started)) if (how, i) not in (('stop', 1), ('kill', 1))
+  ]
   while len(ended) < len(waited_for) and time.time() < limit:
     ended |= {key: time.time() for key in waited_for if key not in ended and runs[key[0]][key[1]].poll() is not None}
     time.sleep(0.05)
@@ -166,5 +180,8 @@ def test_shares_and_what_a_stopped_killed_or_failing_process_does_to_the_others(
     assert (tmp_path / how / f'fine{i}').exists(), said[-3000:]
     assert (how, i) in ended and runs[how][i].returncode != 0, (how, i)
     assert ended[how, i] - os.path.getmtime(tmp_path / how / 'event') < SECONDS
-    assert "KeyError: 'boom'" in said and 'process 3 of 4 ends here' in said if (how, i) == ('exception', 3) else (
-        'lost another one' in said or 'another task died' in said), said[-3000:]
+    assert (
+      "KeyError: 'boom'" in said and 'process 3 of 4 ends here' in said
+      if (how, i) == ('exception', 3)
+      else ('lost another one' in said or 'another task died' in said)
+    ), said[-3000:]

@@ -45,13 +45,17 @@ def test_axes_are_automatic_since_dropout_fails_with_explicit_ones():
   assert set(sharding.make_mesh(-1, 2, devices(4)).axis_types) == {jax.sharding.AxisType.Auto}
 
 
-@pytest.mark.parametrize('data, spatial, wanted', [
-  (-1, 3, 'mesh.spatial: 3 does not divide 8 devices. Use 1, 2, 4 or 8.'),
-  (-1, 0, 'mesh.spatial: 0 does not divide 8 devices. Use 1, 2, 4 or 8.'),
-  (-1, -2, 'mesh.spatial: -2 does not divide 8 devices. Use 1, 2, 4 or 8.'),
-  (-1, 16, 'mesh.spatial: 16 does not divide 8 devices. Use 1, 2, 4 or 8.'),
-  (3, 2, 'mesh.data: 3 x mesh.spatial 2 is not the number of devices, 8. Use -1 or 4.'),
-  (0, 1, 'mesh.data: 0 x mesh.spatial 1 is not the number of devices, 8. Use -1 or 8.')])
+@pytest.mark.parametrize(
+  'data, spatial, wanted',
+  [
+    (-1, 3, 'mesh.spatial: 3 does not divide 8 devices. Use 1, 2, 4 or 8.'),
+    (-1, 0, 'mesh.spatial: 0 does not divide 8 devices. Use 1, 2, 4 or 8.'),
+    (-1, -2, 'mesh.spatial: -2 does not divide 8 devices. Use 1, 2, 4 or 8.'),
+    (-1, 16, 'mesh.spatial: 16 does not divide 8 devices. Use 1, 2, 4 or 8.'),
+    (3, 2, 'mesh.data: 3 x mesh.spatial 2 is not the number of devices, 8. Use -1 or 4.'),
+    (0, 1, 'mesh.data: 0 x mesh.spatial 1 is not the number of devices, 8. Use -1 or 8.'),
+  ],
+)
 def test_a_mesh_that_cannot_be_is_refused_with_ones_that_can(data, spatial, wanted):
   with pytest.raises(InputError) as error:
     sharding.make_mesh(data, spatial, devices(8))
@@ -61,16 +65,37 @@ def test_a_mesh_that_cannot_be_is_refused_with_ones_that_can(data, spatial, want
 # -- batch and image size on it
 
 
-@pytest.mark.parametrize('spatial, batch, sides, wanted', [
-  (2, 6, (224, 224), 'train.batch_size: 6 does not divide over mesh.data 4. '
-                     'Use 4 or 8, or mesh.spatial 4 or 8 with mesh.data -1.'),
-  (1, 3, (224, 224), 'train.batch_size: 3 does not divide over mesh.data 8. Use 8, or mesh.spatial 8 with mesh.data -1.'),
-  (1, 3, (9, 9), 'train.batch_size: 3 does not divide over mesh.data 8. Use 8.'),
-  (4, 8, (18, 64, 64), 'mesh.spatial: 4 does not divide the first side of 18 x 64 x 64. '
-                       'Use mesh.spatial 1 or 2 with mesh.data -1.'),
-  (8, 2, (20, 64, 64), 'mesh.spatial: 8 does not divide the first side of 20 x 64 x 64. '
-                       'Use mesh.spatial 4 with mesh.data -1.'),
-  (8, 3, (20, 64, 64), 'mesh.spatial: 8 does not divide the first side of 20 x 64 x 64. Use a side divisible by 8.')])
+@pytest.mark.parametrize(
+  'spatial, batch, sides, wanted',
+  [
+    (
+      2,
+      6,
+      (224, 224),
+      'train.batch_size: 6 does not divide over mesh.data 4. Use 4 or 8, or mesh.spatial 4 or 8 with mesh.data -1.',
+    ),
+    (
+      1,
+      3,
+      (224, 224),
+      'train.batch_size: 3 does not divide over mesh.data 8. Use 8, or mesh.spatial 8 with mesh.data -1.',
+    ),
+    (1, 3, (9, 9), 'train.batch_size: 3 does not divide over mesh.data 8. Use 8.'),
+    (
+      4,
+      8,
+      (18, 64, 64),
+      'mesh.spatial: 4 does not divide the first side of 18 x 64 x 64. Use mesh.spatial 1 or 2 with mesh.data -1.',
+    ),
+    (
+      8,
+      2,
+      (20, 64, 64),
+      'mesh.spatial: 8 does not divide the first side of 20 x 64 x 64. Use mesh.spatial 4 with mesh.data -1.',
+    ),
+    (8, 3, (20, 64, 64), 'mesh.spatial: 8 does not divide the first side of 20 x 64 x 64. Use a side divisible by 8.'),
+  ],
+)
 def test_what_does_not_divide_is_refused_with_values_that_do(spatial, batch, sides, wanted):
   with pytest.raises(InputError) as error:
     sharding.check(sharding.make_mesh(-1, spatial, devices(8)), batch, sides)
@@ -87,8 +112,10 @@ def test_fewer_rows_at_the_deepest_level_than_devices_are_refused():
   mesh = lambda spatial: sharding.make_mesh(-1, spatial, devices(8))
   with pytest.raises(InputError) as error:
     sharding.check(mesh(4), 8, (32, 32), 16)
-  assert str(error.value) == ('mesh.spatial: 4 parts are more than the 2 rows that a first side of 32 has at the deepest level of this '
-                              'network. Use mesh.spatial 1 or 2 with mesh.data -1.')
+  assert str(error.value) == (
+    'mesh.spatial: 4 parts are more than the 2 rows that a first side of 32 has at the deepest level of this '
+    'network. Use mesh.spatial 1 or 2 with mesh.data -1.'
+  )
   for spatial, side in ((2, 32), (4, 64), (8, 224)):
     sharding.check(mesh(spatial), 8, (side, 32), 16)
   with pytest.raises(InputError, match='a first side of 128 or more'):
@@ -103,9 +130,17 @@ def test_what_divides_passes():
 # -- shares of several processes
 
 
-@pytest.mark.parametrize('per_process, spatial, wanted', [
-  (8, 2, [(0, 1)]), (4, 1, [(0, 2), (1, 2)]), (4, 2, [(0, 2), (1, 2)]), (4, 4, [(0, 2), (1, 2)]), (4, 8, [(0, 1)] * 2),
-  (2, 4, [(0, 2), (0, 2), (1, 2), (1, 2)])])
+@pytest.mark.parametrize(
+  'per_process, spatial, wanted',
+  [
+    (8, 2, [(0, 1)]),
+    (4, 1, [(0, 2), (1, 2)]),
+    (4, 2, [(0, 2), (1, 2)]),
+    (4, 4, [(0, 2), (1, 2)]),
+    (4, 8, [(0, 1)] * 2),
+    (2, 4, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+  ],
+)
 def test_each_process_reads_its_share_of_the_batch(monkeypatch, per_process, spatial, wanted):
   mesh = sharding.make_mesh(-1, spatial, devices(8, per_process))
   for process, share in enumerate(wanted):
@@ -118,8 +153,9 @@ def test_samples_across_parts_of_processes_are_refused(monkeypatch):
   monkeypatch.setattr(jax, 'process_index', lambda: 1)
   with pytest.raises(InputError) as error:
     sharding.share(mesh)
-  assert str(error.value) == ('mesh.spatial: 3 does not fit processes of 4 devices each. '
-                              'Use one of 1, 2, 4, or a multiple of 4.')
+  assert str(error.value) == (
+    'mesh.spatial: 3 does not fit processes of 4 devices each. Use one of 1, 2, 4, or a multiple of 4.'
+  )
 
 
 # -- shardings
@@ -129,7 +165,10 @@ def test_images_and_labels_are_divided_both_ways_and_numbers_by_sample():
   mesh = sharding.make_mesh(-1, 2, devices(4))
   placed = sharding.of_batch(mesh, dict.fromkeys(('image', 'label', 'window')))
   assert {key: s.spec for key, s in placed.items()} == {
-    'image': PartitionSpec('data', 'spatial'), 'label': PartitionSpec('data', 'spatial'), 'window': PartitionSpec('data')}
+    'image': PartitionSpec('data', 'spatial'),
+    'label': PartitionSpec('data', 'spatial'),
+    'window': PartitionSpec('data'),
+  }
   assert sharding.replicated(mesh).spec == PartitionSpec()
 
 
@@ -175,8 +214,13 @@ print('placed')
 
 
 def test_on_eight_devices():
-  done = subprocess.run([sys.executable, '-c', ON_EIGHT], cwd=Path(__file__).parents[2], capture_output=True, text=True,
-                        env=os.environ | {'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu'})
+  done = subprocess.run(
+    [sys.executable, '-c', ON_EIGHT],
+    cwd=Path(__file__).parents[2],
+    capture_output=True,
+    text=True,
+    env=os.environ | {'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu'},
+  )
   assert done.stdout.strip() == 'placed', done.stderr[-2000:]
 
 
@@ -198,6 +242,11 @@ HLO = """
 
 def test_collectives_are_read_from_the_compiled_text():
   assert sharding.collectives(HLO) == [
-    ('all-gather', 4096), ('all-reduce', 36 + 32), ('collective-permute', 64), ('all-gather', 512),
-    ('all-gather', 128 + 256), ('all-reduce', 4)]
+    ('all-gather', 4096),
+    ('all-reduce', 36 + 32),
+    ('collective-permute', 64),
+    ('all-gather', 512),
+    ('all-gather', 128 + 256),
+    ('all-reduce', 4),
+  ]
   assert np.sum([size for _, size in sharding.collectives('%y = f32[3] add(%a, %b)')]) == 0

@@ -26,8 +26,15 @@ from afw_jax.training import augment, optimizer, step
 
 CLASSES = 4
 # The smallest images whose deepest level has two rows: the finer levels divide over two and four, the coarse do not.
-SIDES = {'unet': (32, 16), 'unetpp': (8, 8), 'transunet': (32, 16), 'vatransunet': (80, 16), 'unet3d': (8, 8, 4),
-         'unetr': (32, 16, 16), 'unetrpp': (16, 16, 16)}
+SIDES = {
+  'unet': (32, 16),
+  'unetpp': (8, 8),
+  'transunet': (32, 16),
+  'vatransunet': (80, 16),
+  'unet3d': (8, 8, 4),
+  'unetr': (32, 16, 16),
+  'unetrpp': (16, 16, 16),
+}
 SLOW = pytest.mark.skipif('AFW_SLOW' not in os.environ, reason='AFW_SLOW is not set (some minutes more)')
 FAST = {'xla_backend_optimization_level': 0}
 
@@ -55,7 +62,9 @@ def make_program(name, mesh, dtype='float32', loss='ce_afw', augmentation='none'
   model = models.build(name, CLASSES, size='testing', dtype=dtype, **where, **options)
   single = all_losses if loss == 'all' else losses.make_loss(loss)
   loss_fn = losses.deep_supervised(single, getattr(model, 'head_weights', None), main=getattr(model, 'main_output', 0))
-  tx = optimizer.sgd(optimizer.polynomial_schedule(0.1, epochs=4, steps_per_epoch=1))  # its first momentum: the gradient
+  tx = optimizer.sgd(
+    optimizer.polynomial_schedule(0.1, epochs=4, steps_per_epoch=1)
+  )  # its first momentum: the gradient
   prepare = augment.make_prepare(augment.make_augment(augmentation))
   prepare = prepare if augmentation == 'none' else sharding.on_whole_samples(mesh, prepare)
   out = {'out_shardings': (sharding.replicated(mesh),) * 2} if mesh else {}
@@ -66,13 +75,17 @@ def make_program(name, mesh, dtype='float32', loss='ce_afw', augmentation='none'
 def make_batch(sides, size):
   """One class fills each half of a sample, another one in the next: most parts of the mesh lack most classes."""
   rng = np.random.default_rng(0)
-  sample, row = np.ogrid[:size, :sides[0]]
+  sample, row = np.ogrid[:size, : sides[0]]
   cell = (sample + 2 * (2 * row // sides[0])) % CLASSES
   label = np.broadcast_to(cell.reshape(size, sides[0], *[1] * (len(sides) - 1)), (size, *sides))
   label = np.where(rng.random(label.shape) < 0.1 * (sample.reshape(-1, *[1] * len(sides)) % 2), 3, label)
   image = 100 * label + rng.normal(0, 60, label.shape) + 5 * row.reshape(-1, *[1] * (len(sides) - 1))
   window = np.stack([np.full(size, -50.0), 300 + 10.0 * np.arange(size)], -1)
-  return {'image': image[..., None].astype(np.float32), 'label': label.astype(np.int32), 'window': window.astype(np.float32)}
+  return {
+    'image': image[..., None].astype(np.float32),
+    'label': label.astype(np.int32),
+    'window': window.astype(np.float32),
+  }
 
 
 def results(name, mesh, sides=None, **options):
@@ -89,9 +102,16 @@ def results(name, mesh, sides=None, **options):
   compiled = train_step.lower(state, batch, jax.random.key(7)).compile(compiler_options=FAST)
   state, aux = jax.device_get(compiled(state, batch, jax.random.key(7)))
   gradients = optax.tree_utils.tree_get(state.opt_state, 'trace')
-  return {'loss': aux['loss'], 'terms': aux['terms'], 'gradient': gradients['net'], 'gradient norm': aux['grad_norm'],
-          'gradient of log_sigma_sq': gradients['log_sigma_sq'], 'log_sigma_sq': state.params['log_sigma_sq'],
-          'parameters': state.params['net'], 'BatchNorm statistics': state.batch_stats}
+  return {
+    'loss': aux['loss'],
+    'terms': aux['terms'],
+    'gradient': gradients['net'],
+    'gradient norm': aux['grad_norm'],
+    'gradient of log_sigma_sq': gradients['log_sigma_sq'],
+    'log_sigma_sq': state.params['log_sigma_sq'],
+    'parameters': state.params['net'],
+    'BatchNorm statistics': state.batch_stats,
+  }
 
 
 def difference(one, other):
@@ -99,8 +119,10 @@ def difference(one, other):
 
   The keys' bias in an attention has no gradient but rounding's, since the softmax takes it out: it counts by the largest.
   """
-  pairs = [(path, np.asarray(a), np.asarray(b)) for (path, a), b in
-           zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True)]
+  pairs = [
+    (path, np.asarray(a), np.asarray(b))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True)
+  ]
   assert all(np.isfinite(a).all() for _, a, _ in pairs)
   largest, worst = max((np.abs(a).max() for _, a, _ in pairs), default=0), 0.0
   for path, a, b in pairs:
@@ -115,7 +137,7 @@ def equal(name, *meshes, **options):
   found = {}
   for shape in meshes:
     data, spatial = map(int, shape.split('x'))
-    other = results(name, sharding.make_mesh(data, spatial, jax.devices()[:data * spatial]), **options)
+    other = results(name, sharding.make_mesh(data, spatial, jax.devices()[: data * spatial]), **options)
     found[shape] = {part: difference(one[part], other[part]) for part in one}
   return found
 
@@ -128,11 +150,15 @@ def memory(name, batch_size, sides, **options):
     train_step, init = make_program(name, mesh, **options)
     everywhere = sharding.replicated(mesh)
     image = jax.ShapeDtypeStruct((1, *sides, 1), jnp.float32)
-    state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere),  # noqa: B023
-                         jax.eval_shape(init, jax.random.key(0), image=image))
+    state = jax.tree.map(
+      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere),  # noqa: B023
+      jax.eval_shape(init, jax.random.key(0), image=image),
+    )
     batch = make_batch(sides, batch_size)
-    batch = {key: jax.ShapeDtypeStruct(batch[key].shape, batch[key].dtype, sharding=placed)
-             for key, placed in sharding.of_batch(mesh, batch).items()}
+    batch = {
+      key: jax.ShapeDtypeStruct(batch[key].shape, batch[key].dtype, sharding=placed)
+      for key, placed in sharding.of_batch(mesh, batch).items()
+    }
     compiled = train_step.lower(state, batch, jax.random.key(7)).compile(compiler_options=FAST)
     found[count] = [compiled.memory_analysis().temp_size_in_bytes, sharding.collectives(compiled.as_text())]
   return found
@@ -143,9 +169,13 @@ def preparation(sides):
   mesh = sharding.make_mesh(2, 4)
   prepare = sharding.on_whole_samples(mesh, augment.make_prepare(augment.make_augment('volume')))
   batch = {'image': ((2, *sides, 1), 'int16'), 'label': ((2, *sides), 'uint8'), 'window': ((2, 2), 'float32')}
-  batch = {key: jax.ShapeDtypeStruct(*batch[key], sharding=placed) for key, placed in sharding.of_batch(mesh, batch).items()}
+  batch = {
+    key: jax.ShapeDtypeStruct(*batch[key], sharding=placed) for key, placed in sharding.of_batch(mesh, batch).items()
+  }
   compiled = jax.jit(prepare).lower(jax.random.key(0), batch).compile(compiler_options=FAST)
-  made = {key: list(placed.shard_shape((2, *sides))) for key, placed in compiled.output_shardings.items() if key == 'label'}
+  made = {
+    key: list(placed.shard_shape((2, *sides))) for key, placed in compiled.output_shardings.items() if key == 'label'
+  }
   return [sharding.collectives(compiled.as_text()), made]
 
 
@@ -155,9 +185,18 @@ def preparation(sides):
 def run(what, *arguments, **options):
   """Runs this file with eight devices."""
   root = Path(__file__).parents[2]
-  done = subprocess.run([sys.executable, __file__, what, json.dumps(arguments), json.dumps(options)], capture_output=True,
-                        text=True, env=os.environ | {'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu',
-                                                     'JAX_ENABLE_X64': str(int(options.get('dtype') == 'float64')), 'PYTHONPATH': str(root)})
+  done = subprocess.run(
+    [sys.executable, __file__, what, json.dumps(arguments), json.dumps(options)],
+    capture_output=True,
+    text=True,
+    env=os.environ
+    | {
+      'JAX_NUM_CPU_DEVICES': '8',
+      'JAX_PLATFORMS': 'cpu',
+      'JAX_ENABLE_X64': str(int(options.get('dtype') == 'float64')),
+      'PYTHONPATH': str(root),
+    },
+  )
   assert done.returncode == 0, done.stderr[-3000:]
   return json.loads(done.stdout)
 
@@ -169,7 +208,10 @@ def check_equal(name, *meshes, **options):
     assert all(value <= 1e-5 for value in parts.values()), (shape, parts)
 
 
-@pytest.mark.parametrize('name', ['unet', 'unetr', *(pytest.param(name, marks=SLOW) for name in models.MODELS if name not in ('unet', 'unetr'))])
+@pytest.mark.parametrize(
+  'name',
+  ['unet', 'unetr', *(pytest.param(name, marks=SLOW) for name in models.MODELS if name not in ('unet', 'unetr'))],
+)
 def test_a_step_over_eight_devices_is_the_step_of_one(name):
   """In float64, which tells a wrong program from rounding.
 
@@ -188,10 +230,22 @@ def test_in_float32_where_nothing_amplifies_rounding():
   check_equal('unetpp', '4x2', dtype='float32')
 
 
-@pytest.mark.parametrize('name, batch_size, sides', [
-  ('unet', 4, (256, 64)), *(pytest.param(*case, marks=SLOW) for case in (
-    ('unetpp', 4, (256, 64)), ('transunet', 2, (512, 64)), ('vatransunet', 2, (512, 64)), ('unet3d', 1, (128, 32, 32)),
-    ('unetr', 1, (128, 32, 32))))])
+@pytest.mark.parametrize(
+  'name, batch_size, sides',
+  [
+    ('unet', 4, (256, 64)),
+    *(
+      pytest.param(*case, marks=SLOW)
+      for case in (
+        ('unetpp', 4, (256, 64)),
+        ('transunet', 2, (512, 64)),
+        ('vatransunet', 2, (512, 64)),
+        ('unet3d', 1, (128, 32, 32)),
+        ('unetr', 1, (128, 32, 32)),
+      )
+    ),
+  ],
+)
 def test_each_device_holds_its_share_and_sends_only_borders(name, batch_size, sides):
   """Of the program for CPUs; `volume_conv` has another form on a GPU or TPU, which is divided before in the same way."""
   found = run('memory', name, batch_size, sides)
@@ -224,9 +278,20 @@ def test_on_one_device_the_sharded_program_has_the_instructions_of_the_plain_one
       batch = sharding.put_batch(batch, mesh)
       state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding.replicated(mesh)), state)  # noqa: B023
     compiled = train_step.lower(state, batch, jax.random.key(7)).compile(compiler_options=FAST)
-    programs.append((collections.Counter(re.findall(r' = \S+ ([\w-]+)\(', compiled.as_text())), compiled.memory_analysis().temp_size_in_bytes))
+    programs.append(
+      (
+        collections.Counter(re.findall(r' = \S+ ([\w-]+)\(', compiled.as_text())),
+        compiled.memory_analysis().temp_size_in_bytes,
+      )
+    )
   assert programs[0] == programs[1] and programs[0][0]['convolution'] > 20
 
 
 if __name__ == '__main__':
-  print(json.dumps({'equal': equal, 'memory': memory, 'preparation': preparation}[sys.argv[1]](*json.loads(sys.argv[2]), **json.loads(sys.argv[3]))))
+  print(
+    json.dumps(
+      {'equal': equal, 'memory': memory, 'preparation': preparation}[sys.argv[1]](
+        *json.loads(sys.argv[2]), **json.loads(sys.argv[3])
+      )
+    )
+  )

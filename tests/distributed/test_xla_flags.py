@@ -14,8 +14,13 @@ FLAG = '--xla_cpu_experimental_ynn_fusion_type=-individual_convolution'
 
 def ask(before='', after='', **environment):
   clean = {key: value for key, value in os.environ.items() if key not in ('XLA_FLAGS', 'JAX_PLATFORMS')}
-  run = subprocess.run([sys.executable, '-c', f'import sys\n{before}\n{ASK}\n{after}'], cwd=ROOT, env=clean | environment,
-                       capture_output=True, text=True)
+  run = subprocess.run(
+    [sys.executable, '-c', f'import sys\n{before}\n{ASK}\n{after}'],
+    cwd=ROOT,
+    env=clean | environment,
+    capture_output=True,
+    text=True,
+  )
   assert run.returncode == 0, run.stderr
   return run.stdout.splitlines()[0].split('|')
 
@@ -24,7 +29,9 @@ def pretend(call):
   return f'import importlib.metadata as m\nreal = m.version\n{call}'
 
 
-CPU_ONLY = pretend('m.entry_points = lambda **k: []\nm.version = lambda p: {"jaxlib": "0.10.2"}[p] if p == "jaxlib" else real("no-such")')
+CPU_ONLY = pretend(
+  'm.entry_points = lambda **k: []\nm.version = lambda p: {"jaxlib": "0.10.2"}[p] if p == "jaxlib" else real("no-such")'
+)
 
 
 def test_set_on_a_cpu_with_a_known_jaxlib():
@@ -32,14 +39,19 @@ def test_set_on_a_cpu_with_a_known_jaxlib():
   assert ask(CPU_ONLY, JAX_PLATFORMS='cpu') == [FLAG, FLAG]
 
 
-@pytest.mark.parametrize('before, environment', [
-  ('import jax', {}),
-  ('', {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}),
-  ('', {'JAX_PLATFORMS': 'cuda'}), ('', {'JAX_PLATFORMS': 'cuda,cpu'}),
-  ('m.version = lambda p: "99.0" if p == "jaxlib" else real("no-such")', {}),
-  ('m.entry_points = lambda **k: ["xla_cuda12"]', {}),
-  ('m.version = lambda p: "0.10.2" if p == "jaxlib" else "0.1"', {})],
-  ids=['jax imported', 'user flags', 'gpu', 'gpu then cpu', 'other jaxlib', 'cuda plugin', 'libtpu'])
+@pytest.mark.parametrize(
+  'before, environment',
+  [
+    ('import jax', {}),
+    ('', {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}),
+    ('', {'JAX_PLATFORMS': 'cuda'}),
+    ('', {'JAX_PLATFORMS': 'cuda,cpu'}),
+    ('m.version = lambda p: "99.0" if p == "jaxlib" else real("no-such")', {}),
+    ('m.entry_points = lambda **k: ["xla_cuda12"]', {}),
+    ('m.version = lambda p: "0.10.2" if p == "jaxlib" else "0.1"', {}),
+  ],
+  ids=['jax imported', 'user flags', 'gpu', 'gpu then cpu', 'other jaxlib', 'cuda plugin', 'libtpu'],
+)
 def test_left_alone_where_it_might_do_harm(before, environment):
   assert ask(f'{CPU_ONLY}\n{before}', **environment) == ['None', environment.get('XLA_FLAGS', 'None')]
 

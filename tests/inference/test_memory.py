@@ -22,7 +22,9 @@ import sys
 def peak():  # MiB; not ru_maxrss, which a new process takes over from the one that started it
   return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM')) / 1024
 """
-PREPARE = PEAK + """
+PREPARE = (
+  PEAK
+  + """
 from afw_jax.data.preparation import prepare
 root, out = sys.argv[1:]
 start, peaks, one = peak(), [], prepare.prepare_case
@@ -30,7 +32,10 @@ prepare.prepare_case = lambda job: (one(job), peaks.append(peak()))[0]
 prepare.prepare('folder', root, out, size=(96, 96), workers=0, progress=False)
 print(start, *peaks)
 """
-EVALUATE = PEAK + """
+)
+EVALUATE = (
+  PEAK
+  + """
 import json, ml_collections
 from afw_jax import evaluate, metrics
 workdir, out = sys.argv[1:]
@@ -41,14 +46,20 @@ metrics.score_case = lambda *a, **k: (one(*a, **k), peaks.append(peak()))[0]
 evaluate.evaluate(config, workdir, out)
 print(start, *peaks)
 """
+)
 
 pytestmark = pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='reads the peak of memory from /proc')
 
 
 def peaks_of(script, *arguments):
   """Memory in MiB: at the start, and the peak after each case."""
-  done = subprocess.run([sys.executable, '-c', script, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
-                        env={**os.environ, 'PYTHONPATH': str(ROOT)})
+  done = subprocess.run(
+    [sys.executable, '-c', script, *map(str, arguments)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+  )
   assert done.returncode == 0, done.stderr[-2000:]
   start, *peaks = map(float, done.stdout.split('\n')[-2].split())
   return start, peaks
@@ -63,7 +74,7 @@ def make_large(root, description):
   (root / 'dataset.json').write_text(json.dumps(description))
   label = np.zeros(SHAPE, np.uint8)
   for organ in range(1, len(description['labels'])):
-    label[10:20, 40:60, 15 * organ:15 * organ + 10] = organ
+    label[10:20, 40:60, 15 * organ : 15 * organ + 10] = organ
   rng = np.random.default_rng(0)
   for i in range(CASES):
     volumes.write_image(root / 'images' / f'c{i:02d}.nii', rng.integers(-200, 300, SHAPE, np.int16), geometry)
@@ -72,8 +83,9 @@ def make_large(root, description):
 
 
 def test_preparing(tmp_path):
-  root = make_large(tmp_path / 'raw', {'channel_names': {'0': 'CT'}, 'labels': {'background': 0, 'liver': 1},
-                                       'file_ending': '.nii'})
+  root = make_large(
+    tmp_path / 'raw', {'channel_names': {'0': 'CT'}, 'labels': {'background': 0, 'liver': 1}, 'file_ending': '.nii'}
+  )
   start, peaks = peaks_of(PREPARE, root, tmp_path / 's')
   assert len(peaks) == CASES
   assert peaks[-1] - start < 8 * VOLUME

@@ -29,8 +29,15 @@ def test_identity_grid_gives_the_pixels_back(window_size):
   image[image == 0] = 1
   for batch_size in (1, 3, 7, 20):
     labels, probabilities = segmentation.segment(
-        jax.jit(threshold_step), {}, image, (-100, 100), (np.eye(7), np.eye(16), np.eye(12)), window_size=window_size,
-        batch_size=batch_size, keep_probabilities=True)
+      jax.jit(threshold_step),
+      {},
+      image,
+      (-100, 100),
+      (np.eye(7), np.eye(16), np.eye(12)),
+      window_size=window_size,
+      batch_size=batch_size,
+      keep_probabilities=True,
+    )
     np.testing.assert_array_equal(labels, image > 0)
     assert probabilities.shape == (7, 16, 12, 2) and labels.dtype == np.uint8
     np.testing.assert_allclose(probabilities.sum(-1), 1, atol=2e-3)
@@ -40,7 +47,9 @@ def test_outside_the_field_of_view_is_background():
   image = np.full((2, 4, 4), 50, np.int16)
   rows = np.zeros((8, 4))
   rows[2:6] = np.eye(4)
-  labels, _ = segmentation.segment(threshold_step, {}, image, (-10, 10), (np.eye(2), rows, np.eye(4)), window_size=(4, 4))
+  labels, _ = segmentation.segment(
+    threshold_step, {}, image, (-10, 10), (np.eye(2), rows, np.eye(4)), window_size=(4, 4)
+  )
   assert (labels[:, 2:6] == 1).all() and (labels[:, :2] == 0).all() and (labels[:, 6:] == 0).all()
 
 
@@ -65,8 +74,15 @@ def test_the_streamed_way_back_is_the_reference(grid, slices):
   plan = resample.make_plan(native, (2.0, 1.0, 1.0), size=size, spacing=spacing, fit=fit)
   image = np.random.default_rng(1).integers(-300, 300, plan.working).astype(np.int16)
   labels, probabilities = segmentation.segment(
-      jax.jit(soft_step), {}, image, (-100, 100), resample.restore_matrices(plan),
-      window_size=plan.working[1:] if slices else (7, 9, 8), batch_size=4, keep_probabilities=True)
+    jax.jit(soft_step),
+    {},
+    image,
+    (-100, 100),
+    resample.restore_matrices(plan),
+    window_size=plan.working[1:] if slices else (7, 9, 8),
+    batch_size=4,
+    keep_probabilities=True,
+  )
   expected = resample.from_working(soft_step({}, image[..., None], None), plan)
   assert labels.shape == native == probabilities.shape[:3]
   seen = np.ix_(*(np.asarray(m).any(1) for m in resample.restore_matrices(plan)))
@@ -82,7 +98,9 @@ def test_one_compilation_whatever_the_number_of_slices():
   step = jax.jit(lambda variables, image, window: soft_step(variables, image, window))
   for depth in (5, 8, 21, 30):
     image = np.zeros((depth, 6, 6), np.int16)
-    segmentation.segment(step, {}, image, (0, 1), (np.eye(depth), np.eye(6), np.eye(6)), window_size=(6, 6), batch_size=4)
+    segmentation.segment(
+      step, {}, image, (0, 1), (np.eye(depth), np.eye(6), np.eye(6)), window_size=(6, 6), batch_size=4
+    )
   assert segmentation._restore._cache_size() == 1 and step._cache_size() == 1
 
 
@@ -104,8 +122,12 @@ def test_mirror_averaging_is_the_mean_of_mirrored_predictions():
   both = segmentation.mirror_averaged(lambda v, x, w: x, (0, 1))
   x = np.random.default_rng(1).random((2, 4, 6, 1), np.float32)
   np.testing.assert_allclose(both({}, x, None), x, rtol=1e-6)
-  ramps = lambda v, x, w: sum(jnp.linspace(0, 1, n).reshape(-1, *[1] * (3 - i)) for i, n in enumerate(x.shape[1:4])) + 0 * x
-  np.testing.assert_allclose(segmentation.mirror_averaged(ramps, (0, 1, 2))({}, np.zeros((2, 3, 4, 5, 1)), None), 1.5, rtol=1e-6)
+  ramps = lambda v, x, w: (
+    sum(jnp.linspace(0, 1, n).reshape(-1, *[1] * (3 - i)) for i, n in enumerate(x.shape[1:4])) + 0 * x
+  )
+  np.testing.assert_allclose(
+    segmentation.mirror_averaged(ramps, (0, 1, 2))({}, np.zeros((2, 3, 4, 5, 1)), None), 1.5, rtol=1e-6
+  )
 
 
 def test_largest_component_per_organ():

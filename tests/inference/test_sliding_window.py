@@ -82,7 +82,7 @@ def test_windows_are_weighted_by_place(shape):
 
   @jax.jit
   def step(variables, image, window):  # depends on where in the window a voxel is, and on the filling
-    ramp = sum(jnp.arange(n).reshape([n if i == j else 1 for j in range(3)]) * 0.1 ** i for i, n in enumerate(size))
+    ramp = sum(jnp.arange(n).reshape([n if i == j else 1 for j in range(3)]) * 0.1**i for i, n in enumerate(size))
     return jnp.stack([image[..., 0] * 0.01, ramp + 0 * image[..., 0] + image.min((1, 2, 3))[..., None, None]], -1)
 
   spare = [max(n - m, 0) for n, m in zip(size, shape)]
@@ -106,9 +106,16 @@ def test_one_compilation_for_volumes_of_many_sizes():
   assert step._cache_size() == 1
 
 
-@pytest.mark.parametrize('bad, word', [
-  (dict(overlap=1.0), 'overlap'), (dict(overlap=-0.1), 'overlap'), (dict(overlap=float('nan')), 'overlap'),
-  (dict(window_size=(8, 8)), 'window_size'), (dict(window_size=(8, 0, 8)), 'window_size')])
+@pytest.mark.parametrize(
+  'bad, word',
+  [
+    (dict(overlap=1.0), 'overlap'),
+    (dict(overlap=-0.1), 'overlap'),
+    (dict(overlap=float('nan')), 'overlap'),
+    (dict(window_size=(8, 8)), 'window_size'),
+    (dict(window_size=(8, 0, 8)), 'window_size'),
+  ],
+)
 def test_senseless_windows(bad, word):
   with pytest.raises(InputError, match=word):
     gathered(volume((9, 9, 9)), **{'window_size': (8, 8, 8), **bad})

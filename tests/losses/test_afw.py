@@ -175,7 +175,11 @@ def test_any_log_variance_is_finite_in_value_and_gradient_and_pushed_back(correc
 
 
 OPTIONS = [
-  {}, {'squared': True}, {'correction': 'eq2'}, {'correction': None, 'symmetric': True}, {'gamma': 0.75, 'rare': (2,)},
+  {},
+  {'squared': True},
+  {'correction': 'eq2'},
+  {'correction': None, 'symmetric': True},
+  {'gamma': 0.75, 'rare': (2,)},
   {'reduction': 'mean', 'smooth': 1e-2},
 ]
 

@@ -29,8 +29,15 @@ def test_two_heads_of_one_pixel_worked_out_on_paper():
   assert terms['dice'].tolist() == pytest.approx([2 / 3, 2 / 5], rel=1e-5)  # p = 1/2: 2 / (2 + 1), 2 / (2 + 3)
 
 
-@pytest.mark.parametrize('weights, shares', [(None, (4 / 7, 2 / 7, 1 / 7)), ((1, 1, 1), (1 / 3, 1 / 3, 1 / 3)),
-                                             ((0.2, 0, 0.6), (0.25, 0, 0.75)), (np.array([5, 3, 2]), (0.5, 0.3, 0.2))])
+@pytest.mark.parametrize(
+  'weights, shares',
+  [
+    (None, (4 / 7, 2 / 7, 1 / 7)),
+    ((1, 1, 1), (1 / 3, 1 / 3, 1 / 3)),
+    ((0.2, 0, 0.6), (0.25, 0, 0.75)),
+    (np.array([5, 3, 2]), (0.5, 0.3, 0.2)),
+  ],
+)
 def test_loss_is_the_weighted_sum_and_the_terms_are_the_main_heads(weights, shares):
   loss, terms = jax.jit(losses.deep_supervised(CE_AFW, weights))(HEADS, LABELS, S)
   np.testing.assert_allclose(loss, by_hand(CE_AFW, shares), rtol=1e-6)
@@ -88,14 +95,25 @@ def test_a_mask_is_reduced_like_the_labels():
 
 
 def test_a_loss_without_a_mask_of_ones_own_making():
-  loss, terms = losses.deep_supervised(lambda logits, labels, s: (logits.mean() + labels.size, {}))(HEADS[:2], LABELS, S)
+  loss, terms = losses.deep_supervised(lambda logits, labels, s: (logits.mean() + labels.size, {}))(
+    HEADS[:2], LABELS, S
+  )
   assert terms == {}
   np.testing.assert_allclose(loss, (2 * (HEADS[0].mean() + 192) + HEADS[1].mean() + 48) / 3, rtol=1e-6)
 
 
-@pytest.mark.parametrize('sides, wanted', [
-  ((8, 16, 12), (8, 8, 12)), ((8, 16, 12), (4, 4, 3)), ((7, 9, 10), (3, 3, 4)), ((5, 12, 6), (4, 5, 6)), ((4, 6), (8, 9)),
-  ((9, 224), (1, 56)), ((100, 7), (33, 7))])
+@pytest.mark.parametrize(
+  'sides, wanted',
+  [
+    ((8, 16, 12), (8, 8, 12)),
+    ((8, 16, 12), (4, 4, 3)),
+    ((7, 9, 10), (3, 3, 4)),
+    ((5, 12, 6), (4, 5, 6)),
+    ((4, 6), (8, 9)),
+    ((9, 224), (1, 56)),
+    ((100, 7), (33, 7)),
+  ],
+)
 def test_nearest_is_the_input_whose_centre_is_nearest(sides, wanted):
   """Against the distances between centres themselves, ties to the later input."""
   labels = RNG.integers(0, 9, (2, *sides)).astype(np.uint8)
@@ -118,10 +136,18 @@ def test_three_dimensions_with_other_ratios_per_axis():
   np.testing.assert_allclose(loss, sum(w / 7 * CE(h, y, S)[0] for w, h, y in zip((4, 2, 1), heads, sizes)), rtol=1e-6)
 
 
-@pytest.mark.parametrize('weights, main, heads, word', [
-  ((1, 0.5), 0, HEADS, '2 for 3 heads'), ((1, 1, 1, 1), 0, HEADS, '4 for 3 heads'), (None, 3, HEADS, '3 is no index of 3'),
-  (None, -4, HEADS, 'no index'), (None, 0, [], 'no index of 0'), (None, -1, HEADS, 'Name the full-size head'),
-  (None, 0, [HEADS[0], HEADS[1][0]], 'channels last')])
+@pytest.mark.parametrize(
+  'weights, main, heads, word',
+  [
+    ((1, 0.5), 0, HEADS, '2 for 3 heads'),
+    ((1, 1, 1, 1), 0, HEADS, '4 for 3 heads'),
+    (None, 3, HEADS, '3 is no index of 3'),
+    (None, -4, HEADS, 'no index'),
+    (None, 0, [], 'no index of 0'),
+    (None, -1, HEADS, 'Name the full-size head'),
+    (None, 0, [HEADS[0], HEADS[1][0]], 'channels last'),
+  ],
+)
 def test_heads_that_do_not_fit_are_refused(weights, main, heads, word):
   with pytest.raises(InputError, match=word):
     losses.deep_supervised(CE_AFW, weights, main=main)(heads, LABELS, S)

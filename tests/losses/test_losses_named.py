@@ -30,16 +30,25 @@ SAME = [
   ('afw', {'learned_weights': False}, lambda: losses.afw_dice(X, Y, None)),
   ('ce_dice', {}, lambda: CE + losses.dice_loss(X, Y)),
   ('ce_dice', {'recipe': 'released'}, lambda: 0.5 * CE + 0.5 * losses.dice_loss(X, Y, squared=True)),
-  ('ce_dice', {'ce_weight': 0.4, 'dice_weight': 0.6, 'squared': True},
-   lambda: 0.4 * CE + 0.6 * losses.dice_loss(X, Y, squared=True)),
+  (
+    'ce_dice',
+    {'ce_weight': 0.4, 'dice_weight': 0.6, 'squared': True},
+    lambda: 0.4 * CE + 0.6 * losses.dice_loss(X, Y, squared=True),
+  ),
   ('ce_dice', {'include_background': False}, lambda: CE + losses.dice_loss(X, Y, include_background=False)),
   ('ce_gd', {'gd_weight': 2.0}, lambda: CE + 2 * losses.generalised_dice_loss(X, Y)),
   ('focal_dice', {'focal_weight': 0.5}, lambda: 0.5 * losses.focal_loss(X, Y) + losses.dice_loss(X, Y)),
   ('ce_afw', {}, lambda: losses.afw_loss(X, Y, S)),
-  ('ce_afw', {'recipe': 'released', 'rare': (3,), 'gamma': 0.5},
-   lambda: losses.afw_loss(X, Y, S, recipe='released', rare=(3,), gamma=0.5)),
-  ('ce_afw', {'symmetric': True, 'reduction': 'mean'},
-   lambda: losses.afw_loss(X, Y, S, symmetric=True, reduction='mean')),
+  (
+    'ce_afw',
+    {'recipe': 'released', 'rare': (3,), 'gamma': 0.5},
+    lambda: losses.afw_loss(X, Y, S, recipe='released', rare=(3,), gamma=0.5),
+  ),
+  (
+    'ce_afw',
+    {'symmetric': True, 'reduction': 'mean'},
+    lambda: losses.afw_loss(X, Y, S, symmetric=True, reduction='mean'),
+  ),
   ('ce_afw', {'learned_weights': False}, lambda: losses.afw_loss(X, Y, None)),
 ]
 
@@ -65,23 +74,26 @@ def test_only_learned_weights_read_the_log_variances(name):
   assert (np.asarray(grad) != 0).all() if 'afw' in name else (np.asarray(grad) == 0).all()
 
 
-@pytest.mark.parametrize('name, options, said', [
-  ('ce_awf', {}, ['Did you mean', "'ce_afw'", 'focal_dice', 'unified_focal']),
-  ('zzz', {}, list(losses.LOSSES)),
-  (None, {}, ['ce_afw']),
-  ('ce_afw', {'gama': 0.5}, ['Did you mean', "'gamma'"]),
-  ('ce', {'squared': True}, ['squared', 'axis_name']),
-  ('ce_afw', {'recipe': 'Paper'}, ['Did you mean', "'paper'"]),
-  ('ce_afw', {'correction': 'eq5'}, ['eq5']),
-  ('ce_afw', {'correction': 'None'}, ['eq2']),
-  ('ce_afw', {'gamma': -1}, ['gamma']),
-  ('ce_afw', {'rare': (1, -2)}, ['rare', '-2']),
-  ('ce_afw', {'rare': 'liver'}, ['rare', 'liver']),
-  ('ce_afw', {'learned_weights': 'no'}, ['learned_weights']),
-  ('ce_dice', {'reduction': 'none'}, ['reduction']),
-  ('ce_gd', {'gd_weight': '1'}, ['gd_weight']),
-  ('unified_focal', {'lam': 2}, ['lam']),
-])
+@pytest.mark.parametrize(
+  'name, options, said',
+  [
+    ('ce_awf', {}, ['Did you mean', "'ce_afw'", 'focal_dice', 'unified_focal']),
+    ('zzz', {}, list(losses.LOSSES)),
+    (None, {}, ['ce_afw']),
+    ('ce_afw', {'gama': 0.5}, ['Did you mean', "'gamma'"]),
+    ('ce', {'squared': True}, ['squared', 'axis_name']),
+    ('ce_afw', {'recipe': 'Paper'}, ['Did you mean', "'paper'"]),
+    ('ce_afw', {'correction': 'eq5'}, ['eq5']),
+    ('ce_afw', {'correction': 'None'}, ['eq2']),
+    ('ce_afw', {'gamma': -1}, ['gamma']),
+    ('ce_afw', {'rare': (1, -2)}, ['rare', '-2']),
+    ('ce_afw', {'rare': 'liver'}, ['rare', 'liver']),
+    ('ce_afw', {'learned_weights': 'no'}, ['learned_weights']),
+    ('ce_dice', {'reduction': 'none'}, ['reduction']),
+    ('ce_gd', {'gd_weight': '1'}, ['gd_weight']),
+    ('unified_focal', {'lam': 2}, ['lam']),
+  ],
+)
 def test_bad_names_and_options_fail_when_the_loss_is_made(name, options, said):
   with pytest.raises(InputError) as error:
     losses.make_loss(name, **options)
@@ -100,7 +112,7 @@ def test_docstring_example():
 
 
 def test_importable_with_jax_alone():
-  code = '''
+  code = """
 import importlib.abc, sys
 BLOCKED = 'flax optax orbax grain ml_collections absl nibabel pydicom h5py PIL tqdm matplotlib tensorboardX'.split()
 class Block(importlib.abc.MetaPathFinder):
@@ -114,7 +126,7 @@ every = jax.jit(lambda *a: [losses.make_loss(n)(*a)[0] for n in losses.LOSSES])
 print([float(v) for v in every(np.zeros((1, 2, 3), np.float32), np.ones((1, 2), int), np.zeros(3))])
 ours = {m for m in sys.modules if m.startswith('afw_jax') and not m.startswith('afw_jax.losses')}
 assert ours == {'afw_jax', 'afw_jax.errors'}, ours
-'''
+"""
   root = os.path.dirname(os.path.dirname(afw_jax.__file__))
   env = {**os.environ, 'PYTHONPATH': root}
   done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)

@@ -60,9 +60,12 @@ def drawn(seed, shape, labels, scale, s_scale):
 
 @settings(max_examples=2500, deadline=None, derandomize=True, database=None)
 @given(
-  seed=st.integers(0, 2**32 - 1), shape=st.integers(0, len(SHAPES) - 1), log_scale=st.floats(-8, 5),
+  seed=st.integers(0, 2**32 - 1),
+  shape=st.integers(0, len(SHAPES) - 1),
+  log_scale=st.floats(-8, 5),
   labels=st.sampled_from(['random', 'background', 'one pixel', 'outside', 'perfect', 'wrong']),
-  s_scale=st.sampled_from([0.0, 1.0, 10.0, 100.0]), mask=st.sampled_from(MASKS),
+  s_scale=st.sampled_from([0.0, 1.0, 10.0, 100.0]),
+  mask=st.sampled_from(MASKS),
 )
 @example(seed=0, shape=1, log_scale=-8, labels='background', s_scale=0.0, mask='none')
 def test_finite_in_value_and_gradient_whatever_is_drawn(seed, shape, log_scale, labels, s_scale, mask):
@@ -72,7 +75,8 @@ def test_finite_in_value_and_gradient_whatever_is_drawn(seed, shape, log_scale, 
 
 @settings(max_examples=500, deadline=None, derandomize=True, database=None)
 @given(
-  seed=st.integers(0, 2**32 - 1), log_scale=st.floats(-3, 5),
+  seed=st.integers(0, 2**32 - 1),
+  log_scale=st.floats(-3, 5),
   labels=st.sampled_from(['random', 'one pixel', 'perfect', 'wrong']),
 )
 def test_dice_terms_are_in_the_unit_interval(seed, log_scale, labels):

@@ -10,7 +10,7 @@ import numpy as np
 import afw_jax
 from afw_jax import losses
 
-CODE = '''
+CODE = """
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
@@ -58,7 +58,7 @@ def averaged(x, y, s, mask):                                # each shard differe
   return out, (gx / 8, jax.lax.pmean(gs, 'batch'))
 (_, v), (hx, hs) = jax.pmap(averaged, axis_name='batch', in_axes=(0, 0, None, 0))(x, y, s, mask)
 same('pmap', ((None, v[0]), (hx, hs[0])))
-'''
+"""
 
 
 def test_eight_devices_equal_one():
@@ -76,8 +76,14 @@ def test_axis_name_of_every_bare_function():
   x, y = rng.standard_normal((4, 2, 5, 3)).astype(np.float32), rng.integers(0, 3, (4, 2, 5))
   mask, s = rng.random((4, 2, 5)) < 0.7, np.zeros(3, np.float32)
   plain = [
-    losses.cross_entropy, losses.focal_loss, losses.dice_loss, losses.generalised_dice_loss, losses.tversky_loss,
-    losses.focal_tversky_loss, losses.unified_focal_loss, losses.dice_terms,
+    losses.cross_entropy,
+    losses.focal_loss,
+    losses.dice_loss,
+    losses.generalised_dice_loss,
+    losses.tversky_loss,
+    losses.focal_tversky_loss,
+    losses.unified_focal_loss,
+    losses.dice_terms,
   ]
   weighted = [losses.afw_dice, losses.afw_loss, losses.afw_dice_terms]
 

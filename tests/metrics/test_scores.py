@@ -56,7 +56,11 @@ def test_golden():
   }  # fmt: skip
   scores = {
     (case, convention): score_case(
-      arrays[f'{case}/pred'], arrays[f'{case}/true'], spacing_mm=arrays[f'{case}/spacing'], labels=labels, convention=convention
+      arrays[f'{case}/pred'],
+      arrays[f'{case}/true'],
+      spacing_mm=arrays[f'{case}/spacing'],
+      labels=labels,
+      convention=convention,
     )
     for case in range(3)
     for convention in UNITS
@@ -113,7 +117,9 @@ def test_pooled_and_max_differ():
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(0, 10**6), st.sampled_from([(1, 1, 1), (3, 0.7, 0.8), (0.5, 5, 2)]), st.sampled_from([-0.3, 0.0, 0.2]))
+@given(
+  st.integers(0, 10**6), st.sampled_from([(1, 1, 1), (3, 0.7, 0.8), (0.5, 5, 2)]), st.sampled_from([-0.3, 0.0, 0.2])
+)
 def test_equals_all_pairs(seed, spacing, cut):
   pred, true = blobs(seed, cut=cut), blobs(seed + 1)
   if pred.any() and true.any():
@@ -183,7 +189,9 @@ def test_ids_order_type_and_unnamed_ids_do_not_matter():
   assert list(moved) == ['y', 'x'] and moved == want
   assert score_case(jnp.asarray(pred), true.astype(np.int64), spacing_mm=(3, 1, 2), labels={'x': 1})['x'] == want['x']
   for kind in ('>i2', '<u8', np.int8):  # big-endian, as some files load; memory in any order
-    assert score_case(np.asfortranarray(pred.astype(kind)), true, spacing_mm=(3, 1, 2), labels={'x': 1})['x'] == want['x']
+    assert (
+      score_case(np.asfortranarray(pred.astype(kind)), true, spacing_mm=(3, 1, 2), labels={'x': 1})['x'] == want['x']
+    )
   only = score_case(pred == 1, true == 1, spacing_mm=(3, 1, 2), labels={'x': 1})  # bool masks are integers enough
   assert only['x'] == want['x']
 
@@ -235,7 +243,12 @@ def test_tolerance_by_organ():
   ],
 )
 def test_bad_input(change, said):
-  arguments = {'pred': np.zeros((4, 4, 4), int), 'true': np.zeros((4, 4, 4), int), 'spacing_mm': (1, 1, 1), 'labels': {'a': 1}}
+  arguments = {
+    'pred': np.zeros((4, 4, 4), int),
+    'true': np.zeros((4, 4, 4), int),
+    'spacing_mm': (1, 1, 1),
+    'labels': {'a': 1},
+  }
   arguments |= change
   with pytest.raises(InputError, match=said):
     score_case(arguments.pop('pred'), arguments.pop('true'), **arguments)

@@ -46,8 +46,9 @@ def network(name):
   params = variables.pop('params')
 
   def forward(params):
-    return model.apply({'params': params, **variables}, image, train=True, mutable=['batch_stats'],
-                       rngs={'dropout': jax.random.key(1)})[0]
+    return model.apply(
+      {'params': params, **variables}, image, train=True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(1)}
+    )[0]
 
   def pull(params, grads):
     logits, backward = jax.vjp(forward, params)

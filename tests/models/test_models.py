@@ -13,20 +13,19 @@ from afw_jax.errors import InputError
 
 # name -> (options, image shape, parameters); a network that is not here fails the tests below
 PARAMETERS = {
-    'unet': ({'num_classes': 9}, (1, 224, 224, 3), 7_852_809),
-    'unetpp': ({'num_classes': 9}, (1, 224, 224, 3), 9_163_593),
-    'transunet': ({'num_classes': 9}, (1, 224, 224, 3), 105_277_081),
-    'vatransunet': ({'num_classes': 9}, (1, 224, 224, 3), 8_189_209),
-    # nnU-Net has 8,334 more: biases before a norm, and a head that counts nothing
-    'unet3d': ({'num_classes': 14}, (1, 32, 32, 32, 1), 31_205_254 - 8_334),
-    # MONAI has 18,432 more, which no input ever reaches (norm_cross_attn)
-    'unetr': ({'num_classes': 14}, (1, 96, 96, 96, 1), 92_802_478 - 18_432),
-    'unetrpp': ({'num_classes': 14}, (1, 64, 128, 128, 1), 42_952_850),
+  'unet': ({'num_classes': 9}, (1, 224, 224, 3), 7_852_809),
+  'unetpp': ({'num_classes': 9}, (1, 224, 224, 3), 9_163_593),
+  'transunet': ({'num_classes': 9}, (1, 224, 224, 3), 105_277_081),
+  'vatransunet': ({'num_classes': 9}, (1, 224, 224, 3), 8_189_209),
+  # nnU-Net has 8,334 more: biases before a norm, and a head that counts nothing
+  'unet3d': ({'num_classes': 14}, (1, 32, 32, 32, 1), 31_205_254 - 8_334),
+  # MONAI has 18,432 more, which no input ever reaches (norm_cross_attn)
+  'unetr': ({'num_classes': 14}, (1, 96, 96, 96, 1), 92_802_478 - 18_432),
+  'unetrpp': ({'num_classes': 14}, (1, 64, 128, 128, 1), 42_952_850),
 }
 # bias before a BatchNorm with the batch's statistics: the norm takes it out again, so that its gradient is zero
 BIAS_BEFORE_NORM = lambda path: path[-1] == 'bias' and path[-2] in ('conv1', 'conv2')
-DEAD = {'unet': BIAS_BEFORE_NORM, 'unetpp': BIAS_BEFORE_NORM,
-        'vatransunet': lambda path: path[-2:] == ('proj', 'bias')}
+DEAD = {'unet': BIAS_BEFORE_NORM, 'unetpp': BIAS_BEFORE_NORM, 'vatransunet': lambda path: path[-2:] == ('proj', 'bias')}
 
 
 @pytest.mark.parametrize('name', models.MODELS)
@@ -44,15 +43,19 @@ def test_a_train_step_of_the_testing_size_is_quick_and_reaches_every_parameter(n
   rng = np.random.default_rng(0)
   image, label = jnp.asarray(rng.random(shape, dtype=np.float32)), jnp.asarray(rng.integers(0, 3, shape[:-1]))
   variables = models.init(model, jax.random.key(0), shape)
-  loss_fn = losses.deep_supervised(losses.make_loss('ce_dice'), getattr(model, 'head_weights', None),
-                                   main=getattr(model, 'main_output', 0))
+  loss_fn = losses.deep_supervised(
+    losses.make_loss('ce_dice'), getattr(model, 'head_weights', None), main=getattr(model, 'main_output', 0)
+  )
   rest = {key: value for key, value in variables.items() if key != 'params'}
 
-  @functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})  # optimising takes most of the time
+  @functools.partial(
+    jax.jit, compiler_options={'xla_backend_optimization_level': 0}
+  )  # optimising takes most of the time
   def step(params):
     def loss_of(params):
-      logits, _ = model.apply({'params': params, **rest}, image, train=True, mutable=['batch_stats'],
-                              rngs={'dropout': jax.random.key(1)})
+      logits, _ = model.apply(
+        {'params': params, **rest}, image, train=True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(1)}
+      )
       return loss_fn(logits, label, jnp.zeros(3))[0]
 
     loss, grads = jax.value_and_grad(loss_of)(params)

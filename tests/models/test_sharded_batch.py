@@ -34,6 +34,11 @@ print('equal')
 
 
 def test_a_batch_over_four_devices_is_one_batch():
-  run = subprocess.run([sys.executable, '-c', RUN], capture_output=True, text=True, cwd=Path(__file__).parents[2],
-                       env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'JAX_PLATFORMS': 'cpu'})
+  run = subprocess.run(
+    [sys.executable, '-c', RUN],
+    capture_output=True,
+    text=True,
+    cwd=Path(__file__).parents[2],
+    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'JAX_PLATFORMS': 'cpu'},
+  )
   assert run.stdout.strip() == 'equal', run.stderr

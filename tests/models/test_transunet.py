@@ -41,8 +41,11 @@ def random_variables(model, shape, seed=0):
 
   def draw(path, leaf):
     z = rng.standard_normal(leaf.shape).astype(np.float32)
-    return {'kernel': z / np.float32(np.sqrt(np.prod(leaf.shape[:-1]))), 'scale': 1 + 0.1 * z,
-            'var': np.exp(0.2 * z)}.get(path[-1].key, 0.1 * z)
+    return {
+      'kernel': z / np.float32(np.sqrt(np.prod(leaf.shape[:-1]))),
+      'scale': 1 + 0.1 * z,
+      'var': np.exp(0.2 * z),
+    }.get(path[-1].key, 0.1 * z)
 
   return jax.tree_util.tree_map_with_path(draw, shapes_of(model, shape))
 
@@ -65,13 +68,24 @@ def test_logits_are_the_reference_implementations():
   variables = convert.from_torch('transunet', state)
   logits = jax.jit(transunet.make(9).apply)(variables, image)
   assert list(logits.shape) == facts['outputs']['eval']['shape'] and logits.dtype == jnp.float32
-  assert golden_weights.worst_error(logits, golden) < 2e-5  # measured 7e-6, of which 6e-6 are the reference's own rounding
+  assert (
+    golden_weights.worst_error(logits, golden) < 2e-5
+  )  # measured 7e-6, of which 6e-6 are the reference's own rounding
   assert count(variables) == facts['parameters']
 
 
-@pytest.mark.parametrize('options, classes, parameters', [
-  ({}, 9, 105_277_081), ({'n_skip': 2}, 9, 105_240_217), ({'n_skip': 1}, 9, 104_945_305), ({'n_skip': 0}, 9, 103_765_657),
-  ({}, 5, 105_276_501), ({'reading': 'google'}, 9, 105_277_081), ({'encoder': 'vit'}, 9, 91_674_201)])
+@pytest.mark.parametrize(
+  'options, classes, parameters',
+  [
+    ({}, 9, 105_277_081),
+    ({'n_skip': 2}, 9, 105_240_217),
+    ({'n_skip': 1}, 9, 104_945_305),
+    ({'n_skip': 0}, 9, 103_765_657),
+    ({}, 5, 105_276_501),
+    ({'reading': 'google'}, 9, 105_277_081),
+    ({'encoder': 'vit'}, 9, 91_674_201),
+  ],
+)
 def test_parameter_counts(options, classes, parameters):
   variables = shapes_of(transunet.make(classes, **options))
   assert count(variables) == parameters
@@ -119,8 +133,10 @@ def test_block_1_works_on_a_smaller_map_whose_skip_is_padded_with_zeros(case):
   assert jax.eval_shape(lambda x: captured(x, reading='google'), image)[1].shape == (2, 8, 12, 32)
 
 
-@pytest.mark.parametrize('encoder, channels, shape', [('r50', 1, (16, 16)), ('r50', 3, (224, 160)), ('r50', 4, (512, 512)),
-                                                      ('vit', 1, (16, 48)), ('vit', 2, (240, 240))])
+@pytest.mark.parametrize(
+  'encoder, channels, shape',
+  [('r50', 1, (16, 16)), ('r50', 3, (224, 160)), ('r50', 4, (512, 512)), ('vit', 1, (16, 48)), ('vit', 2, (240, 240))],
+)
 def test_any_size_divisible_by_16_and_any_number_of_channels(encoder, channels, shape):
   model = transunet.make(4, encoder=encoder)
   image = jax.ShapeDtypeStruct((2, *shape, channels), jnp.float32)
@@ -154,7 +170,8 @@ def test_the_table_of_positions_is_resized_to_another_grid(case):
   resized = scipy.ndimage.zoom(table.reshape(2, 3, 32), (1.5, 4 / 3, 1), order=1).reshape(1, 12, 32)
   apply = jit(small(encoder='vit', position_grid=(2, 3)).apply)
   wanted = jit(small(encoder='vit').apply)(
-    {**variables, 'params': {**variables['params'], 'position_embeddings': resized}}, other)
+    {**variables, 'params': {**variables['params'], 'position_embeddings': resized}}, other
+  )
   assert np.abs(apply(variables, other) - wanted).max() < 1e-5 * np.std(wanted)
 
 
@@ -185,9 +202,11 @@ def test_remat_changes_nothing(case):
     model = small(**options).clone(**tiny)
 
     def loss(params):
-      y, updates = model.apply({**variables, 'params': params}, image, train=True, mutable=['batch_stats'],
-                               rngs={'dropout': jax.random.key(3)})
+      y, updates = model.apply(
+        {**variables, 'params': params}, image, train=True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(3)}
+      )
       return jnp.square(y - 1).mean(), updates
+
     return jit(jax.value_and_grad(loss, has_aux=True))(variables['params'])
 
   (kept, stats), grads = loss_of()
@@ -208,7 +227,8 @@ def test_dropout(case, monkeypatch):
   bernoulli = jax.random.bernoulli
   monkeypatch.setattr(jax.random, 'bernoulli', lambda *args, **kwargs: drawn.append(1) or bernoulli(*args, **kwargs))
   train = lambda model, **rngs: jax.eval_shape(
-    lambda: model.apply(variables, image, train=True, mutable=['batch_stats'], rngs=rngs))
+    lambda: model.apply(variables, image, train=True, mutable=['batch_stats'], rngs=rngs)
+  )
   for reading, times in (('transunet', 1 + 2 * 2), ('google', 1 + 2 * 3)):  # tokens once, and per layer
     drawn.clear()
     train(small(reading=reading), dropout=jax.random.key(0))
@@ -223,8 +243,12 @@ def test_bfloat16_computes_low_and_keeps_float32(case, logits):
   image, variables = case
   low = small(dtype='bfloat16')
   fresh, trained = jax.eval_shape(
-    lambda key: (low.init(key, image), low.apply(variables, image, train=True, mutable=['batch_stats'],
-                                                 rngs={'dropout': key})), jax.random.key(0))
+    lambda key: (
+      low.init(key, image),
+      low.apply(variables, image, train=True, mutable=['batch_stats'], rngs={'dropout': key}),
+    ),
+    jax.random.key(0),
+  )
   assert {leaf.dtype for leaf in jax.tree.leaves((fresh, trained))} == {np.dtype('float32')}
   error = np.asarray(jit(low.apply)(variables, image)) - logits
   assert 1e-4 < np.sqrt(np.mean(error**2)) / logits.std() < 0.05
@@ -248,23 +272,47 @@ def test_constrain_sees_every_block_the_tokens_and_the_logits():
   shapes_of(small(constrain=lambda x: seen.append(x.shape[1:]) or x), (1, 32, 48, 1))
   pairs = [shape for shape in seen if len(shape) == 4]  # of rows, where they are doubled
   assert pairs == [(2, 2, 3, 32), (4, 2, 6, 16), (8, 2, 12, 16), (16, 2, 24, 8)]
-  assert [s for s in seen if s not in pairs] == [(16, 24, 8), (7, 11, 32), (4, 6, 64), (2, 3, 128), *[(6, 32)] * 3,
-                  (2, 3, 32), (4, 6, 16), (8, 12, 16), (16, 24, 8), (32, 48, 8), (32, 48, 3)]
+  assert [s for s in seen if s not in pairs] == [
+    (16, 24, 8),
+    (7, 11, 32),
+    (4, 6, 64),
+    (2, 3, 128),
+    *[(6, 32)] * 3,
+    (2, 3, 32),
+    (4, 6, 16),
+    (8, 12, 16),
+    (16, 24, 8),
+    (32, 48, 8),
+    (32, 48, 3),
+  ]
 
 
-@pytest.mark.parametrize('shape, words', [((1, 200, 224, 1), ['200 x 224', '192 x 224', '208 x 224']),
-                                          ((1, 8, 20, 1), ['16 x 16', '16 x 32']),
-                                          ((1, 32, 32, 32, 1), ['(B, H, W, channels)'])])
+@pytest.mark.parametrize(
+  'shape, words',
+  [
+    ((1, 200, 224, 1), ['200 x 224', '192 x 224', '208 x 224']),
+    ((1, 8, 20, 1), ['16 x 16', '16 x 32']),
+    ((1, 32, 32, 32, 1), ['(B, H, W, channels)']),
+  ],
+)
 def test_images_it_cannot_take_are_refused_with_what_it_can(shape, words):
   with pytest.raises(InputError) as caught:
     shapes_of(small(), shape)
   assert all(word in str(caught.value) for word in words)
 
 
-@pytest.mark.parametrize('options, word', [
-  ({'encoder': 'resnet'}, "'vit'"), ({'reading': 'torch'}, "'google'"), ({'size': 'huge'}, "'testing'"),
-  ({'n_skip': 4}, '0, 1, 2, 3'), ({'encoder': 'vit', 'n_skip': 3}, 'no features to skip'),
-  ({'dropout_rate': 1}, 'below 1'), ({'dtype': 'int32'}, 'bfloat16')])
+@pytest.mark.parametrize(
+  'options, word',
+  [
+    ({'encoder': 'resnet'}, "'vit'"),
+    ({'reading': 'torch'}, "'google'"),
+    ({'size': 'huge'}, "'testing'"),
+    ({'n_skip': 4}, '0, 1, 2, 3'),
+    ({'encoder': 'vit', 'n_skip': 3}, 'no features to skip'),
+    ({'dropout_rate': 1}, 'below 1'),
+    ({'dtype': 'int32'}, 'bfloat16'),
+  ],
+)
 def test_option_values_that_cannot_work_are_refused_with_those_that_do(options, word):
   with pytest.raises(InputError, match=word):
     transunet.make(3, **options)

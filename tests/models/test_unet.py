@@ -51,10 +51,18 @@ def test_train_logits_are_the_released_networks(golden):
   assert error < 1e-4 * facts['outputs']['train']['std']
 
 
-@pytest.mark.parametrize('options, channels, classes, parameters', [
-  ({}, 1, 9, 7_852_233), ({}, 3, 9, 7_852_809), ({}, 3, 5, 7_852_677), ({}, 1, 5, 7_852_101),
-  ({'recipe': 'released'}, 1, 9, 7_852_809), ({'recipe': 'released'}, 3, 9, 7_852_809),
-  ({'head_kernel': 3}, 3, 9, 7_855_113)])
+@pytest.mark.parametrize(
+  'options, channels, classes, parameters',
+  [
+    ({}, 1, 9, 7_852_233),
+    ({}, 3, 9, 7_852_809),
+    ({}, 3, 5, 7_852_677),
+    ({}, 1, 5, 7_852_101),
+    ({'recipe': 'released'}, 1, 9, 7_852_809),
+    ({'recipe': 'released'}, 3, 9, 7_852_809),
+    ({'head_kernel': 3}, 3, 9, 7_855_113),
+  ],
+)
 def test_parameter_counts(options, channels, classes, parameters):
   variables = shapes_of(models.build('unet', num_classes=classes, **options), channels)
   assert count(variables) == parameters
@@ -85,8 +93,10 @@ def test_jit_is_eager(small):
 def test_bfloat16_computes_low_and_keeps_float32(small):
   model, variables, image = small
   low = models.build('unet', num_classes=4, features=FEATURES, dtype='bfloat16')
-  fresh, trained = jax.eval_shape(lambda key: (low.init(key, image), low.apply(variables, image, train=True,
-                                                                              mutable=['batch_stats'])), jax.random.key(0))
+  fresh, trained = jax.eval_shape(
+    lambda key: (low.init(key, image), low.apply(variables, image, train=True, mutable=['batch_stats'])),
+    jax.random.key(0),
+  )
   assert {leaf.dtype for leaf in jax.tree.leaves((fresh, trained))} == {np.dtype('float32')}
   logits, full = jax.jit(low.apply)(variables, image), jax.jit(model.apply)(variables, image)
   assert 1e-4 < np.sqrt(np.mean((logits - full) ** 2)) / np.std(full) < 0.05
@@ -115,12 +125,25 @@ def test_constrain_sees_every_block_and_the_logits():
   jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 12, 1)))
   pairs = [(1, 2, 2, 3, 6), (1, 4, 2, 6, 4)]  # of rows, where they are doubled
   assert [s for s in seen if len(s) == 5] == pairs
-  assert [s for s in seen if s not in pairs] == [(1, 8, 12, 2), (1, 4, 6, 4), (1, 2, 3, 6), (1, 4, 6, 4), (1, 8, 12, 2), (1, 8, 12, 3)]
+  assert [s for s in seen if s not in pairs] == [
+    (1, 8, 12, 2),
+    (1, 4, 6, 4),
+    (1, 2, 3, 6),
+    (1, 4, 6, 4),
+    (1, 8, 12, 2),
+    (1, 8, 12, 3),
+  ]
 
 
-@pytest.mark.parametrize('shape, words', [((1, 200, 224, 1), ['200 x 224', '192 x 224', '208 x 224']),
-                                          ((1, 8, 20, 1), ['16 x 16', '16 x 32']),
-                                          ((224, 224, 1), ['(B, H, W, channels)']), ((1, 32, 32, 32, 1), ['(B, H, W, channels)'])])
+@pytest.mark.parametrize(
+  'shape, words',
+  [
+    ((1, 200, 224, 1), ['200 x 224', '192 x 224', '208 x 224']),
+    ((1, 8, 20, 1), ['16 x 16', '16 x 32']),
+    ((224, 224, 1), ['(B, H, W, channels)']),
+    ((1, 32, 32, 32, 1), ['(B, H, W, channels)']),
+  ],
+)
 def test_images_it_cannot_take_are_refused_with_what_it_can(shape, words):
   model = models.build('unet', num_classes=3, size='testing')
   with pytest.raises(InputError) as caught:
@@ -128,10 +151,18 @@ def test_images_it_cannot_take_are_refused_with_what_it_can(shape, words):
   assert all(word in str(caught.value) for word in words)
 
 
-@pytest.mark.parametrize('options, word', [({'recipe': 'papr'}, "'released'"), ({'size': 'huge'}, "'testing'"),
-                                           ({'head_kernel': 2}, '1, 3'), ({'features': (8,)}, 'two or more'),
-                                           ({'features': (8, 0)}, 'two or more'), ({'dtype': 'int32'}, 'bfloat16'),
-                                           ({'dtype': 'float23'}, 'bfloat16')])
+@pytest.mark.parametrize(
+  'options, word',
+  [
+    ({'recipe': 'papr'}, "'released'"),
+    ({'size': 'huge'}, "'testing'"),
+    ({'head_kernel': 2}, '1, 3'),
+    ({'features': (8,)}, 'two or more'),
+    ({'features': (8, 0)}, 'two or more'),
+    ({'dtype': 'int32'}, 'bfloat16'),
+    ({'dtype': 'float23'}, 'bfloat16'),
+  ],
+)
 def test_option_values_that_cannot_work_are_refused_with_those_that_do(options, word):
   with pytest.raises(InputError, match=word):
     models.build('unet', num_classes=3, **options)

@@ -36,8 +36,10 @@ def shapes(model, channels=1):
 
 def test_logits_of_the_heads_are_nnunets():
   facts, state, image, numbers = golden_weights.load('unet3d')
-  aliases = {'encoder.stages.0.0.convs.0.all_modules.1.bias': 'encoder.stages.0.0.convs.0.norm.bias',
-             'decoder.encoder.stages.3.0.convs.1.conv.weight': 'encoder.stages.3.0.convs.1.conv.weight'}
+  aliases = {
+    'encoder.stages.0.0.convs.0.all_modules.1.bias': 'encoder.stages.0.0.convs.0.norm.bias',
+    'decoder.encoder.stages.3.0.convs.1.conv.weight': 'encoder.stages.3.0.convs.1.conv.weight',
+  }
   state |= {alias: np.zeros_like(state[key]) for alias, key in aliases.items()}  # second names count nowhere
   variables = convert.from_torch('unet3d', state)
   assert count(variables) == facts['parameters'] - facts['dead_parameters']
@@ -50,8 +52,10 @@ def test_logits_of_the_heads_are_nnunets():
   assert set(variables['params']) - set(single['params']) == {'head1', 'head2', 'head3'}
 
 
-@pytest.mark.parametrize('options, channels, classes, parameters', [
-  ({}, 1, 14, 31_196_920), ({}, 2, 14, 31_197_784), ({'deep_supervision': False}, 1, 14, 31_190_606)])
+@pytest.mark.parametrize(
+  'options, channels, classes, parameters',
+  [({}, 1, 14, 31_196_920), ({}, 2, 14, 31_197_784), ({'deep_supervision': False}, 1, 14, 31_190_606)],
+)
 def test_parameter_counts(options, channels, classes, parameters):
   assert count(shapes(unet3d.make(classes, **options), channels)) == parameters
 
@@ -59,8 +63,12 @@ def test_parameter_counts(options, channels, classes, parameters):
 def test_it_starts_as_nnunet_does():
   """He's initialisation for slope 0.01, measured by PyTorch's fans, and no bias."""
   net = models.init(unet3d.make(3, features=(8, 16, 24)), jax.random.key(0), (1, 4, 4, 4, 2))['params']
-  for kernel, fan_in in ((net['encoder1']['conv1']['kernel'], 27 * 16), (net['encoder0']['conv0']['kernel'], 27 * 2),
-                         (net['up0']['transposed_kernel'], 8 * 16), (net['decoder1']['conv0']['kernel'], 27 * 16)):
+  for kernel, fan_in in (
+    (net['encoder1']['conv1']['kernel'], 27 * 16),
+    (net['encoder0']['conv0']['kernel'], 27 * 2),
+    (net['up0']['transposed_kernel'], 8 * 16),
+    (net['decoder1']['conv0']['kernel'], 27 * 16),
+  ):
     assert np.std(kernel) == pytest.approx(np.sqrt(2 / (1.0001 * fan_in)), rel=0.1)
   assert not np.any(net['up0']['bias']) and not np.any(net['head1']['bias'])
 
@@ -85,28 +93,49 @@ def test_constrain_sees_every_level_and_the_logits():
   seen = []
   model = unet3d.make(3, features=(2, 4, 6, 8), constrain=lambda x: seen.append(x.shape[1:]) or x)
   jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 16, 8, 1)))
-  assert seen == [(8, 16, 8, 2), (4, 8, 4, 4), (2, 4, 2, 6), (1, 2, 1, 8), (2, 4, 2, 6), (4, 8, 4, 4), (8, 16, 8, 2),
-                  (8, 16, 8, 3), (4, 8, 4, 3)]
+  assert seen == [
+    (8, 16, 8, 2),
+    (4, 8, 4, 4),
+    (2, 4, 2, 6),
+    (1, 2, 1, 8),
+    (2, 4, 2, 6),
+    (4, 8, 4, 4),
+    (8, 16, 8, 2),
+    (8, 16, 8, 3),
+    (4, 8, 4, 3),
+  ]
 
 
 def test_remat_changes_nothing():
   image = jnp.asarray(np.random.default_rng(0).random((1, 4, 8, 4, 1), dtype=np.float32))
   kept, again = (unet3d.make(2, features=(2, 3, 4), deep_supervision=False, remat=remat) for remat in (False, True))
   variables = models.init(kept, jax.random.key(0), image.shape)
-  grads = [jit(jax.grad(lambda v: (m.apply(v, image)**2).sum()))(variables) for m in (kept, again)]  # noqa: B023
+  grads = [jit(jax.grad(lambda v: (m.apply(v, image) ** 2).sum()))(variables) for m in (kept, again)]  # noqa: B023
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max()), *grads)
 
 
-@pytest.mark.parametrize('shape, words', [((1, 40, 32, 64, 1), ['40 x 32 x 64', '32 x 32 x 64', '64 x 32 x 64']),
-                                          ((1, 32, 32, 1), ['(B, D, H, W, channels)'])])
+@pytest.mark.parametrize(
+  'shape, words',
+  [
+    ((1, 40, 32, 64, 1), ['40 x 32 x 64', '32 x 32 x 64', '64 x 32 x 64']),
+    ((1, 32, 32, 1), ['(B, D, H, W, channels)']),
+  ],
+)
 def test_images_it_cannot_take_are_refused_with_what_it_can(shape, words):
   with pytest.raises(InputError) as caught:
     models.init(unet3d.make(3), jax.random.key(0), shape)
   assert all(word in str(caught.value) for word in words)
 
 
-@pytest.mark.parametrize('options, word', [({'size': 'huge'}, "'testing'"), ({'features': (8, 8)}, 'three or more'),
-                                           ({'features': (8, 0, 8)}, 'three or more'), ({'deep_supervision': 2}, 'True')])
+@pytest.mark.parametrize(
+  'options, word',
+  [
+    ({'size': 'huge'}, "'testing'"),
+    ({'features': (8, 8)}, 'three or more'),
+    ({'features': (8, 0, 8)}, 'three or more'),
+    ({'deep_supervision': 2}, 'True'),
+  ],
+)
 def test_option_values_that_cannot_work_are_refused_with_those_that_do(options, word):
   with pytest.raises(InputError, match=word):
     unet3d.make(3, **options)

@@ -58,9 +58,17 @@ def test_weights_of_one_kind_are_refused_for_the_other():
     convert.from_torch('unetpp', state)
 
 
-@pytest.mark.parametrize('options, channels, classes, parameters', [
-  ({}, 3, 9, 9_163_593), ({}, 1, 9, 9_163_017), ({}, 3, 5, 9_163_461), ({'repeat_to_rgb': True}, 1, 9, 9_163_593),
-  ({'deep_supervision': True}, 3, 9, 9_164_484), ({'deep_supervision': True}, 1, 9, 9_163_908)])
+@pytest.mark.parametrize(
+  'options, channels, classes, parameters',
+  [
+    ({}, 3, 9, 9_163_593),
+    ({}, 1, 9, 9_163_017),
+    ({}, 3, 5, 9_163_461),
+    ({'repeat_to_rgb': True}, 1, 9, 9_163_593),
+    ({'deep_supervision': True}, 3, 9, 9_164_484),
+    ({'deep_supervision': True}, 1, 9, 9_163_908),
+  ],
+)
 def test_parameter_counts(options, channels, classes, parameters):
   assert count(shapes_of(unetpp.make(classes, **options), channels)) == parameters
 
@@ -87,8 +95,9 @@ def test_one_channel_is_repeated_where_asked(small):
 def test_bfloat16_computes_low_and_keeps_float32(small):
   model, variables, image = small
   low = unetpp.make(4, features=FEATURES, deep_supervision=True, dtype='bfloat16')
-  trained = jax.eval_shape(lambda: (low.init(jax.random.key(0), image),
-                                    low.apply(variables, image, train=True, mutable=['batch_stats'])))
+  trained = jax.eval_shape(
+    lambda: (low.init(jax.random.key(0), image), low.apply(variables, image, train=True, mutable=['batch_stats']))
+  )
   assert {leaf.dtype for leaf in jax.tree.leaves(trained)} == {np.dtype('float32')}
   for logits, full in zip(jax.jit(low.apply)(variables, image), jax.jit(model.apply)(variables, image)):
     assert 1e-4 < relative(logits, full) < 0.05
@@ -102,6 +111,7 @@ def test_remat_changes_neither_loss_nor_gradient_nor_statistics():
     def loss_of(params):
       heads, updates = model.apply({**variables, 'params': params}, image, train=True, mutable=['batch_stats'])
       return sum(jnp.square(head).mean() for head in heads), updates
+
     return jax.value_and_grad(loss_of, has_aux=True)
 
   plain, remat = (step(unetpp.make(3, features=(2, 4), deep_supervision=True, remat=r)) for r in (False, True))
@@ -116,8 +126,16 @@ def test_constrain_sees_every_block_and_every_head():
   jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 12, 1)))
   pairs = [(1, 4, 2, 6, 4), (1, 2, 2, 3, 6), (1, 4, 2, 6, 4)]  # of rows, where they are doubled
   assert [s for s in seen if len(s) == 5] == pairs
-  assert [s for s in seen if s not in pairs] == [(1, 8, 12, 2), (1, 4, 6, 4), (1, 8, 12, 2), (1, 2, 3, 6), (1, 4, 6, 4), (1, 8, 12, 2),
-                  (1, 8, 12, 3), (1, 8, 12, 3)]
+  assert [s for s in seen if s not in pairs] == [
+    (1, 8, 12, 2),
+    (1, 4, 6, 4),
+    (1, 8, 12, 2),
+    (1, 2, 3, 6),
+    (1, 4, 6, 4),
+    (1, 8, 12, 2),
+    (1, 8, 12, 3),
+    (1, 8, 12, 3),
+  ]
 
 
 def test_every_size_its_strides_allow_and_no_other():
@@ -130,9 +148,17 @@ def test_every_size_its_strides_allow_and_no_other():
   assert unetpp.smallest_image(model, 3) == (1, 16, 16, 3) and unetpp.RANK == 2
 
 
-@pytest.mark.parametrize('options, word', [({'deep_supervision': 'False'}, 'True, False'), ({'size': 'huge'}, "'testing'"),
-                                           ({'features': (8,)}, 'two or more'), ({'remat': None}, 'True, False'),
-                                           ({'repeat_to_rgb': 3}, 'True, False'), ({'dtype': 'int8'}, 'bfloat16')])
+@pytest.mark.parametrize(
+  'options, word',
+  [
+    ({'deep_supervision': 'False'}, 'True, False'),
+    ({'size': 'huge'}, "'testing'"),
+    ({'features': (8,)}, 'two or more'),
+    ({'remat': None}, 'True, False'),
+    ({'repeat_to_rgb': 3}, 'True, False'),
+    ({'dtype': 'int8'}, 'bfloat16'),
+  ],
+)
 def test_option_values_that_cannot_work_are_refused(options, word):
   with pytest.raises(InputError, match=word):
     unetpp.make(3, **options)

@@ -39,8 +39,9 @@ def count(tree):
 
 def random_variables(model, shape):
   rng = np.random.default_rng(1)
-  return jax.tree.map(lambda a: rng.standard_normal(a.shape, np.float32) * (0.1 if a.ndim == 1 else a.size ** -0.3),
-                      shapes(model, shape))
+  return jax.tree.map(
+    lambda a: rng.standard_normal(a.shape, np.float32) * (0.1 if a.ndim == 1 else a.size**-0.3), shapes(model, shape)
+  )
 
 
 @pytest.fixture(scope='module')
@@ -68,12 +69,22 @@ def test_logits_are_monais(golden):
   assert count(variables) == facts['parameters'] - DEAD_IN_MONAI
 
 
-@pytest.mark.parametrize('classes, options, shape, parameters', [
-  (14, {}, (96, 96, 96), 92_802_478), (9, {}, (96, 96, 96), 92_802_393), (5, {}, (96, 96, 96), 92_802_325),
-  (14, {'feature_size': 32}, (96, 96, 96), 101_805_646), (14, {'conv_block': False}, (96, 96, 96), 92_470_702),
-  (14, {'qkv_bias': True}, (96, 96, 96), 92_830_126), (14, {}, (128, 128, 64), 92_833_198), (9, {}, (64, 128, 128), 92_833_113),
-  (5, {}, (256, 256, 128), 94_209_301), (5, {}, (128, 128, 128), 93_029_653),
-  (5, {'patch_embedding': 'conv'}, (128, 128, 128), 93_029_653)])
+@pytest.mark.parametrize(
+  'classes, options, shape, parameters',
+  [
+    (14, {}, (96, 96, 96), 92_802_478),
+    (9, {}, (96, 96, 96), 92_802_393),
+    (5, {}, (96, 96, 96), 92_802_325),
+    (14, {'feature_size': 32}, (96, 96, 96), 101_805_646),
+    (14, {'conv_block': False}, (96, 96, 96), 92_470_702),
+    (14, {'qkv_bias': True}, (96, 96, 96), 92_830_126),
+    (14, {}, (128, 128, 64), 92_833_198),
+    (9, {}, (64, 128, 128), 92_833_113),
+    (5, {}, (256, 256, 128), 94_209_301),
+    (5, {}, (128, 128, 128), 93_029_653),
+    (5, {'patch_embedding': 'conv'}, (128, 128, 128), 93_029_653),
+  ],
+)
 def test_parameter_counts(classes, options, shape, parameters):
   variables = shapes(unetr.make(classes, **options), (1, *shape, 1))
   assert count(variables) == parameters - DEAD_IN_MONAI
@@ -95,14 +106,19 @@ def test_both_patch_embeddings_are_one_function_of_differently_shaped_weights(go
   perceptron, conv = (f'vit.patch_embedding.patch_embeddings.{kind}' for kind in ('1.weight', 'weight'))
   other = {key.replace('embeddings.1.', 'embeddings.'): value for key, value in state.items()}
   other[conv] = state[perceptron].reshape(768, 16, 16, 16, 1).transpose(0, 4, 1, 2, 3)  # (p1 p2 p3 c) -> c, p1, p2, p3
-  flat, shaped = (v['params']['patch_embedding'][kind]['kernel'] for v, kind in
-                  ((variables, 'perceptron'), (convert.from_torch('unetr', other, patch_embedding='conv'), 'conv')))
+  flat, shaped = (
+    v['params']['patch_embedding'][kind]['kernel']
+    for v, kind in ((variables, 'perceptron'), (convert.from_torch('unetr', other, patch_embedding='conv'), 'conv'))
+  )
   assert shaped.shape == (16, 16, 16, 1, 768) and np.array_equal(shaped.reshape(flat.shape), flat)
 
   _, variables, image, _ = small
   patches = variables['params']['patch_embedding']
   tokens = unetr.PatchEmbedding(24, True, 0.0).apply({'params': patches}, image)
-  moved = {**patches, 'conv': {**patches['perceptron'], 'kernel': patches['perceptron']['kernel'].reshape(16, 16, 16, 2, 24)}}
+  moved = {
+    **patches,
+    'conv': {**patches['perceptron'], 'kernel': patches['perceptron']['kernel'].reshape(16, 16, 16, 2, 24)},
+  }
   assert np.array_equal(tokens, unetr.PatchEmbedding(24, False, 0.0).apply({'params': moved}, image))
   kernel, bias = patches['perceptron']['kernel'], patches['perceptron']['bias']
   second = image[1, :, 16:].reshape(-1) @ kernel + bias + patches['position_embeddings'][0, 1]
@@ -110,11 +126,18 @@ def test_both_patch_embeddings_are_one_function_of_differently_shaped_weights(go
 
 
 def test_initialisation_is_the_references():
-  perceptron, conv = (unetr.PatchEmbedding(24, flat, 0.0).init(jax.random.key(0), jnp.zeros((1, 32, 32, 32, 1)))['params']
-                      for flat in (True, False))
-  assert np.isclose(perceptron['perceptron']['kernel'].std(), 0.02, rtol=0.02) and not perceptron['perceptron']['bias'].any()
+  perceptron, conv = (
+    unetr.PatchEmbedding(24, flat, 0.0).init(jax.random.key(0), jnp.zeros((1, 32, 32, 32, 1)))['params']
+    for flat in (True, False)
+  )
+  assert (
+    np.isclose(perceptron['perceptron']['kernel'].std(), 0.02, rtol=0.02) and not perceptron['perceptron']['bias'].any()
+  )
   assert np.isclose(perceptron['position_embeddings'].std(), 0.02, rtol=0.2)
-  assert np.isclose(conv['conv']['kernel'].std(), 1 / 64 / np.sqrt(3), rtol=0.02) and np.abs(conv['conv']['kernel']).max() < 1 / 64
+  assert (
+    np.isclose(conv['conv']['kernel'].std(), 1 / 64 / np.sqrt(3), rtol=0.02)
+    and np.abs(conv['conv']['kernel']).max() < 1 / 64
+  )
   assert conv['conv']['bias'].any()
 
 
@@ -129,8 +152,10 @@ def test_bfloat16_computes_low_and_keeps_float32(small):
 def test_remat_changes_no_gradient():
   model, image = unetr.make(3, size='testing', conv_block=False), draw(*SMALL)
   variables = random_variables(model, SMALL)
-  programs = [jit(jax.grad(lambda v, m=m: jnp.sin(m.apply(v, image, True)).sum())).lower(variables)
-              for m in (model, model.clone(remat=True))]
+  programs = [
+    jit(jax.grad(lambda v, m=m: jnp.sin(m.apply(v, image, True)).sum())).lower(variables)
+    for m in (model, model.clone(remat=True))
+  ]
   assert ['optimization_barrier' in p.as_text() for p in programs] == [False, True]
   for plain, again in zip(*(jax.tree.leaves(p.compile()(variables)) for p in programs)):
     assert np.abs(plain - again).max() <= 1e-4 * np.abs(plain).max()
@@ -165,21 +190,44 @@ def test_constrain_sees_tokens_features_and_logits():
   model = unetr.make(3, size='testing', constrain=lambda x: seen.append(x.shape) or x)
   shapes(model, (1, 32, 16, 16, 1))
   full, half, quarter, eighth = ((1, 32 // k, 16 // k, 16 // k) for k in (1, 2, 4, 8))
-  assert seen == [(1, 2, 24)] * 5 + [(*full, 4), (*half, 8), (*quarter, 16), (*eighth, 32), (*eighth, 32), (*quarter, 16),
-                                     (*half, 8), (*full, 4), (*full, 3)]
+  assert seen == [(1, 2, 24)] * 5 + [
+    (*full, 4),
+    (*half, 8),
+    (*quarter, 16),
+    (*eighth, 32),
+    (*eighth, 32),
+    (*quarter, 16),
+    (*half, 8),
+    (*full, 4),
+    (*full, 3),
+  ]
 
 
-@pytest.mark.parametrize('shape, words', [((1, 96, 96, 90, 1), ['96 x 96 x 90', '96 x 96 x 80 or 96 x 96 x 96']),
-                                          ((1, 8, 16, 16, 1), ['16 x 16 x 16']), ((1, 32, 32, 1), ['(B, D, H, W, channels)'])])
+@pytest.mark.parametrize(
+  'shape, words',
+  [
+    ((1, 96, 96, 90, 1), ['96 x 96 x 90', '96 x 96 x 80 or 96 x 96 x 96']),
+    ((1, 8, 16, 16, 1), ['16 x 16 x 16']),
+    ((1, 32, 32, 1), ['(B, D, H, W, channels)']),
+  ],
+)
 def test_images_it_cannot_take_are_refused_with_what_it_can(shape, words):
   with pytest.raises(InputError) as caught:
     shapes(unetr.make(3, size='testing'), shape)
   assert all(word in str(caught.value) for word in words)
 
 
-@pytest.mark.parametrize('options, words', [
-  ({'size': 'huge'}, "'testing'"), ({'patch_embedding': 'linear'}, "'perceptron', 'conv'"), ({'feature_size': 0}, '16 or 32'),
-  ({'dropout_rate': 1.0}, 'less than 1'), ({'position_grid': (6, 6)}, r'\(6, 6, 6\)'), ({'dtype': 'int8'}, 'bfloat16')])
+@pytest.mark.parametrize(
+  'options, words',
+  [
+    ({'size': 'huge'}, "'testing'"),
+    ({'patch_embedding': 'linear'}, "'perceptron', 'conv'"),
+    ({'feature_size': 0}, '16 or 32'),
+    ({'dropout_rate': 1.0}, 'less than 1'),
+    ({'position_grid': (6, 6)}, r'\(6, 6, 6\)'),
+    ({'dtype': 'int8'}, 'bfloat16'),
+  ],
+)
 def test_option_values_that_cannot_work_are_refused_with_those_that_do(options, words):
   with pytest.raises(InputError, match=words):
     unetr.make(3, **options)
@@ -208,22 +256,33 @@ def test_positions_are_resized_as_scipy_does_with_corners_onto_corners(source, t
 def test_a_table_of_positions_fits_the_grid_at_hand():
   variables = {'params': {'table': draw(1, 64, 3)}}
   assert np.array_equal(Table().apply(variables, (2, 4, 8)), variables['params']['table'])
-  assert np.array_equal(Table().apply(variables, (2, 4, 4)), resize_table(variables['params']['table'], (4, 4, 4), (2, 4, 4)))
-  assert np.array_equal(Table().apply(variables, (16, 16)), resize_table(variables['params']['table'], (8, 8), (16, 16)))
-  assert np.array_equal(Table((8, 2, 4)).apply(variables, (2, 4, 8)), resize_table(variables['params']['table'], (8, 2, 4), (2, 4, 8)))
+  assert np.array_equal(
+    Table().apply(variables, (2, 4, 4)), resize_table(variables['params']['table'], (4, 4, 4), (2, 4, 4))
+  )
+  assert np.array_equal(
+    Table().apply(variables, (16, 16)), resize_table(variables['params']['table'], (8, 8), (16, 16))
+  )
+  assert np.array_equal(
+    Table((8, 2, 4)).apply(variables, (2, 4, 8)), resize_table(variables['params']['table'], (8, 2, 4), (2, 4, 8))
+  )
   assert np.array_equal(resize_table(variables['params']['table'], (4, 4, 4), (4, 4, 4)), variables['params']['table'])
   for wrong in ((4, 4, 5), (8, 8)):
     with pytest.raises(InputError, match='position_grid.*has 64 along 3'):
       Table(wrong).apply(variables, (2, 4, 8))
   resized = jax.grad(lambda v: jnp.sum(Table((8, 2, 4)).apply(v, (3, 3, 3))))(variables)
-  assert np.isclose(np.sum(resized['params']['table']), 27 * 3, rtol=1e-5)  # the weights of every new position sum to one
+  assert np.isclose(
+    np.sum(resized['params']['table']), 27 * 3, rtol=1e-5
+  )  # the weights of every new position sum to one
 
 
 def test_fused_and_separate_query_key_value_are_the_same_attention():
   x = draw(2, 5, 12)
   fused, separate = SelfAttention(3, qkv_bias=True), SelfAttention(3, fused=False, qkv_bias=True)
   params = jax.tree.map(lambda a: draw(*a.shape), jax.eval_shape(fused.init, jax.random.key(0), x)['params'])
-  parts = {name: {leaf: jnp.split(a, 3, -1)[i] for leaf, a in params['qkv'].items()} for i, name in enumerate(('query', 'key', 'value'))}
+  parts = {
+    name: {leaf: jnp.split(a, 3, -1)[i] for leaf, a in params['qkv'].items()}
+    for i, name in enumerate(('query', 'key', 'value'))
+  }
   y = fused.apply({'params': params}, x)
   assert np.allclose(separate.apply({'params': {**parts, 'out_proj': params['out_proj']}}, x), y, atol=1e-6)
   barely = SelfAttention(3, qkv_bias=True, attention_dropout=1e-7)  # the path that can drop, with nothing dropped
@@ -240,7 +299,11 @@ def test_the_block_is_its_formula():
 
   q, k, v = np.split(norm(np.asarray(x[0]), p['norm1']) @ p['attn']['qkv']['kernel'], 3, -1)
   weights = np.exp(q @ k.T / np.sqrt(6))
-  y = x[0] + weights / weights.sum(-1, keepdims=True) @ v @ p['attn']['out_proj']['kernel'] + p['attn']['out_proj']['bias']
+  y = (
+    x[0]
+    + weights / weights.sum(-1, keepdims=True) @ v @ p['attn']['out_proj']['kernel']
+    + p['attn']['out_proj']['bias']
+  )
   hidden = norm(y, p['norm2']) @ p['mlp']['linear1']['kernel'] + p['mlp']['linear1']['bias']
   gelu = hidden * (1 + scipy.special.erf(hidden / np.sqrt(2))) / 2
   wanted = y + gelu @ p['mlp']['linear2']['kernel'] + p['mlp']['linear2']['bias']
@@ -256,4 +319,6 @@ def test_residual_block_has_a_third_convolution_only_where_widths_differ():
   assert leaves(ResBlock(4), 4) == kernels
   assert leaves(ResBlock(4, shortcut=False), 2) == {**kernels, 'params/conv1/kernel': (3, 3, 3, 2, 4)}
   assert set(leaves(ResBlock(4), 2)) == {*kernels, 'params/conv3/kernel'}
-  assert {'params/norm3/scale', 'params/norm3/bias', 'batch_stats/norm3/mean'} < set(leaves(ResBlock(4, norm='batch'), 2))
+  assert {'params/norm3/scale', 'params/norm3/bias', 'batch_stats/norm3/mean'} < set(
+    leaves(ResBlock(4, norm='batch'), 2)
+  )

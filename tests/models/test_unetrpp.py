@@ -34,8 +34,14 @@ def small(initial):
   """(model, variables with every parameter at work, image, logits): gamma of 1e-6 would hide the attention."""
   model = unetrpp.make(3, size='testing')
   rng = np.random.default_rng(0)
-  variables = jax.tree.map(lambda a: np.abs(a) + 0.2 * rng.standard_normal(a.shape, np.float32) ** 2
-                           if len(a.shape) == 1 else a + 0.1 * rng.standard_normal(a.shape, np.float32), initial)
+  variables = jax.tree.map(
+    lambda a: (
+      np.abs(a) + 0.2 * rng.standard_normal(a.shape, np.float32) ** 2
+      if len(a.shape) == 1
+      else a + 0.1 * rng.standard_normal(a.shape, np.float32)
+    ),
+    initial,
+  )
   image = jnp.asarray(rng.random((2, *SMALL[1:]), dtype=np.float32))
   return model, variables, image, jit(model.apply)(variables, image)
 
@@ -63,20 +69,44 @@ def test_logits_of_the_three_heads_are_the_released_networks():
     assert golden_weights.worst_error(head, numbers, f'eval_{i}') < 2e-5
 
 
-@pytest.mark.parametrize('sides, classes, deep, parameters', [
-  ((64, 128, 128), 14, True, 42_952_850), ((64, 128, 128), 9, True, 42_952_275), ((64, 128, 128), 5, True, 42_951_815),
-  ((64, 128, 128), 14, False, 42_951_478), ((64, 128, 128), 9, False, 42_951_393), ((64, 128, 128), 5, False, 42_951_325),
-  ((96, 96, 96), 14, True, 39_411_410), ((96, 96, 96), 5, True, 39_410_375), ((64, 160, 160), 14, True, 55_702_034),
-  ((64, 160, 160), 5, True, 55_700_999), ((128, 256, 256), 14, True, 201_609_362), ((128, 256, 256), 5, True, 201_608_327)])
+@pytest.mark.parametrize(
+  'sides, classes, deep, parameters',
+  [
+    ((64, 128, 128), 14, True, 42_952_850),
+    ((64, 128, 128), 9, True, 42_952_275),
+    ((64, 128, 128), 5, True, 42_951_815),
+    ((64, 128, 128), 14, False, 42_951_478),
+    ((64, 128, 128), 9, False, 42_951_393),
+    ((64, 128, 128), 5, False, 42_951_325),
+    ((96, 96, 96), 14, True, 39_411_410),
+    ((96, 96, 96), 5, True, 39_410_375),
+    ((64, 160, 160), 14, True, 55_702_034),
+    ((64, 160, 160), 5, True, 55_700_999),
+    ((128, 256, 256), 14, True, 201_609_362),
+    ((128, 256, 256), 5, True, 201_608_327),
+  ],
+)
 def test_parameter_counts(sides, classes, deep, parameters):
   assert count(shapes(unetrpp.make(classes, deep_supervision=deep), (1, *sides, 1))['params']) == parameters
 
 
 def test_parameters_of_the_parts():
   params = shapes(unetrpp.make(14), (1, 64, 128, 128, 1))['params']
-  parts = {'stage0': 9_622_584, 'stage1': 2_312_088, 'stage2': 3_247_704, 'stage3': 11_858_808, 'encoder1': 7_360,
-           '(up|decoder)5': 3_509_848, '(up|decoder)4': 2_377_624, '(up|decoder)3': 9_638_968, '(up|decoder)2': 30_208,
-           'out1': 238, 'out2': 462, 'out3': 910, 'stage|down': 27_387_232}
+  parts = {
+    'stage0': 9_622_584,
+    'stage1': 2_312_088,
+    'stage2': 3_247_704,
+    'stage3': 11_858_808,
+    'encoder1': 7_360,
+    '(up|decoder)5': 3_509_848,
+    '(up|decoder)4': 2_377_624,
+    '(up|decoder)3': 9_638_968,
+    '(up|decoder)2': 30_208,
+    'out1': 238,
+    'out2': 462,
+    'out3': 910,
+    'stage|down': 27_387_232,
+  }
   assert {part: count([params[key] for key in params if re.match(part, key)]) for part in parts} == parts
 
 
@@ -84,8 +114,9 @@ def literal_epa(params, x, layout, heads=4):
   """Paired attention step by step as published, one image's tokens (N, C), in float64."""
   p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
   tokens, width = x.shape
-  q, k, v_channel, v_spatial = (a.reshape(tokens, heads, -1).transpose(1, 2, 0)
-                                for a in np.split(x @ p['qkvv']['kernel'], 4, axis=-1))
+  q, k, v_channel, v_spatial = (
+    a.reshape(tokens, heads, -1).transpose(1, 2, 0) for a in np.split(x @ p['qkvv']['kernel'], 4, axis=-1)
+  )
   k_projected, v_projected = (a @ p['project']['kernel'] + p['project']['bias'] for a in (k, v_spatial))
   q, k = (a / np.maximum(np.linalg.norm(a, axis=-1, keepdims=True), 1e-12) for a in (q, k))
   softmax = lambda a: np.exp(a) / np.exp(a).sum(-1, keepdims=True)
@@ -93,8 +124,10 @@ def literal_epa(params, x, layout, heads=4):
   channel = channel.transpose(2, 0, 1).reshape(tokens, width)
   spatial = softmax(q.transpose(0, 2, 1) @ k_projected * p['temperature2']) @ v_projected.transpose(0, 2, 1)
   spatial = spatial.transpose((2, 0, 1) if layout == 'released' else (1, 0, 2)).reshape(tokens, width)
-  return np.concatenate([half @ p[name]['kernel'] + p[name]['bias'] for name, half in
-                         (('out_proj', spatial), ('out_proj2', channel))], axis=-1)
+  return np.concatenate(
+    [half @ p[name]['kernel'] + p[name]['bias'] for name, half in (('out_proj', spatial), ('out_proj2', channel))],
+    axis=-1,
+  )
 
 
 @pytest.mark.parametrize('layout', epa.LAYOUTS)
@@ -102,8 +135,9 @@ def test_paired_attention_is_its_literal_reading(layout):
   rng = np.random.default_rng(1)
   x = rng.standard_normal((2, 30, 16)).astype(np.float32)
   module = epa.EPA(projected=5, layout=layout)
-  params = jax.tree.map(lambda a: jnp.asarray(rng.standard_normal(a.shape), jnp.float32),
-                        jax.eval_shape(module.init, jax.random.key(0), x))['params']
+  params = jax.tree.map(
+    lambda a: jnp.asarray(rng.standard_normal(a.shape), jnp.float32), jax.eval_shape(module.init, jax.random.key(0), x)
+  )['params']
   found = module.apply({'params': params}, x)
   assert np.allclose(found, [literal_epa(params, image, layout) for image in x], rtol=1e-4, atol=1e-4)
 
@@ -124,7 +158,9 @@ def test_attention_weights_are_dropped_as_after_the_softmax():
   x = jnp.asarray(np.random.default_rng(2).standard_normal((1, 20, 8)), jnp.float32)
   params = module.init(jax.random.key(0), x)
   draw = lambda key: module.apply(params, x, train=True, rngs={'dropout': key})
-  draws, whole = jit(lambda keys: (jax.vmap(draw)(keys), module.apply(params, x)))(jax.random.split(jax.random.key(1), 4000))
+  draws, whole = jit(lambda keys: (jax.vmap(draw)(keys), module.apply(params, x)))(
+    jax.random.split(jax.random.key(1), 4000)
+  )
   assert draws.std(0).min() > 0
   assert np.abs(draws.mean(0) - whole).max() < 5 * (draws.std(0) / np.sqrt(4000)).max()
 
@@ -173,7 +209,9 @@ def test_rematerialisation_changes_no_gradient(small):
 def test_bfloat16_computes_low_and_keeps_float32(small):
   _, variables, image, full = small
   low = unetrpp.make(3, size='testing', dtype='bfloat16')
-  fresh, result = jax.eval_shape(lambda key: (low.init(key, image), trained(low, variables, image, dropout=key)), jax.random.key(0))
+  fresh, result = jax.eval_shape(
+    lambda key: (low.init(key, image), trained(low, variables, image, dropout=key)), jax.random.key(0)
+  )
   assert {leaf.dtype for leaf in jax.tree.leaves((fresh, result))} == {np.dtype('float32')}
   for found, wanted in zip(jit(low.apply)(variables, image), full):
     assert 1e-4 < np.sqrt(np.mean((found - wanted) ** 2)) / np.std(wanted) < 0.1
@@ -196,7 +234,10 @@ def test_initial_values_are_the_released_codes(initial):
     assert np.all(block['epa_block']['temperature'] == 1) and np.all(block['epa_block']['temperature2'] == 1)
   for name in ('qkvv', 'project', 'out_proj', 'out_proj2'):
     kernel = encoder['epa_block'][name]['kernel']
-    assert abs(kernel.std() / 0.02 - 1) < 5 / np.sqrt(2 * kernel.size) and not encoder['epa_block'][name].get('bias', jnp.zeros(1)).any()
+    assert (
+      abs(kernel.std() / 0.02 - 1) < 5 / np.sqrt(2 * kernel.size)
+      and not encoder['epa_block'][name].get('bias', jnp.zeros(1)).any()
+    )
     layer = decoder['epa_block'][name]
     bound = 1 / np.sqrt(layer['kernel'].shape[0])
     assert all(0.8 * bound < np.abs(leaf).max() <= bound for leaf in layer.values() if leaf.size > 8)
@@ -208,33 +249,53 @@ def test_every_stage_has_weights_for_each_token_and_another_size_is_refused(smal
   tokens = {name: params['pos_embed'].shape[1] for name, params in variables['params'].items() if 'pos_embed' in params}
   assert tokens == {'stage0_0': 128, 'stage1_0': 16, 'stage2_0': 2, 'decoder4_0': 16, 'decoder3_0': 128}
   for shape in ((1, 8, 16, 16, 1), (1, 16, 32, 32, 1)):
-    with pytest.raises(InputError, match=f'image of {shape[1]} x {shape[2]} x {shape[3]} voxels.*made for images of 4,096 voxels'):
+    with pytest.raises(
+      InputError, match=f'image of {shape[1]} x {shape[2]} x {shape[3]} voxels.*made for images of 4,096 voxels'
+    ):
       jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
-@pytest.mark.parametrize('stem, shape', [((2, 4, 4), (2, 32, 96, 64, 3)), ((1, 4, 4), (1, 16, 32, 32, 4)), ((4, 4, 4), (1, 32, 32, 64, 2))])
+@pytest.mark.parametrize(
+  'stem, shape', [((2, 4, 4), (2, 32, 96, 64, 3)), ((1, 4, 4), (1, 16, 32, 32, 4)), ((4, 4, 4), (1, 32, 32, 64, 2))]
+)
 def test_any_size_its_strides_allow_and_any_number_of_channels(stem, shape):
   model = unetrpp.make(7, size='testing', stem=stem)
-  full, half, quarter = jax.eval_shape(lambda key, x: model.init_with_output(key, x)[0], jax.random.key(0),
-                                       jax.ShapeDtypeStruct(shape, jnp.float32))
+  full, half, quarter = jax.eval_shape(
+    lambda key, x: model.init_with_output(key, x)[0], jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32)
+  )
   coarse = tuple(n // s for n, s in zip(shape[1:], stem))
   assert full.shape == (*shape[:-1], 7) and half.shape == (shape[0], *coarse, 7)
   assert quarter.shape == (shape[0], *(n // 2 for n in coarse), 7)
   assert shapes(model, unetrpp.smallest_image(model, 5))['params']['encoder1']['conv1']['kernel'].shape[-2] == 5
 
 
-@pytest.mark.parametrize('shape, words', [((1, 64, 100, 128, 1), ['64 x 96 x 128', '64 x 128 x 128', 'divisible by 16 x 32 x 32']),
-                                          ((1, 8, 32, 32, 1), ['16 x 32 x 32']), ((1, 64, 64, 1), ['(B, D, H, W, channels)'])])
+@pytest.mark.parametrize(
+  'shape, words',
+  [
+    ((1, 64, 100, 128, 1), ['64 x 96 x 128', '64 x 128 x 128', 'divisible by 16 x 32 x 32']),
+    ((1, 8, 32, 32, 1), ['16 x 32 x 32']),
+    ((1, 64, 64, 1), ['(B, D, H, W, channels)']),
+  ],
+)
 def test_images_it_cannot_take_are_refused_with_what_it_can(shape, words):
   with pytest.raises(InputError) as caught:
     shapes(unetrpp.make(3), shape)
   assert all(word in str(caught.value) for word in words)
 
 
-@pytest.mark.parametrize('options, word', [
-  ({'epa_layout': 'fix'}, "'released', 'fixed'"), ({'size': 'huge'}, "'testing'"), ({'stem': (2, 4)}, 'three positive'),
-  ({'stem': (2, 4, 0)}, 'three positive'), ({'attention_dropout': 1.0}, 'from 0'), ({'channel_dropout': -0.1}, 'from 0'),
-  ({'deep_supervision': 'yes'}, 'True, False'), ({'dtype': 'int8'}, 'bfloat16')])
+@pytest.mark.parametrize(
+  'options, word',
+  [
+    ({'epa_layout': 'fix'}, "'released', 'fixed'"),
+    ({'size': 'huge'}, "'testing'"),
+    ({'stem': (2, 4)}, 'three positive'),
+    ({'stem': (2, 4, 0)}, 'three positive'),
+    ({'attention_dropout': 1.0}, 'from 0'),
+    ({'channel_dropout': -0.1}, 'from 0'),
+    ({'deep_supervision': 'yes'}, 'True, False'),
+    ({'dtype': 'int8'}, 'bfloat16'),
+  ],
+)
 def test_option_values_that_cannot_work_are_refused_with_those_that_do(options, word):
   with pytest.raises(InputError, match=word):
     unetrpp.make(3, **options)
@@ -244,19 +305,29 @@ def test_constrain_sees_tokens_blocks_and_logits():
   seen = []
   model = unetrpp.make(3, size='testing', constrain=lambda x: seen.append(x.shape) or x)
   shapes(model, (1, 8, 16, 16, 1))
-  assert seen[:4] == [(1, 64, 8), (1, 64, 8), (1, 4, 4, 4, 8), (1, 8, 16)] and seen[-3:] == [(1, 8, 16, 16, 3), (1, 4, 4, 4, 3), (1, 2, 2, 2, 3)]
+  assert seen[:4] == [(1, 64, 8), (1, 64, 8), (1, 4, 4, 4, 8), (1, 8, 16)] and seen[-3:] == [
+    (1, 8, 16, 16, 3),
+    (1, 4, 4, 4, 3),
+    (1, 2, 2, 2, 3),
+  ]
   assert len(seen) == 3 * 5 + 2 + 3 + 3  # EPA blocks thrice, ResBlocks, upsampled features, heads
 
 
 def test_weights_for_any_image_size_convert_and_of_the_shared_layer_the_later_name_counts(small):
   _, variables, *_ = small
   paths = traverse_util.flatten_dict(variables)
-  state = {convert.torch_key(path, unetrpp.TORCH_NAMES): np.moveaxis(leaf, (-2, -1), convert.CHANNEL_AXES[path[-1]])
-           if path[-1] in convert.CHANNEL_AXES else leaf for path, leaf in paths.items()}
+  state = {
+    convert.torch_key(path, unetrpp.TORCH_NAMES): np.moveaxis(leaf, (-2, -1), convert.CHANNEL_AXES[path[-1]])
+    if path[-1] in convert.CHANNEL_AXES
+    else leaf
+    for path, leaf in paths.items()
+  }
   shared = [key for key in state if '.epa_block.F.' in key]
   assert len(shared) == 2 * 5
   state.update({key.replace('.F.', '.E.'): np.full_like(state[key], np.nan) for key in shared})
   back = convert.from_torch('unetrpp', state, size='testing')
   assert jax.tree.all(jax.tree.map(np.array_equal, back, variables))
-  alone = {key.replace('.F.', '.E.'): value for key, value in state.items() if '.E.' not in key}  # as savers of tied weights may leave it
+  alone = {
+    key.replace('.F.', '.E.'): value for key, value in state.items() if '.E.' not in key
+  }  # as savers of tied weights may leave it
   assert jax.tree.all(jax.tree.map(np.array_equal, convert.from_torch('unetrpp', alone, size='testing'), variables))

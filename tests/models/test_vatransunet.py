@@ -62,8 +62,11 @@ def test_logits_are_the_released_networks():
 
 
 def test_parameter_counts():
-  for classes, shape, parameters in ((9, (1, 224, 224, 1), 8_189_209), (9, (1, 224, 224, 3), 8_189_209),
-                                     (5, (1, 16, 16, 1), 8_188_629)):
+  for classes, shape, parameters in (
+    (9, (1, 224, 224, 1), 8_189_209),
+    (9, (1, 224, 224, 3), 8_189_209),
+    (5, (1, 16, 16, 1), 8_188_629),
+  ):
     params = shapes_of(models.build('vatransunet', classes), shape)['params']
     assert count(params) == parameters
     assert (count(params['van']), count(params['decoder'])) == (3_848_800, 4_339_104)
@@ -85,8 +88,9 @@ def test_one_channel_is_three_equal_channels(small):
 def test_bfloat16_computes_low_and_keeps_float32(small):
   _, variables, image, full = small
   low = build(dtype='bfloat16')
-  trained = jax.eval_shape(lambda: low.apply(variables, image, train=True, mutable=['batch_stats'],
-                                             rngs={'dropout': jax.random.key(0)}))
+  trained = jax.eval_shape(
+    lambda: low.apply(variables, image, train=True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)})
+  )
   assert {leaf.dtype for leaf in jax.tree.leaves((trained, shapes_of(low, image.shape)))} == {np.dtype('float32')}
   logits = compiled(low.apply)(variables, image)
   assert 1e-4 < np.sqrt(np.mean((logits - full) ** 2)) / np.std(full) < 0.05
@@ -99,8 +103,9 @@ def test_recomputed_blocks_give_the_same_gradients():
     model = van.VAN((van.Stage(4, 2, 2),), drop_path_rate=0.5, remat=remat)
 
     def loss_of(params, rest):
-      maps, _ = model.apply({**rest, 'params': params}, x, train=True, mutable=['batch_stats'],
-                            rngs={'dropout': jax.random.key(1)})
+      maps, _ = model.apply(
+        {**rest, 'params': params}, x, train=True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(1)}
+      )
       return jnp.square(maps[0] - x[:, ::2, ::2, :1]).mean()
 
     variables = jax.tree.map(lambda a: draw(a.shape), jax.eval_shape(model.init, jax.random.key(0), x))
@@ -124,20 +129,41 @@ def test_constrain_sees_every_block_and_the_logits():
   shapes_of(build(constrain=lambda x: seen.append(x.shape[1:]) or x), (1, 32, 48, 1))
   pairs = [shape for shape in seen if len(shape) == 4]  # of rows, where they are doubled
   assert [(rows, two) for rows, two, _, _ in pairs] == [(2, 2), (4, 2), (8, 2), (16, 2)]
-  assert [s for s in seen if s not in pairs] == [(16, 24, 4), (8, 12, 4), (4, 6, 8), (2, 3, 8), (2, 3, 16), (2, 3, 8), (4, 6, 8), (8, 12, 4),
-                  (16, 24, 4), (32, 48, 4), (32, 48, 4), (32, 48, 4)]
+  assert [s for s in seen if s not in pairs] == [
+    (16, 24, 4),
+    (8, 12, 4),
+    (4, 6, 8),
+    (2, 3, 8),
+    (2, 3, 16),
+    (2, 3, 8),
+    (4, 6, 8),
+    (8, 12, 4),
+    (16, 24, 4),
+    (32, 48, 4),
+    (32, 48, 4),
+    (32, 48, 4),
+  ]
 
 
-@pytest.mark.parametrize('shape, words', [((1, 200, 224, 1), ['200 x 224', '192 x 224', '208 x 224']),
-                                          ((224, 224, 1), ['(B, H, W, channels)'])])
+@pytest.mark.parametrize(
+  'shape, words',
+  [((1, 200, 224, 1), ['200 x 224', '192 x 224', '208 x 224']), ((224, 224, 1), ['(B, H, W, channels)'])],
+)
 def test_images_it_cannot_take_are_refused_with_what_it_can(shape, words):
   with pytest.raises(InputError) as caught:
     shapes_of(build(), shape)
   assert all(word in str(caught.value) for word in words)
 
 
-@pytest.mark.parametrize('options, word', [({'size': 'huge'}, "'testing'"), ({'drop_path_rate': 1}, r'\[0, 1\)'),
-                                           ({'drop_path_rate': '0.1'}, r'\[0, 1\)'), ({'dtype': 'int32'}, 'bfloat16')])
+@pytest.mark.parametrize(
+  'options, word',
+  [
+    ({'size': 'huge'}, "'testing'"),
+    ({'drop_path_rate': 1}, r'\[0, 1\)'),
+    ({'drop_path_rate': '0.1'}, r'\[0, 1\)'),
+    ({'dtype': 'int32'}, 'bfloat16'),
+  ],
+)
 def test_option_values_that_cannot_work_are_refused_with_those_that_do(options, word):
   with pytest.raises(InputError, match=word):
     build(**options)
@@ -149,9 +175,13 @@ def test_option_values_that_cannot_work_are_refused_with_those_that_do(options, 
 def test_initialisation_is_vans():
   stages = [stage._replace(depth=1) for stage in van.VAN_B0]
   params = compiled(van.VAN(stages).init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))['params']
-  wanted = {('patch_embed1', 'proj'): 7 * 7 * 32, ('patch_embed4', 'proj'): 3 * 3 * 256,
-            ('block3_0', 'mlp', 'fc1'): 640, ('block3_0', 'mlp', 'dwconv'): 3 * 3,
-            ('block4_0', 'attn', 'spatial_gating_unit', 'conv_spatial'): 7 * 7}
+  wanted = {
+    ('patch_embed1', 'proj'): 7 * 7 * 32,
+    ('patch_embed4', 'proj'): 3 * 3 * 256,
+    ('block3_0', 'mlp', 'fc1'): 640,
+    ('block3_0', 'mlp', 'dwconv'): 3 * 3,
+    ('block4_0', 'attn', 'spatial_gating_unit', 'conv_spatial'): 7 * 7,
+  }
   for path, fan_out in wanted.items():
     leaf = params
     for name in path:
@@ -169,7 +199,8 @@ def test_drop_path_drops_whole_samples_of_a_branch_and_keeps_the_mean():
   def change(rate):
     block = van.Block(2, rate)
     return compiled(lambda key: block.apply(variables, x, True, mutable=['batch_stats'], rngs={'dropout': key})[0] - x)(
-      jax.random.key(1))
+      jax.random.key(1)
+    )
 
   moved, kept = change(0.5), change(0.0)
   still = np.abs(moved).max((1, 2, 3)) == 0
@@ -197,12 +228,21 @@ def test_drop_rates_grow_linearly_over_all_blocks():
 
 def plain_depthwise(x, kernel, dilation):
   pads = [(dilation * (k // 2),) * 2 for k in kernel.shape[:2]]
-  return lax.conv_general_dilated(x, kernel, (1, 1), pads, rhs_dilation=(dilation,) * 2,
-                                  feature_group_count=x.shape[-1], dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    (1, 1),
+    pads,
+    rhs_dilation=(dilation,) * 2,
+    feature_group_count=x.shape[-1],
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
 
 
-@pytest.mark.parametrize('shape, kernel, dilation', [((2, 9, 8, 3), (5, 5), 1), ((1, 12, 7, 2), (7, 7), 3),
-                                                     ((2, 4, 5, 20), (3, 3), 1), ((1, 6, 5, 2), (3, 1), 2)])
+@pytest.mark.parametrize(
+  'shape, kernel, dilation',
+  [((2, 9, 8, 3), (5, 5), 1), ((1, 12, 7, 2), (7, 7), 3), ((2, 4, 5, 20), (3, 3), 1), ((1, 6, 5, 2), (3, 1), 2)],
+)
 def test_depthwise_is_the_grouped_convolution_with_its_gradients(shape, kernel, dilation):
   x, kernel, grad = draw(shape), draw((*kernel, 1, shape[-1]), 1), draw(shape, 2)
   ours, pull = jax.vjp(lambda x, k: depthwise(x, k, dilation), x, kernel)
@@ -211,8 +251,11 @@ def test_depthwise_is_the_grouped_convolution_with_its_gradients(shape, kernel, 
     assert one.shape == other.shape and np.allclose(one, other, atol=1e-4)
 
 
-@pytest.mark.parametrize('rows, size, dilation, parts', [(12, 3, 1, 4), (16, 7, 2, 2), (8, 7, 3, 4), (9, 3, 1, 2)],
-                         ids=['divided', 'wide', 'borders wider than parts', 'uneven'])
+@pytest.mark.parametrize(
+  'rows, size, dilation, parts',
+  [(12, 3, 1, 4), (16, 7, 2, 2), (8, 7, 3, 4), (9, 3, 1, 2)],
+  ids=['divided', 'wide', 'borders wider than parts', 'uneven'],
+)
 def test_parts_change_nothing(rows, size, dilation, parts):
   x, kernel, grad = draw((2, rows, 5, 3)), draw((size, 3, 1, 3), 1), draw((2, rows, 5, 3), 2)
   whole, pull = jax.vjp(lambda x, k: depthwise(x, k, dilation), x, kernel)
@@ -267,6 +310,11 @@ assert all(np.prod([int(n) for n in shape.split(',')]) <= x.size / 8 for shape i
 
 
 def test_depthwise_splits_over_devices_exchanging_only_borders():
-  done = subprocess.run([sys.executable, '-c', SHARDED], capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[2],
-                        env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'JAX_PLATFORMS': 'cpu'})
+  done = subprocess.run(
+    [sys.executable, '-c', SHARDED],
+    capture_output=True,
+    text=True,
+    cwd=pathlib.Path(__file__).parents[2],
+    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'JAX_PLATFORMS': 'cpu'},
+  )
   assert done.returncode == 0, done.stderr[-3000:]

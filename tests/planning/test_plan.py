@@ -55,8 +55,13 @@ def small(**changes):
 def known():
   """What is said of three programs on four devices whose traffic can be counted by hand."""
   target = accelerators.get('cpu')
-  done = subprocess.run([sys.executable, '-c', KNOWN], env=accelerators.environment(target, 4, {**os.environ, 'PYTHONPATH': os.getcwd()}),
-                        capture_output=True, text=True, check=True)
+  done = subprocess.run(
+    [sys.executable, '-c', KNOWN],
+    env=accelerators.environment(target, 4, {**os.environ, 'PYTHONPATH': os.getcwd()}),
+    capture_output=True,
+    text=True,
+    check=True,
+  )
   return json.loads(done.stdout)
 
 
@@ -78,15 +83,27 @@ def test_memory_is_of_one_device(known):
 
 
 def test_traffic_of_loops_within_loops_and_of_programs_of_accelerators():
-  hlo = '\n'.join([
-      'HloModule jit_f, is_scheduled=true', '',
-      '%add (a: f32[], b: f32[]) -> f32[] {', '  ROOT %s = f32[] add(f32[] %a, f32[] %b)', '}', '',
+  hlo = '\n'.join(
+    [
+      'HloModule jit_f, is_scheduled=true',
+      '',
+      '%add (a: f32[], b: f32[]) -> f32[] {',
+      '  ROOT %s = f32[] add(f32[] %a, f32[] %b)',
+      '}',
+      '',
       '%inner (p: (s32[], f32[8])) -> (s32[], f32[8]) {',
-      '  %r = f32[8]{0:T(128)S(1)} all-reduce(f32[8]{0} %g), replica_groups={{0,1}}, to_apply=%add', '}', '',
+      '  %r = f32[8]{0:T(128)S(1)} all-reduce(f32[8]{0} %g), replica_groups={{0,1}}, to_apply=%add',
+      '}',
+      '',
       '%outer (p: (s32[], f32[8])) -> (s32[], f32[8]) {',
       '  %w = (s32[], f32[8]{0}) while((s32[], f32[8]{0}) %t), condition=%c, body=%inner, '
-      'backend_config={"known_trip_count":{"n":"3"},"known_init_step":{"init":"0","step":"1"}}', '}', '',
-      '%never (p: f32[8]) -> f32[8] {', '  %r9 = f32[8]{0} all-reduce(f32[8]{0} %p), to_apply=%add', '}', '',
+      'backend_config={"known_trip_count":{"n":"3"},"known_init_step":{"init":"0","step":"1"}}',
+      '}',
+      '',
+      '%never (p: f32[8]) -> f32[8] {',
+      '  %r9 = f32[8]{0} all-reduce(f32[8]{0} %p), to_apply=%add',
+      '}',
+      '',
       'ENTRY %main.1_spmd (x: f32[4,8]) -> f32[8] {',
       '  %w2 = (s32[], f32[8]{0}) while((s32[], f32[8]{0}) %t), condition=%c, body=%outer, '
       'backend_config={"known_trip_count":{"n":"2"}}',
@@ -96,9 +113,17 @@ def test_traffic_of_loops_within_loops_and_of_programs_of_accelerators():
       '  %cpd = f32[1,8]{1,0} collective-permute-done((f32[1,8]{1,0}, f32[1,8]{1,0}, u32[], u32[]) %cp)',
       '  %rs = ((f32[8]{0}, f32[4]{0}), (f32[2]{0}, f32[1]{0})) reduce-scatter-start(f32[8]{0} %u, f32[4]{0} %v), to_apply=%add',
       '  %rsd = (f32[2]{0}, f32[1]{0}) reduce-scatter-done(((f32[8]{0}, f32[4]{0}), (f32[2]{0}, f32[1]{0})) %rs)',
-      '  ROOT %ar = (f32[8]{0}, /*index=1*/f32[2]{0}) all-reduce(f32[8]{0} %a, f32[2]{0} %b), to_apply=%add', '}'])
+      '  ROOT %ar = (f32[8]{0}, /*index=1*/f32[2]{0}) all-reduce(f32[8]{0} %a, f32[2]{0} %b), to_apply=%add',
+      '}',
+    ]
+  )
   assert sorted(accelerators.traffic(hlo)) == [
-      ('all-gather', 256, 1), ('all-reduce', 32, 6), ('all-reduce', 40, 1), ('collective-permute', 32, 1), ('reduce-scatter', 12, 1)]
+    ('all-gather', 256, 1),
+    ('all-reduce', 32, 6),
+    ('all-reduce', 40, 1),
+    ('collective-permute', 32, 1),
+    ('reduce-scatter', 12, 1),
+  ]
 
 
 @pytest.fixture(scope='module')
@@ -108,7 +133,9 @@ def one():
 
 
 def test_what_one_device_holds_is_the_state_and_the_batch(one):
-  _, (state, batch, key) = plan.program(small(), sharding.make_mesh(1, 1, jax.devices()[:1]), micro_batches=1, unroll=True)
+  _, (state, batch, key) = plan.program(
+    small(), sharding.make_mesh(1, 1, jax.devices()[:1]), micro_batches=1, unroll=True
+  )
   size = lambda tree: sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(tree))
   assert batch['image'].shape == (4, 32, 32, 1) and batch['image'].dtype == 'int16'
   assert one['memory']['arguments'] == size(state) + size(batch) + 8  # a key is two words
@@ -133,16 +160,28 @@ def test_plan_finds_the_smallest_mesh_that_fits(one, monkeypatch):
   compiled = plan._elsewhere
   monkeypatch.setattr(plan, '_elsewhere', lambda job, *rest: one if job['mesh'] == (1, 1) else compiled(job, *rest))
   written = []
-  rows = plan.plan(small(), 'cpu', '1,1x2,3', one['memory']['total'] * 0.85 / 0.9 / accelerators.GIB, write=written.append)
+  rows = plan.plan(
+    small(), 'cpu', '1,1x2,3', one['memory']['total'] * 0.85 / 0.9 / accelerators.GIB, write=written.append
+  )
   assert [(row['mesh'], row['fits']) for row in rows] == [((1, 1), False), ((1, 2), True), (None, False)]
   assert rows[1]['memory']['total'] < 0.8 * rows[0]['memory']['total']
-  assert rows[0]['traffic'] == [] and {'all-reduce', 'collective-permute'} <= {kind for kind, _, _ in rows[1]['traffic']}
+  assert rows[0]['traffic'] == [] and {'all-reduce', 'collective-permute'} <= {
+    kind for kind, _, _ in rows[1]['traffic']
+  }
   assert rows[0]['flops'] == rows[1]['flops'] == one['flops']
   gathered = sorted(size for kind, size, _ in rows[1]['traffic'] if kind == 'all-gather')
   assert gathered == [4 * 32 * 32, 2 * 4 * 32 * 32]  # label and image for the rotation, as they are stored
   assert [line.split()[:6] for line in written[2:4]] == [
-      [str(n), '1', 'x', str(n), f'{row["memory"]["total"] / accelerators.GIB:.3g}', f'{row["memory"]["temporary"] / accelerators.GIB:.3g}']
-      for n, row in zip((1, 2), rows)]
+    [
+      str(n),
+      '1',
+      'x',
+      str(n),
+      f'{row["memory"]["total"] / accelerators.GIB:.3g}',
+      f'{row["memory"]["temporary"] / accelerators.GIB:.3g}',
+    ]
+    for n, row in zip((1, 2), rows)
+  ]
   assert '3  no such mesh' in written[4]
   assert 'smallest of these that fits: 2 devices, --config.mesh.data=1 --config.mesh.spatial=2' in written[5]
 
@@ -157,9 +196,23 @@ def test_plan_says_what_may_help_where_nothing_fits(one, monkeypatch):
   assert 'None of these fits' in written[-1] and 'remat' in written[-1]
 
 
-@pytest.mark.parametrize('choice, fixed, mesh', [
-    ('8', {}, (2, 4)), ('1', {}, (1, 1)), ('6', {}, (6, 1)), ('3x2', {}, (3, 2)), ('16', {}, (2, 8)), ('5', {}, None), ('4x4', {}, None), ('1x16', {}, None), ('32', {}, None),
-    ('8', {'spatial': 8}, (1, 8)), ('8', {'data': 1}, (1, 8)), ('8', {'data': 8}, None)])
+@pytest.mark.parametrize(
+  'choice, fixed, mesh',
+  [
+    ('8', {}, (2, 4)),
+    ('1', {}, (1, 1)),
+    ('6', {}, (6, 1)),
+    ('3x2', {}, (3, 2)),
+    ('16', {}, (2, 8)),
+    ('5', {}, None),
+    ('4x4', {}, None),
+    ('1x16', {}, None),
+    ('32', {}, None),
+    ('8', {'spatial': 8}, (1, 8)),
+    ('8', {'data': 1}, (1, 8)),
+    ('8', {'data': 8}, None),
+  ],
+)
 def test_meshes_divide_batch_and_volume(choice, fixed, mesh):
   assert plan.mesh_of(choice, batch_size=6, side=128, rows=8, **fixed) == mesh
 
@@ -170,9 +223,16 @@ def test_what_is_no_mesh_is_refused(choice):
     plan.plan(small(), 'cpu', f'1,{choice}')
 
 
-@pytest.mark.parametrize('target, words', [
-    ('h100', f'pip install --no-deps --target=compilers jax-cuda12-pjrt=={jax.__version__} jax-cuda12-plugin=={jax.__version__} '),
-    ('v5e', 'pip install --no-deps --target=compilers libtpu==')])
+@pytest.mark.parametrize(
+  'target, words',
+  [
+    (
+      'h100',
+      f'pip install --no-deps --target=compilers jax-cuda12-pjrt=={jax.__version__} jax-cuda12-plugin=={jax.__version__} ',
+    ),
+    ('v5e', 'pip install --no-deps --target=compilers libtpu=='),
+  ],
+)
 def test_a_missing_compiler_is_named_with_the_command(monkeypatch, target, words):
   monkeypatch.setattr(importlib.metadata, 'distributions', lambda **_: iter(()))
   with pytest.raises(InputError, match=rf'--target={target}: its compiler is not installed') as raised:
@@ -201,14 +261,24 @@ def test_a_compiler_that_runs_out_of_memory_says_how_much():
   assert accelerators.exhausted(early) == 46.09
   assert accelerators.exhausted('INTERNAL: something else. Used 1G of 2G') is None
   assert accelerators.exhausted('RESOURCE_EXHAUSTED: no figures of HBM') == float('inf')
-  assert accelerators.exhausted('RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 1.20T of 15.75G hbm.') == 1.2 * 1024
-  assert accelerators.exhausted('RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 17.50M of 16.00M vmem.') is None
+  assert (
+    accelerators.exhausted('RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 1.20T of 15.75G hbm.')
+    == 1.2 * 1024
+  )
+  assert (
+    accelerators.exhausted('RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 17.50M of 16.00M vmem.')
+    is None
+  )
 
 
 def test_environment_keeps_the_flags_of_the_user():
   cpu, h100 = accelerators.get('cpu'), accelerators.get('h100')
-  base = {'XLA_FLAGS': '--xla_dump_to=here --xla_force_host_platform_device_count=2', 'HOME': '/root', 'JAX_COMPILATION_CACHE_DIR': 'x',
-          'JAX_NUM_CPU_DEVICES': '2'}
+  base = {
+    'XLA_FLAGS': '--xla_dump_to=here --xla_force_host_platform_device_count=2',
+    'HOME': '/root',
+    'JAX_COMPILATION_CACHE_DIR': 'x',
+    'JAX_NUM_CPU_DEVICES': '2',
+  }
   made = accelerators.environment(cpu, 8, base)
   assert made['XLA_FLAGS'].split() == ['--xla_dump_to=here', '--xla_force_host_platform_device_count=8']
   assert made['HOME'] == '/root' and not {'JAX_COMPILATION_CACHE_DIR', 'JAX_NUM_CPU_DEVICES'} & set(made)
@@ -221,12 +291,18 @@ def test_compilers_of_accelerators(target, devices):
     accelerators.check(target, accelerators.get(target), 4)
   except InputError as error:
     pytest.skip(str(error))
-  row, = plan.plan(small(), target, devices)
+  (row,) = plan.plan(small(), target, devices)
   assert row['fits'] and {'all-reduce', 'collective-permute'} <= {kind for kind, _, _ in row['traffic']}
 
 
 def test_the_door_opens_to_plan(run_main):
-  done = run_main('--mode=plan', '--config=configs/synapse.py', '--config.data.size=(32, 32)', '--config.model.unet.features=(4, 6, 8, 10, 12)',
-                  '--config.train.batch_size=4', '--devices=4')
+  done = run_main(
+    '--mode=plan',
+    '--config=configs/synapse.py',
+    '--config.data.size=(32, 32)',
+    '--config.model.unet.features=(4, 6, 8, 10, 12)',
+    '--config.train.batch_size=4',
+    '--devices=4',
+  )
   assert '4 x 1' in done.stdout and 'smallest of these that fits: 4 devices' in done.stdout
   assert '--config: is not given' in run_main('--mode=plan', check=2).stderr

@@ -18,6 +18,7 @@ def drawn(monkeypatch):
   def keep(figure, path):
     kept.append(figure)
     return style.save(figure, path)
+
   monkeypatch.setattr(figures, 'save', keep)
   monkeypatch.setattr(overlays, 'save', keep)
   return kept
@@ -51,8 +52,13 @@ def overlaps(figure, boxes):
 
 
 def records():
-  rows = [{'step': s, 'train/loss': 2 / s, 'weight/background': 1 - s / 90, 'weight/liver': 1.0 + s} for s in range(1, 31)]
-  return [*rows, *({'step': s, 'val/dsc': s / 40, 'val/dsc/liver': s / 35, 'val/dsc/spleen': None} for s in (10, 20, 30))]
+  rows = [
+    {'step': s, 'train/loss': 2 / s, 'weight/background': 1 - s / 90, 'weight/liver': 1.0 + s} for s in range(1, 31)
+  ]
+  return [
+    *rows,
+    *({'step': s, 'val/dsc': s / 40, 'val/dsc/liver': s / 35, 'val/dsc/spleen': None} for s in (10, 20, 30)),
+  ]
 
 
 def test_overlay(tmp_path, drawn):
@@ -97,7 +103,9 @@ def test_case_sheet_goes_from_best_to_worst(tmp_path, drawn):
   picks = overlays.choose_slices(true, pred, num_classes=4, num_slices=3)
   assert [z for z, _ in picks] == [1, 3, 4]  # slice 1 is perfect but for the spleen
   assert picks[0][1] == 'slice 1   DSC 0.67'
-  figures.case_sheet(str(tmp_path / 's.png'), image, {'truth': true, 'prediction': pred}, ORGANS, title='t', spacing_mm=(5, 1, 1))
+  figures.case_sheet(
+    str(tmp_path / 's.png'), image, {'truth': true, 'prediction': pred}, ORGANS, title='t', spacing_mm=(5, 1, 1)
+  )
   figure = drawn[0]
   assert len(figure.axes) == 9 and legend_labels(figure) == ['1 liver', '2 spleen', '3 kidney_left']
   assert np.array_equal(figure.axes[6].images[0].get_array(), image[4])
@@ -127,7 +135,9 @@ def test_curves(tmp_path, drawn):
   assert legend_labels(drawn[0]) == ['each record', 'moving mean of 5', 'liver', 'spleen', 'mean']
   left, right = drawn[0].axes
   assert left.lines[0].get_ydata() == pytest.approx([2 / s for s in range(1, 31)])
-  assert left.lines[1].get_xdata()[0] == 3 and left.lines[1].get_ydata()[0] == pytest.approx(np.mean([2 / s for s in range(1, 6)]))
+  assert left.lines[1].get_xdata()[0] == 3 and left.lines[1].get_ydata()[0] == pytest.approx(
+    np.mean([2 / s for s in range(1, 6)])
+  )
   assert right.lines[-1].get_xdata().tolist() == [10, 20, 30] and 'best mean 0.750, step 30' in right.get_title()
 
 

@@ -156,7 +156,9 @@ def test_summary_lists_files_and_says_when_nothing_can_be_drawn(tmp_path, monkey
 def test_compare(tmp_path):
   rng = np.random.default_rng(0)
   base = {f'case{i:02d}': tuple(rng.uniform(0.5, 0.9, 2)) for i in range(14)}
-  better = {case: tuple(v + 0.05 + 0.01 * rng.random() for v in values) for case, values in base.items() if case != 'case03'}
+  better = {
+    case: tuple(v + 0.05 + 0.01 * rng.random() for v in values) for case, values in base.items() if case != 'case03'
+  }
   other = CONFIG | {'loss': {'name': 'ce_dice'}}
   text = compare([make_run(tmp_path / 'one', base, config=other), make_run(tmp_path / 'two', better)])
   assert '13 common case(s) (1 others left out)' in text and '**strict**' in text and 'Only' not in text
@@ -187,6 +189,7 @@ def spoil(name, change):
     record = json.loads(path.read_text())
     change(record)
     path.write_text(json.dumps(record))
+
   return f
 
 

@@ -16,8 +16,9 @@ GREYS = np.array([0, 63, 126, 189, 252], np.uint8)
 MASKS = GREYS[np.random.default_rng(1).integers(0, 5, (N, ROWS, COLUMNS))]
 
 
-def write_slice(path, n, *, pixels=RAW, orientation=(1, 0, 0, 0, 1, 0), step=(0, 0, 2.5), syntax=ExplicitVRLittleEndian,
-                **changes):
+def write_slice(
+  path, n, *, pixels=RAW, orientation=(1, 0, 0, 0, 1, 0), step=(0, 0, 2.5), syntax=ExplicitVRLittleEndian, **changes
+):
   """The file of slice n (by position); a change to None removes the element."""
   meta = FileMetaDataset()
   meta.TransferSyntaxUID = syntax

@@ -36,7 +36,7 @@ def make_many(root, n, shape=(4, 8, 8)):
   label[0] = 7
   volumes.write_label(root / 'labels' / 'c0000.nii', label, geometry(shape))
   volumes.write_image(root / 'images' / 'c0000.nii', np.zeros(shape, np.int16), geometry(shape))
-  header = (root / 'images' / 'c0000.nii').read_bytes()[:-2 * label.size]
+  header = (root / 'images' / 'c0000.nii').read_bytes()[: -2 * label.size]
   label = (root / 'labels' / 'c0000.nii').read_bytes()
   rng = np.random.default_rng(0)
   for i in range(n):
@@ -49,9 +49,13 @@ def make_many(root, n, shape=(4, 8, 8)):
 def start_shard(tmp_path, root, out, i, n, slow=0, gate=''):
   """A process of its own that prepares one share; with a gate it begins together with the others."""
   gate = str(tmp_path / gate) if gate else ''
-  return subprocess.Popen([sys.executable, '-c', SCRIPT, *map(str, (root, out, i, n, slow, gate))],
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)})
+  return subprocess.Popen(
+    [sys.executable, '-c', SCRIPT, *map(str, (root, out, i, n, slow, gate))],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+  )
 
 
 def ended(processes, seconds=120):

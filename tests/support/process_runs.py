@@ -12,9 +12,21 @@ from conftest import ROOT, environment
 from afw_jax.training import metric_writer
 
 SECONDS = 30  # for the others to end in
-JOB = {'SLURM_JOB_ID': '5000', 'SLURM_NTASKS': '4', 'SLURM_PROCID': '0', 'SLURM_LOCALID': '0'}  # what salloc's shell sees
-STEP = {**JOB, 'SLURM_STEP_ID': '0', 'SLURM_STEP_NUM_TASKS': '4', 'SLURM_STEP_NODELIST': 'node[07-09]', 'SLURM_PROCID': '3',
-        'SLURM_STEP_TASKS_PER_NODE': '2(x2)', 'SLURM_LOCALID': '1'}
+JOB = {
+  'SLURM_JOB_ID': '5000',
+  'SLURM_NTASKS': '4',
+  'SLURM_PROCID': '0',
+  'SLURM_LOCALID': '0',
+}  # what salloc's shell sees
+STEP = {
+  **JOB,
+  'SLURM_STEP_ID': '0',
+  'SLURM_STEP_NUM_TASKS': '4',
+  'SLURM_STEP_NODELIST': 'node[07-09]',
+  'SLURM_PROCID': '3',
+  'SLURM_STEP_TASKS_PER_NODE': '2(x2)',
+  'SLURM_LOCALID': '1',
+}
 
 
 def start(arguments, n, log, **environ):
@@ -24,10 +36,24 @@ def start(arguments, n, log, **environ):
     port = s.getsockname()[1]
   started = []
   for i in range(n):
-    slurm = {**STEP, 'SLURM_STEP_NUM_TASKS': str(n), 'SLURM_PROCID': str(i), 'SLURM_STEP_NODELIST': 'localhost', 'JAX_COORDINATOR_PORT': str(port)}
+    slurm = {
+      **STEP,
+      'SLURM_STEP_NUM_TASKS': str(n),
+      'SLURM_PROCID': str(i),
+      'SLURM_STEP_NODELIST': 'localhost',
+      'JAX_COORDINATOR_PORT': str(port),
+    }
     out = open(f'{log}.{i}', 'w')
-    started.append(subprocess.Popen(arguments, cwd=ROOT, stdout=out, stderr=out, start_new_session=True,
-                                    env=environment(**(slurm if n > 1 else {}), **environ)))
+    started.append(
+      subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        stdout=out,
+        stderr=out,
+        start_new_session=True,
+        env=environment(**(slurm if n > 1 else {}), **environ),
+      )
+    )
   return started
 
 
@@ -50,7 +76,9 @@ def losses(workdir):
 def reach(workdir, step, started, log):
   limit = time.time() + 300
   while max(losses(workdir), default=0) < step:
-    assert all(p.poll() is None for p in started) and time.time() < limit, [text(log, i)[-2000:] for i in range(len(started))]
+    assert all(p.poll() is None for p in started) and time.time() < limit, [
+      text(log, i)[-2000:] for i in range(len(started))
+    ]
     time.sleep(0.01)
 
 
@@ -60,8 +88,13 @@ def check_same_run(workdir, trained):
   assert list(found) == list(wanted) == list(range(1, 25))
   found, wanted = list(found.values()), list(wanted.values())
   np.testing.assert_allclose(found[:6], wanted[:6], rtol=1e-5)
-  np.testing.assert_allclose(found, wanted, rtol=2e-3)  # as more devices of one process: this tiny network makes much of rounding
-  validated = [[(r['step'], r['val/dsc']) for r in metric_writer.read_metrics(str(w)) if 'val/dsc' in r] for w in (workdir, trained)]
+  np.testing.assert_allclose(
+    found, wanted, rtol=2e-3
+  )  # as more devices of one process: this tiny network makes much of rounding
+  validated = [
+    [(r['step'], r['val/dsc']) for r in metric_writer.read_metrics(str(w)) if 'val/dsc' in r]
+    for w in (workdir, trained)
+  ]
   np.testing.assert_allclose(*validated, atol=0.02)
   names = lambda w, part: sorted(os.listdir(w / part))
   for part in ('cases', 'predictions', 'pictures', 'report'):

@@ -9,8 +9,11 @@ from afw_jax.data.formats import volumes
 from afw_jax.data.formats.geometry import Geometry
 
 SHAPE = (6, 40, 48)  # z, y, x
-DESCRIPTION = {'channel_names': {'0': 'CT'}, 'labels': {'background': 0, 'liver': 1, 'spleen': 7},
-               'file_ending': '.nii.gz'}
+DESCRIPTION = {
+  'channel_names': {'0': 'CT'},
+  'labels': {'background': 0, 'liver': 1, 'spleen': 7},
+  'file_ending': '.nii.gz',
+}
 SMALL = dict(size=(32, 32), progress=False, workers=0)
 
 

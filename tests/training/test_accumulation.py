@@ -85,8 +85,10 @@ def assert_close(got, expected, tolerance):
     np.testing.assert_allclose(g, e, rtol=0, atol=bound, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize('names, unroll, x64, tolerance', [
-    (losses.LOSSES, True, True, 1e-12), (('ce_afw', 'focal_dice', 'unified_focal'), False, False, 1e-5)])
+@pytest.mark.parametrize(
+  'names, unroll, x64, tolerance',
+  [(losses.LOSSES, True, True, 1e-12), (('ce_afw', 'focal_dice', 'unified_focal'), False, False, 1e-5)],
+)
 def test_every_loss_of_several_heads_is_that_of_the_whole_batch(names, unroll, x64, tolerance):
   with jax.enable_x64(x64):
     batch = make_batch((4, 8, 8))
@@ -96,8 +98,10 @@ def test_every_loss_of_several_heads_is_that_of_the_whole_batch(names, unroll, x
     made = {name: losses.deep_supervised(losses.make_loss(name), (1.0, 0.5)) for name in names}
 
     def every(micro_batches):
-      steps = {name: step.make_train_step(Tiny(), fn, GRADIENT, lambda key, b: b, micro_batches=micro_batches,
-                                          unroll=unroll) for name, fn in made.items()}
+      steps = {
+        name: step.make_train_step(Tiny(), fn, GRADIENT, lambda key, b: b, micro_batches=micro_batches, unroll=unroll)
+        for name, fn in made.items()
+      }
       return compiled(lambda *a: {k: f(*a) for k, f in steps.items()}, state, batch, KEY)(state, batch, KEY)
 
     whole, parts = every(1), every(2)
@@ -111,7 +115,10 @@ def test_every_loss_of_several_heads_is_that_of_the_whole_batch(names, unroll, x
 @pytest.mark.skipif('AFW_SLOW' not in os.environ, reason='AFW_SLOW is not set (some minutes more)')
 def test_unetr_without_batchnorm_takes_the_step_of_the_whole_batch_with_the_same_augmentation():
   """In float64: in float32 rounding alone moves small entries of the gradient by 1e-2 of themselves."""
-  model, loss_fn = models.build('unetr', num_classes=CLASSES, size='testing', dtype='float64'), losses.make_loss('ce_afw')
+  model, loss_fn = (
+    models.build('unetr', num_classes=CLASSES, size='testing', dtype='float64'),
+    losses.make_loss('ce_afw'),
+  )
 
   def augment(key, batch):  # another for each sample
     noise = jax.random.normal(key, batch['image'].shape)
@@ -132,7 +139,6 @@ def test_the_dice_is_the_batchs_and_not_the_mean_of_the_micro_batches_dices():
   """Class 2 lies in one sample of four; without a true voxel to meet, the little that softmax gives it is all wrong."""
 
   class Right(nn.Module):
-
     @nn.compact
     def __call__(self, x, train=False):
       return self.param('scale', nn.initializers.constant(6.0), ()) * x
@@ -146,7 +152,7 @@ def test_the_dice_is_the_batchs_and_not_the_mean_of_the_micro_batches_dices():
     return float(aux['terms']['dice'][2]), float(after.opt_state.trace['net']['scale'])
 
   whole, parts = seen(batch, 1), seen(batch, 4)
-  mean = np.mean([seen({k: v[i:i + 1] for k, v in batch.items()}, 1) for i in range(4)], axis=0)
+  mean = np.mean([seen({k: v[i : i + 1] for k, v in batch.items()}, 1) for i in range(4)], axis=0)
   assert parts == pytest.approx(whole, rel=1e-5)
   assert (*whole, *mean) == pytest.approx((0.0206, -0.00931, 0.7515, -0.00314), rel=5e-3)
 
@@ -164,8 +170,13 @@ def test_batchnorm_and_dropout_are_those_of_the_micro_batches(unroll):
       moved, dropout_key = state.batch_stats, jax.random.split(jax.random.fold_in(KEY, 0))[1]
       logits = [jnp.zeros((6, 8, 8, CLASSES)), jnp.zeros((6, 4, 4, CLASSES))]
       for j in range(m):
-        heads, mutated = model.apply({'params': params['net'], 'batch_stats': moved}, batch['image'][j::m], train=True,
-                                     mutable=['batch_stats'], rngs={'dropout': jax.random.fold_in(dropout_key, j)})
+        heads, mutated = model.apply(
+          {'params': params['net'], 'batch_stats': moved},
+          batch['image'][j::m],
+          train=True,
+          mutable=['batch_stats'],
+          rngs={'dropout': jax.random.fold_in(dropout_key, j)},
+        )
         moved = mutated['batch_stats']
         logits = [whole.at[j::m].set(head) for whole, head in zip(logits, heads)]
       loss, _ = loss_fn(logits, batch['label'], params['log_sigma_sq'])
@@ -211,14 +222,15 @@ def test_memory_falls(unroll):
   state = born(model, batch)
 
   def temp(micro_batches):
-    train_step = step.make_train_step(model, losses.make_loss('ce_afw'), GRADIENT, lambda key, b: b,
-                                      micro_batches=micro_batches, unroll=unroll)
+    train_step = step.make_train_step(
+      model, losses.make_loss('ce_afw'), GRADIENT, lambda key, b: b, micro_batches=micro_batches, unroll=unroll
+    )
     return compiled(train_step, state, batch, KEY).memory_analysis().temp_size_in_bytes
 
   assert temp(4) < 0.35 * temp(1)  # measured: 0.27 unrolled, 0.26 in a loop
 
 
-FOUR_DEVICES = '''
+FOUR_DEVICES = """
 import jax, jax.numpy as jnp, numpy as np, optax
 from afw_jax import losses, models
 from afw_jax.distributed import sharding
@@ -250,20 +262,28 @@ for data, spatial, unrolls in ((4, 1, (True, False)), (2, 2, (True,))):
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(parts(*placed)), strict=True):
       assert np.allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(a).max()), np.abs(a - b).max()
     print('equal')
-'''
+"""
 
 
 def test_four_devices_equal_one():
   tests = pathlib.Path(__file__).parents[1]
-  flags = {'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': f'{tests.parent}:{tests}/training'}
-  done = subprocess.run([sys.executable, '-c', FOUR_DEVICES], env={**os.environ, **flags}, capture_output=True, text=True)
+  flags = {
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
+    'JAX_PLATFORMS': 'cpu',
+    'PYTHONPATH': f'{tests.parent}:{tests}/training',
+  }
+  done = subprocess.run(
+    [sys.executable, '-c', FOUR_DEVICES], env={**os.environ, **flags}, capture_output=True, text=True
+  )
   assert done.stdout.count('equal') == 3, done.stdout + done.stderr[-3000:]
 
 
 def test_refuses_parts_that_do_not_divide_the_batch_of_a_device():
   accumulation.check(3, 24, 4)
   accumulation.check(24, 24, 1)
-  with pytest.raises(InputError, match=r'train.micro_batches: 4 does not divide a batch of 6 samples \(24 over 4 devices\).*1, 2, 3, 6'):
+  with pytest.raises(
+    InputError, match=r'train.micro_batches: 4 does not divide a batch of 6 samples \(24 over 4 devices\).*1, 2, 3, 6'
+  ):
     accumulation.check(4, 24, 4)
   with pytest.raises(InputError, match='1, 2, 4'):
     accumulation.check(0, 4, 1)

@@ -18,8 +18,11 @@ MIRRORS = {'max_angle_deg': (0, 0, 0), 'scale': (1, 1)}
 
 def a_batch(n=3, shape=(12, 16, 14), classes=9, seed=0):
   rng = np.random.default_rng(seed)
-  return {'image': rng.random((n, *shape, 1), np.float32), 'index': np.arange(n),
-          'label': rng.integers(0, classes, (n, *shape)).astype(np.uint8)}
+  return {
+    'image': rng.random((n, *shape, 1), np.float32),
+    'index': np.arange(n),
+    'label': rng.integers(0, classes, (n, *shape)).astype(np.uint8),
+  }
 
 
 def smooth(shape, seed=0):
@@ -67,8 +70,15 @@ def test_turns_are_applied_about_x_then_y_then_z():
   assert np.corrcoef(out[..., 0][middle].ravel(), expected[middle].ravel())[0, 1] > 0.99
 
 
-@pytest.mark.parametrize('angles, scale, aspect', [
-  ((30, 0, 0), 1, (1, 1, 1)), ((0, 15, -12), 0.9, (1, 1, 1)), ((-20, 10, 7), 1.15, (2.5, 1, 0.8)), ((5, 60, 40), 0.6, (1, 1, 1))])
+@pytest.mark.parametrize(
+  'angles, scale, aspect',
+  [
+    ((30, 0, 0), 1, (1, 1, 1)),
+    ((0, 15, -12), 0.9, (1, 1, 1)),
+    ((-20, 10, 7), 1.15, (2.5, 1, 0.8)),
+    ((5, 60, 40), 0.6, (1, 1, 1)),
+  ],
+)
 def test_resampling_agrees_with_scipy(angles, scale, aspect):
   image, label = smooth((21, 32, 27))
   a, (tz, ty, tx) = np.diag(aspect), np.deg2rad(angles)
@@ -113,7 +123,9 @@ def test_labels_stay_exact_and_images_in_range():
 def test_image_and_label_move_together():
   _, label = smooth((36, 40, 44))
   label = np.stack([label] * 4)
-  out = jax.jit(make_augment('volume'))(jax.random.key(3), {'image': (label[..., None] / 10).astype(np.float32), 'label': label})
+  out = jax.jit(make_augment('volume'))(
+    jax.random.key(3), {'image': (label[..., None] / 10).astype(np.float32), 'label': label}
+  )
   image, moved = np.asarray(out['image'][..., 0]), np.asarray(out['label'])
   beyond = {'size': 3, 'mode': 'constant', 'cval': 255}
   deep = np.stack([ndimage.minimum_filter(m, **beyond) == ndimage.maximum_filter(m, **beyond) for m in moved])
@@ -145,8 +157,13 @@ def test_options_reach_the_map(monkeypatch):
   scales = np.cbrt(1 / np.linalg.det(matrices))
   assert 0.85 <= scales.min() < 0.86 and 1.14 < scales.max() <= 1.1501
   turns = matrices * scales[:, None, None]  # about x, about y, about z multiplied
-  drawn = np.degrees([np.arctan2(-turns[:, 2, 1], turns[:, 2, 2]), np.arcsin(-turns[:, 2, 0]),
-                      np.arctan2(-turns[:, 1, 0], turns[:, 0, 0])])
+  drawn = np.degrees(
+    [
+      np.arctan2(-turns[:, 2, 1], turns[:, 2, 2]),
+      np.arcsin(-turns[:, 2, 0]),
+      np.arctan2(-turns[:, 1, 0], turns[:, 0, 0]),
+    ]
+  )
   for angles, limit in zip(drawn, (30, 15, 15)):
     assert np.abs(np.histogram(angles, 6, (-limit - 1e-3, limit + 1e-3))[0] / 2000 - 1 / 6).max() < 0.04
   assert np.abs(np.corrcoef([*drawn, scales]) - np.eye(4)).max() < 0.08  # drawn independently
@@ -155,7 +172,11 @@ def test_options_reach_the_map(monkeypatch):
 def test_draws_follow_the_key_and_the_row_only():
   batch = {k: v.repeat(5, 0) for k, v in a_batch(1).items()}
   augment = jax.jit(make_augment('volume'))
-  first, again, other = augment(jax.random.key(1), batch), augment(jax.random.key(1), batch), augment(jax.random.key(2), batch)
+  first, again, other = (
+    augment(jax.random.key(1), batch),
+    augment(jax.random.key(1), batch),
+    augment(jax.random.key(2), batch),
+  )
   np.testing.assert_array_equal(first['image'], again['image'])
   assert not np.array_equal(first['image'], other['image'])
   assert len({row.tobytes() for row in np.asarray(first['image'])}) == 5
@@ -189,8 +210,10 @@ assert 'all-gather' not in text and 'all-reduce' not in text
 
 
 def test_memory_stays_near_that_of_the_batch():
-  batch = {'image': jax.ShapeDtypeStruct((6, 128, 256, 256, 1), np.float32),
-           'label': jax.ShapeDtypeStruct((6, 128, 256, 256), np.uint8)}
+  batch = {
+    'image': jax.ShapeDtypeStruct((6, 128, 256, 256, 1), np.float32),
+    'label': jax.ShapeDtypeStruct((6, 128, 256, 256), np.uint8),
+  }
   compiled = jax.jit(make_augment('volume', gamma=(0.8, 1.2))).lower(jax.random.key(0), batch).compile()
   assert compiled.memory_analysis().temp_size_in_bytes < 1e9  # the images are 0.2 GB; eight corners would be 1.6
 
@@ -200,11 +223,21 @@ def test_slices_are_refused_with_the_cure():
     make_augment('volume')(jax.random.key(0), a_batch(2, (16, 20)))
 
 
-@pytest.mark.parametrize('options, words', [
-  ({'max_angle_deg': 30}, ['max_angle_deg', 'z, y, x']), ({'max_angle_deg': (30, 15)}, ['max_angle_deg', 'z, y, x']),
-  ({'max_angle_deg': (30, -1, 0)}, ['max_angle_deg', '-1']), ({'mirror_axes': (0, 3)}, ['mirror_axes', '3']),
-  ({'voxel_aspect': (1, 1)}, ['voxel_aspect']), ({'voxel_aspect': (0, 1, 1)}, ['voxel_aspect']), ({'max_angles_deg': 1}, ["'max_angle_deg'"]),
-  ({'scale': (1.2, 0.8)}, ['scale']), ({'p_rotate': 2}, ['p_rotate', '2']), ({'brightness': -1}, ['brightness'])])
+@pytest.mark.parametrize(
+  'options, words',
+  [
+    ({'max_angle_deg': 30}, ['max_angle_deg', 'z, y, x']),
+    ({'max_angle_deg': (30, 15)}, ['max_angle_deg', 'z, y, x']),
+    ({'max_angle_deg': (30, -1, 0)}, ['max_angle_deg', '-1']),
+    ({'mirror_axes': (0, 3)}, ['mirror_axes', '3']),
+    ({'voxel_aspect': (1, 1)}, ['voxel_aspect']),
+    ({'voxel_aspect': (0, 1, 1)}, ['voxel_aspect']),
+    ({'max_angles_deg': 1}, ["'max_angle_deg'"]),
+    ({'scale': (1.2, 0.8)}, ['scale']),
+    ({'p_rotate': 2}, ['p_rotate', '2']),
+    ({'brightness': -1}, ['brightness']),
+  ],
+)
 def test_bad_options_are_one_clear_line(options, words):
   with pytest.raises(InputError) as e:
     make_augment('volume', **options)

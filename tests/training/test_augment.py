@@ -18,8 +18,11 @@ from afw_jax.training.augment import apply_window, make_augment, resample, rotat
 def a_batch(n=4, shape=(24, 20), classes=9, seed=0):
   rng = np.random.default_rng(seed)
   label = rng.integers(0, classes, (n, *shape)).astype(np.uint8)
-  return {'image': jnp.asarray(rng.random((n, *shape, 1), np.float32)), 'label': jnp.asarray(label),
-          'index': jnp.arange(n)}
+  return {
+    'image': jnp.asarray(rng.random((n, *shape, 1), np.float32)),
+    'label': jnp.asarray(label),
+    'index': jnp.arange(n),
+  }
 
 
 def blocks(n=1, side=64, square=8, classes=9, seed=0):
@@ -92,9 +95,14 @@ def test_labels_stay_exact_and_images_in_range(seed, name):
   np.testing.assert_array_equal(out['index'], batch['index'])
 
 
-@pytest.mark.parametrize('name, options', [
-  ('paper', {}), ('released', {}),
-  ('extended', {'gamma': (1, 1), 'contrast': (1, 1), 'brightness': 0, 'mirror_axes': (0, 1)})])
+@pytest.mark.parametrize(
+  'name, options',
+  [
+    ('paper', {}),
+    ('released', {}),
+    ('extended', {'gamma': (1, 1), 'contrast': (1, 1), 'brightness': 0, 'mirror_axes': (0, 1)}),
+  ],
+)
 def test_image_and_label_move_together(name, options):
   batch = blocks(12)
   out = jax.jit(make_augment(name, **options))(jax.random.key(3), batch)
@@ -150,7 +158,10 @@ def test_paper_angles_are_uniform_and_mirrors_fair(monkeypatch):
   monkeypatch.setattr(augment, 'resample', lambda image, label, matrix: (matrix, label))
   n = 4000
   matrices = np.asarray(make_augment('paper')(jax.random.key(0), a_batch(n, (2, 2)))['image'])
-  flip_rows, flip_cols = matrices[:, 0, 0] < 0, matrices[:, 1, 1] < 0  # |angle| <= 30: the diagonal's sign is the mirror's
+  flip_rows, flip_cols = (
+    matrices[:, 0, 0] < 0,
+    matrices[:, 1, 1] < 0,
+  )  # |angle| <= 30: the diagonal's sign is the mirror's
   assert abs(flip_rows.mean() - 0.5) < 0.04 and abs(flip_cols.mean() - 0.5) < 0.04
   assert abs((flip_rows & flip_cols).mean() - 0.25) < 0.04
   angles = np.degrees(np.arcsin(matrices[:, 0, 1] * np.where(flip_rows, -1, 1)))
@@ -190,11 +201,15 @@ def test_released_keeps_image_values_exact():
 
 def test_extended_scales_within_its_range():
   disc = (np.hypot(*np.mgrid[-31.5:32, -31.5:32]) < 15).astype(np.uint8)
-  batch = {'label': jnp.asarray(disc)[None].repeat(200, 0),
-           'image': jnp.asarray(disc, jnp.float32)[None, ..., None].repeat(200, 0)}
+  batch = {
+    'label': jnp.asarray(disc)[None].repeat(200, 0),
+    'image': jnp.asarray(disc, jnp.float32)[None, ..., None].repeat(200, 0),
+  }
   areas = np.asarray(JITTED['extended'](jax.random.key(0), batch)['label'], float).sum((1, 2)) / disc.sum()
   assert 0.70 < areas.min() < 0.78 and 1.25 < areas.max() < 1.35  # 0.85^2 .. 1.15^2
-  off = make_augment('extended', max_angle_deg=0, scale=(1, 1), max_shift=0, gamma=(1, 1), contrast=(1, 1), brightness=0)
+  off = make_augment(
+    'extended', max_angle_deg=0, scale=(1, 1), max_shift=0, gamma=(1, 1), contrast=(1, 1), brightness=0
+  )
   np.testing.assert_allclose(jax.jit(off)(jax.random.key(1), batch)['image'], batch['image'], atol=1e-6)
 
 
@@ -215,11 +230,20 @@ def test_options_work():
   np.testing.assert_array_equal(rows_only['label'], batch['label'][:, ::-1])
 
 
-@pytest.mark.parametrize('name, options, words', [
-  ('papr', {}, ["'paper'", 'released']), ('paper', {'max_angle': 3}, ["'max_angle_deg'"]), ('none', {'x': 1}, ['none']),
-  ('paper', {'p_mirror': 1.5}, ['p_mirror', '1.5']), ('paper', {'p_mirror': float('nan')}, ['p_mirror']),
-  ('paper', {'mirror_axes': (0, 2)}, ['mirror_axes', '2']), ('paper', {'max_angle_deg': -1}, ['max_angle_deg']),
-  ('extended', {'scale': (1.2, 0.8)}, ['scale']), ('extended', {'gamma': (0, 1)}, ['gamma'])])
+@pytest.mark.parametrize(
+  'name, options, words',
+  [
+    ('papr', {}, ["'paper'", 'released']),
+    ('paper', {'max_angle': 3}, ["'max_angle_deg'"]),
+    ('none', {'x': 1}, ['none']),
+    ('paper', {'p_mirror': 1.5}, ['p_mirror', '1.5']),
+    ('paper', {'p_mirror': float('nan')}, ['p_mirror']),
+    ('paper', {'mirror_axes': (0, 2)}, ['mirror_axes', '2']),
+    ('paper', {'max_angle_deg': -1}, ['max_angle_deg']),
+    ('extended', {'scale': (1.2, 0.8)}, ['scale']),
+    ('extended', {'gamma': (0, 1)}, ['gamma']),
+  ],
+)
 def test_bad_names_and_options_are_one_clear_line(name, options, words):
   with pytest.raises(InputError) as e:
     make_augment(name, **options)

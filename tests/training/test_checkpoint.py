@@ -18,8 +18,10 @@ from afw_jax.training.step import TrainState
 
 def make_state(step=3, seed=0):
   rng = np.random.default_rng(seed)
-  params = {'net': {'conv': {'kernel': jnp.asarray(rng.normal(size=(3, 3, 8, 16)), jnp.float32)}},
-            'log_sigma_sq': jnp.asarray(rng.normal(size=(9,)), jnp.float32)}
+  params = {
+    'net': {'conv': {'kernel': jnp.asarray(rng.normal(size=(3, 3, 8, 16)), jnp.float32)}},
+    'log_sigma_sq': jnp.asarray(rng.normal(size=(9,)), jnp.float32),
+  }
   tx = optax.sgd(0.1, momentum=0.9)
   return TrainState(jnp.asarray(step, jnp.int32), params, {'bn': {'mean': jnp.ones(16)}}, tx.init(params))
 
@@ -100,8 +102,11 @@ def test_all_torn_is_an_error(tmp_path):
 def test_of_another_network(tmp_path):
   state = make_state()
   save(tmp_path, state)
-  other = {'net': {'conv': {'kernel': jax.ShapeDtypeStruct((3, 3, 8, 32), jnp.float32)}},
-           'log_sigma_sq': jax.ShapeDtypeStruct((9,), jnp.float32), 'batch_stats': {'bn': {'mean': jax.ShapeDtypeStruct((16,), jnp.float32)}}}
+  other = {
+    'net': {'conv': {'kernel': jax.ShapeDtypeStruct((3, 3, 8, 32), jnp.float32)}},
+    'log_sigma_sq': jax.ShapeDtypeStruct((9,), jnp.float32),
+    'batch_stats': {'bn': {'mean': jax.ShapeDtypeStruct((16,), jnp.float32)}},
+  }
   with pytest.raises(InputError, match='of another network'):
     checkpoint.restore_variables(str(tmp_path), other)
 
@@ -140,15 +145,24 @@ def test_a_second_torn_checkpoint_of_the_same_step_is_set_aside_too(tmp_path):
   assert {p.name for p in tmp_path.iterdir()} == {'3.corrupt', '3.corrupt-2', '3.corrupt-3'}
 
 
-@pytest.mark.parametrize('error', [
-    OSError(errno.EMFILE, 'Too many open files'), PermissionError(errno.EACCES, 'denied'), MemoryError(), OSError(errno.EIO, 'input/output'),
-    jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory'), ValueError("UNKNOWN: Failed to open: ... [os_error_code='24']")])
+@pytest.mark.parametrize(
+  'error',
+  [
+    OSError(errno.EMFILE, 'Too many open files'),
+    PermissionError(errno.EACCES, 'denied'),
+    MemoryError(),
+    OSError(errno.EIO, 'input/output'),
+    jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory'),
+    ValueError("UNKNOWN: Failed to open: ... [os_error_code='24']"),
+  ],
+)
 def test_trouble_of_this_machine_renames_nothing(tmp_path, monkeypatch, error):
   older, newer = make_state(3, seed=1), make_state(6, seed=2)
   save(tmp_path, older, newer)
 
   def fail(*_):
     raise error
+
   with monkeypatch.context() as patched:
     patched.setattr(checkpoint, '_read', fail)
     with pytest.raises(InputError, match=r'/6: this checkpoint could not be read here'):

@@ -34,7 +34,10 @@ class NoStatistics(nn.Module):
 def batch():
   rng = np.random.default_rng(0)
   label = rng.integers(0, 3, (4, 8, 8))
-  return {'image': jnp.asarray(label[..., None] / 2 + 0.1 * rng.normal(size=(4, 8, 8, 1)), jnp.float32), 'label': jnp.asarray(label)}
+  return {
+    'image': jnp.asarray(label[..., None] / 2 + 0.1 * rng.normal(size=(4, 8, 8, 1)), jnp.float32),
+    'label': jnp.asarray(label),
+  }
 
 
 def make(model, loss='ce_afw'):
@@ -73,8 +76,10 @@ def test_same_inputs_same_bits(batch):
 
 def test_the_key_of_a_step_depends_on_its_number(batch):
   seen = []
+
   def spy(key, b):
     return {**b, 'image': jax.random.uniform(key, b['image'].shape)}
+
   tx = optax.sgd(0.0)
   model = NoStatistics()
   state = step.init_state(model, tx, jax.random.key(0), jnp.zeros((1, 8, 8, 1)), 3)
@@ -94,6 +99,7 @@ def test_predict_step_gives_probabilities_of_the_networks_answer_among_its_heads
     def __call__(self, x, train=False):
       heads = [nn.Conv(3, (1, 1))(x), nn.Conv(3, (1, 1))(x[:, ::2, ::2])]
       return heads if self.main_output == 0 else heads[::-1]
+
   model = Heads()
   x = jnp.ones((2, 8, 8, 1))
   predict = step.make_predict_step(model, lambda image, window: image)

@@ -20,9 +20,12 @@ def state():
   shapes = {}
   for block, (inputs, width) in blocks.items():
     for i, cin in ((1, inputs), (2, width)):
-      shapes |= {f'{block}.conv{i}.weight': (width, cin, 3, 3), f'{block}.conv{i}.bias': (width,),
-                 **{f'{block}.bn{i}.{leaf}': (width,) for leaf in ('weight', 'bias', 'running_mean', 'running_var')},
-                 f'{block}.bn{i}.num_batches_tracked': ()}
+      shapes |= {
+        f'{block}.conv{i}.weight': (width, cin, 3, 3),
+        f'{block}.conv{i}.bias': (width,),
+        **{f'{block}.bn{i}.{leaf}': (width,) for leaf in ('weight', 'bias', 'running_mean', 'running_var')},
+        f'{block}.bn{i}.num_batches_tracked': (),
+      }
   shapes |= {'seg_head.0.weight': (5, 2, 1, 1), 'seg_head.0.bias': (5,)}
   rng = np.random.default_rng(0)
   return {key: rng.random(shape) for key, shape in shapes.items()}
@@ -35,7 +38,9 @@ def test_every_array_lands_in_its_place_and_layout(state):
   assert all(leaf.dtype == jnp.float32 for leaf in flat.values())
   want = np.float32(state['conv1_1.conv1.weight'])
   kernel = flat['params', 'conv1_1', 'conv1', 'kernel']
-  assert kernel.shape == (3, 3, 7, 3) and all(kernel[i, j, k, l] == want[l, k, i, j] for i, j, k, l in np.ndindex(3, 3, 7, 3))
+  assert kernel.shape == (3, 3, 7, 3) and all(
+    kernel[i, j, k, l] == want[l, k, i, j] for i, j, k, l in np.ndindex(3, 3, 7, 3)
+  )
   assert np.array_equal(flat['params', 'conv0_2', 'bn2', 'scale'], np.float32(state['conv0_2.bn2.weight']))
   assert np.array_equal(flat['params', 'conv0_2', 'conv2', 'bias'], np.float32(state['conv0_2.conv2.bias']))
   assert np.array_equal(flat['batch_stats', 'conv2_0', 'bn1', 'mean'], np.float32(state['conv2_0.bn1.running_mean']))
@@ -57,8 +62,11 @@ def test_all_keys_that_do_not_fit_are_listed_at_once(state):
   with pytest.raises(InputError) as caught:
     convert.from_torch('unet', state, **OPTIONS)
   text = str(caught.value)
-  for part in ('2 missing: conv1_0.conv2.bias, seg_head.0.bias', '2 unknown: head.weight, extra',
-               '1 of another shape: conv0_0.bn1.weight is (7,), not (2,)'):
+  for part in (
+    '2 missing: conv1_0.conv2.bias, seg_head.0.bias',
+    '2 unknown: head.weight, extra',
+    '1 of another shape: conv0_0.bn1.weight is (7,), not (2,)',
+  ):
     assert part in text
   assert '\n' not in text
 

@@ -23,7 +23,8 @@ def weights(tmp_path_factory):
   state = {}
   for path, leaf in traverse_util.flatten_dict(variables).items():
     state[convert.torch_key(path, unet.TORCH_NAMES)] = np.ascontiguousarray(
-        leaf.transpose(3, 2, 0, 1) if path[-1] == 'kernel' else leaf)
+      leaf.transpose(3, 2, 0, 1) if path[-1] == 'kernel' else leaf
+    )
   state['conv0_0.bn1.num_batches_tracked'] = np.array(7)
   path = tmp_path_factory.mktemp('weights') / 'unet.safetensors'
   safetensors.numpy.save_file(state, path)
@@ -46,7 +47,9 @@ def test_a_converted_network_predicts_as_itself(adopted, weights, phantoms):
   jax.tree.map(np.testing.assert_array_equal, trained.variables, variables)
   image = np.random.default_rng(1).random((1, 32, 32, 1), dtype=np.float32)
   wanted = jax.nn.softmax(model.apply(variables, image))
-  np.testing.assert_allclose(trained.predict_step(trained.variables, image, np.array([[0, 1]], np.float32)), wanted, atol=1e-6)
+  np.testing.assert_allclose(
+    trained.predict_step(trained.variables, image, np.array([[0, 1]], np.float32)), wanted, atol=1e-6
+  )
   assert probabilities.shape == (*scan.array.shape, 9) and trained.organs[0] == 'aorta'
 
 
@@ -57,10 +60,15 @@ def test_it_trains_on_from_there(adopted, demo, run_main):
 
 
 def test_what_cannot_be_converted_is_refused(weights, demo, run_main, trained, tmp_path):
-  for arguments, said in (((f'--workdir={trained}', f'--input={weights[0]}'), 'trained run already'),
-                          ((f'--workdir={tmp_path}/a',), '--input'),
-                          ((f'--workdir={tmp_path}/b', '--input=nowhere.pth'), 'nowhere.pth'),
-                          ((f'--workdir={tmp_path}/c', f'--input={weights[0]}', '--config.model.name=unetpp'), 'unet.safetensors: PyTorch weights for unetpp')):
+  for arguments, said in (
+    ((f'--workdir={trained}', f'--input={weights[0]}'), 'trained run already'),
+    ((f'--workdir={tmp_path}/a',), '--input'),
+    ((f'--workdir={tmp_path}/b', '--input=nowhere.pth'), 'nowhere.pth'),
+    (
+      (f'--workdir={tmp_path}/c', f'--input={weights[0]}', '--config.model.name=unetpp'),
+      'unet.safetensors: PyTorch weights for unetpp',
+    ),
+  ):
     done = run_main('--mode=convert', *demo, *arguments, check=2)
     assert said in done.stderr and 'Traceback' not in done.stderr
   assert not (tmp_path / 'c').exists()
@@ -80,20 +88,41 @@ def state_dict(name, image_shape, **options):
   return state
 
 
-VOLUMES = ('--config.model.size=testing', '--config.data.size=(16, 32, 32)', '--config.data.spacing_mm=()', '--config.data.fit=resize')
+VOLUMES = (
+  '--config.model.size=testing',
+  '--config.data.size=(16, 32, 32)',
+  '--config.data.spacing_mm=()',
+  '--config.data.fit=resize',
+)
 
 
 def test_positions_are_resized_and_other_image_sizes_or_channels_refused(demo, run_main, tmp_path):
   demo = demo[:2]
   np.savez(tmp_path / 'unetr.npz', **state_dict('unetr', (1, 48, 48, 48, 1)))
-  run_main('--mode=convert', *demo, *VOLUMES, '--config.model.name=unetr', f'--workdir={tmp_path}/unetr', f'--input={tmp_path}/unetr.npz')
+  run_main(
+    '--mode=convert',
+    *demo,
+    *VOLUMES,
+    '--config.model.name=unetr',
+    f'--workdir={tmp_path}/unetr',
+    f'--input={tmp_path}/unetr.npz',
+  )
   table = predict.load(str(tmp_path / 'unetr')).variables['params']['patch_embedding']['position_embeddings']
   assert table.shape == (1, 1 * 2 * 2, 24)
 
   np.savez(tmp_path / 'unetrpp.npz', **state_dict('unetrpp', (1, 16, 32, 64, 1)))
   np.savez(tmp_path / 'unet.npz', **state_dict('unet', (1, 16, 16, 3)))
-  for name, more, said in (('unetrpp', VOLUMES, 'not for one-channel images of 16 x 32 x 32'),
-                           ('unet', ('--config.model.size=testing', '--config.model.unet.features=()'), 'recipe=released')):
-    done = run_main('--mode=convert', *demo, *more, f'--config.model.name={name}', f'--workdir={tmp_path}/{name}',
-                    f'--input={tmp_path}/{name}.npz', check=2)
+  for name, more, said in (
+    ('unetrpp', VOLUMES, 'not for one-channel images of 16 x 32 x 32'),
+    ('unet', ('--config.model.size=testing', '--config.model.unet.features=()'), 'recipe=released'),
+  ):
+    done = run_main(
+      '--mode=convert',
+      *demo,
+      *more,
+      f'--config.model.name={name}',
+      f'--workdir={tmp_path}/{name}',
+      f'--input={tmp_path}/{name}.npz',
+      check=2,
+    )
     assert said in done.stderr and not (tmp_path / name).exists()

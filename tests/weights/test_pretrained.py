@@ -36,8 +36,13 @@ def vit_file_shapes(width, depths, hidden, layers, heads, mlp, side):
     mid = width * 2 ** (block - 1)
     for unit in range(1, depth + 1):
       at = f'block{block}/unit{unit}'
-      shapes.update({f'{at}/conv1/kernel': (1, 1, inputs, mid), f'{at}/conv2/kernel': (3, 3, mid, mid),
-                     f'{at}/conv3/kernel': (1, 1, mid, 4 * mid)})
+      shapes.update(
+        {
+          f'{at}/conv1/kernel': (1, 1, inputs, mid),
+          f'{at}/conv2/kernel': (3, 3, mid, mid),
+          f'{at}/conv3/kernel': (1, 1, mid, 4 * mid),
+        }
+      )
       for i, channels in ((1, mid), (2, mid), (3, 4 * mid)):
         norm(f'{at}/gn{i}', channels)
       if unit == 1:
@@ -60,8 +65,13 @@ def vit_file_shapes(width, depths, hidden, layers, heads, mlp, side):
 
 
 def classifier(hidden):
-  return {'cls': np.zeros((1, 1, hidden)), 'pre_logits/kernel': np.zeros((hidden, hidden)), 'pre_logits/bias': np.zeros(hidden),
-          'head/kernel': np.zeros((hidden, 7)), 'head/bias': np.zeros(7)}
+  return {
+    'cls': np.zeros((1, 1, hidden)),
+    'pre_logits/kernel': np.zeros((hidden, hidden)),
+    'pre_logits/bias': np.zeros(hidden),
+    'head/kernel': np.zeros((hidden, 7)),
+    'head/bias': np.zeros(7),
+  }
 
 
 def draw(shapes, seed=0):
@@ -70,8 +80,13 @@ def draw(shapes, seed=0):
   for key, shape in shapes.items():
     z = rng.standard_normal(shape).astype(np.float32)
     small = 0.01 if 'conv' in key else 1  # where dividing by std + 1e-5 and by sqrt(var + 1e-5) are not the same
-    arrays[key] = 1 + 0.1 * z if key.endswith('scale') else small * z / np.float32(np.sqrt(np.prod(shape[:-1]))) \
-      if key.endswith('kernel') else 0.1 * z
+    arrays[key] = (
+      1 + 0.1 * z
+      if key.endswith('scale')
+      else small * z / np.float32(np.sqrt(np.prod(shape[:-1])))
+      if key.endswith('kernel')
+      else 0.1 * z
+    )
   return arrays
 
 
@@ -94,6 +109,7 @@ def google_encoder(file, image, groups=4, heads=4):
   Returns:
     The last block's tokens, normalised, and the features of stride 4.
   """
+
   def conv(key, x, strides=1):
     kernel = file[f'{key}/kernel']
     kernel = (kernel - kernel.mean((0, 1, 2))) / (kernel.std((0, 1, 2)) + 1e-5)
@@ -101,8 +117,11 @@ def google_encoder(file, image, groups=4, heads=4):
     return layer.apply({'params': {'kernel': kernel}}, x)
 
   def under(key):
-    return {'params': traverse_util.unflatten_dict(
-      {tuple(k.removeprefix(f'{key}/').split('/')): v for k, v in file.items() if k.startswith(f'{key}/')})}
+    return {
+      'params': traverse_util.unflatten_dict(
+        {tuple(k.removeprefix(f'{key}/').split('/')): v for k, v in file.items() if k.startswith(f'{key}/')}
+      )
+    }
 
   norm = lambda key, x: nn.GroupNorm(groups).apply(under(key), x)
   x = jnp.repeat(image, 3, -1)
@@ -158,9 +177,17 @@ def test_the_encoder_is_replaced_and_the_decoder_is_not(google_file, fresh, capl
     decoder = key.startswith(('batch_stats', 'params/conv_more', 'params/decoder', 'params/head'))
     assert (new[key] is old[key]) == decoder, key
   at = 'Transformer/encoderblock_1/MultiHeadDotProductAttention_1'
-  for ours, theirs in (('query/kernel', 'query/kernel'), ('value/bias', 'value/bias'), ('out_proj/kernel', 'out/kernel')):
-    assert (new[f'params/layer1/attn/{ours}'] == arrays[f'{at}/{theirs}'].reshape(new[f'params/layer1/attn/{ours}'].shape)).all()
-  assert f'{len(arrays)} arrays' in caplog.text and 'not used: cls, head/bias, head/kernel, pre_logits/bias' in caplog.text
+  for ours, theirs in (
+    ('query/kernel', 'query/kernel'),
+    ('value/bias', 'value/bias'),
+    ('out_proj/kernel', 'out/kernel'),
+  ):
+    assert (
+      new[f'params/layer1/attn/{ours}'] == arrays[f'{at}/{theirs}'].reshape(new[f'params/layer1/attn/{ours}'].shape)
+    ).all()
+  assert (
+    f'{len(arrays)} arrays' in caplog.text and 'not used: cls, head/bias, head/kernel, pre_logits/bias' in caplog.text
+  )
 
 
 def test_full_size_keys_and_shapes_are_the_published_ones():
@@ -174,7 +201,9 @@ def test_full_size_keys_and_shapes_are_the_published_ones():
     assert {key: shape for key, (_, shape) in needed.items()} == {**shapes, table: (1, None, 768)}
 
 
-@pytest.mark.parametrize('image_shape, grid', [((48, 64), (3, 4)), ((64, 48), (4, 3)), ((64, 64), (4, 4)), ((16, 16), (1, 1))])
+@pytest.mark.parametrize(
+  'image_shape, grid', [((48, 64), (3, 4)), ((64, 48), (4, 3)), ((64, 64), (4, 4)), ((16, 16), (1, 1))]
+)
 def test_the_table_of_positions_is_resized_to_any_grid(google_file, image_shape, grid):
   arrays, path = google_file
   model = transunet.make(3, size='testing')
@@ -182,7 +211,11 @@ def test_the_table_of_positions_is_resized_to_any_grid(google_file, image_shape,
   variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
   table = arrays['Transformer/posembed_input/pos_embedding'][0, 1:].reshape(2, 2, 32)
   wanted = scipy.ndimage.zoom(table, (grid[0] / 2, grid[1] / 2, 1), order=1).reshape(1, -1, 32)
-  for options in ({'image_shape': image_shape}, {'position_grid': grid}, {'image_shape': (32, 32), 'position_grid': grid}):
+  for options in (
+    {'image_shape': image_shape},
+    {'position_grid': grid},
+    {'image_shape': (32, 32), 'position_grid': grid},
+  ):
     found = pretrained.load('transunet', path, variables, size='testing', **options)['params']['position_embeddings']
     assert np.abs(found - wanted).max() < 1e-6
   if grid[0] != grid[1]:
@@ -195,8 +228,11 @@ def test_group_norms_may_be_stored_with_ones_in_front(google_file, fresh, tmp_pa
   wrapped = {key: a[None, None, None] if '/gn' in key or key.startswith('gn') else a for key, a in arrays.items()}
   other = str(tmp_path / 'other.npz')
   np.savez(other, **wrapped)
-  jax.tree.map(np.testing.assert_array_equal, pretrained.load('transunet', path, fresh, size='testing'),
-               pretrained.load('transunet', other, fresh, size='testing'))
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    pretrained.load('transunet', path, fresh, size='testing'),
+    pretrained.load('transunet', other, fresh, size='testing'),
+  )
 
 
 def test_a_file_that_does_not_fit_is_refused_with_every_reason(google_file, fresh, tmp_path):
@@ -212,9 +248,17 @@ def test_a_file_that_does_not_fit_is_refused_with_every_reason(google_file, fres
   np.savez(other, **bad)
   with pytest.raises(InputError) as caught:
     pretrained.load('transunet', other, fresh, size='testing')
-  for words in (other, '2 missing: Transformer/encoder_norm/scale, gn_root/bias;', '1 unknown: opt/step;', '3 of another shape',
-                'conv_root/kernel is (7, 7, 1, 8), not (7, 7, 3, 8)', 'is (8, 1), not (8,)', 'is (1, 5, 33), not (1, any, 32)',
-                '1 not of finite numbers: embedding/bias', 'R50%2BViT-B_16.npz'):
+  for words in (
+    other,
+    '2 missing: Transformer/encoder_norm/scale, gn_root/bias;',
+    '1 unknown: opt/step;',
+    '3 of another shape',
+    'conv_root/kernel is (7, 7, 1, 8), not (7, 7, 3, 8)',
+    'is (8, 1), not (8,)',
+    'is (1, 5, 33), not (1, any, 32)',
+    '1 not of finite numbers: embedding/bias',
+    'R50%2BViT-B_16.npz',
+  ):
     assert words in str(caught.value), words
   with pytest.raises(InputError, match=r'query/kernel is \(32, 4, 8\), not \(32, 12, 2\)'):
     pretrained.load('transunet', path, fresh)  # without saying size='testing'
@@ -241,9 +285,13 @@ def test_the_encoder_without_a_resnet_has_a_file_too(tmp_path):
   assert (found['params']['patch_embeddings']['kernel'] == arrays['embedding/kernel']).all()
 
 
-@pytest.mark.parametrize('name, url', [
-  ('transunet', 'https://storage.googleapis.com/vit_models/imagenet21k/R50%2BViT-B_16.npz'),
-  ('vatransunet', 'https://huggingface.co/Visual-Attention-Network/VAN-Tiny-original')])
+@pytest.mark.parametrize(
+  'name, url',
+  [
+    ('transunet', 'https://storage.googleapis.com/vit_models/imagenet21k/R50%2BViT-B_16.npz'),
+    ('vatransunet', 'https://huggingface.co/Visual-Attention-Network/VAN-Tiny-original'),
+  ],
+)
 def test_a_missing_file_is_told_with_where_it_is_published(name, url, tmp_path):
   path = str(tmp_path / 'weights.npz')
   with pytest.raises(InputError) as caught:

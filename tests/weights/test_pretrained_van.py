@@ -23,7 +23,9 @@ def test_full_size_van_keys_and_shapes_are_the_published_ones():
   model = vatransunet.make(9)
   variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 1), jnp.float32))
   needed = pretrained.van_shapes(traverse_util.flatten_dict(variables), vatransunet.TORCH_NAMES)
-  wanted = {key.removeprefix('van.'): tuple(shape) for key, shape in facts['state_dict'].items() if key.startswith('van.')}
+  wanted = {
+    key.removeprefix('van.'): tuple(shape) for key, shape in facts['state_dict'].items() if key.startswith('van.')
+  }
   assert {key: shape for key, (_, shape) in needed.items()} == wanted
   assert sum(np.prod(s) for key, s in wanted.items() if 'running' not in key) == 3_848_800
 
@@ -51,8 +53,9 @@ def van_file(state):
 def test_van_weights_go_into_vatransunet(van, tmp_path):
   fresh, other, state = van
   np.savez(tmp_path / 'van_tiny_754.npz', **van_file(state))
-  safetensors.numpy.save_file({key: np.ascontiguousarray(value) for key, value in van_file(state).items()},
-                              tmp_path / 'van_tiny_754.safetensors')
+  safetensors.numpy.save_file(
+    {key: np.ascontiguousarray(value) for key, value in van_file(state).items()}, tmp_path / 'van_tiny_754.safetensors'
+  )
   for ending in ('npz', 'safetensors'):
     found = pretrained.load('vatransunet', str(tmp_path / f'van_tiny_754.{ending}'), fresh, size='testing')
     for key, value in traverse_util.flatten_dict(found).items():
@@ -74,15 +77,26 @@ def test_van_weights_that_do_not_fit_are_refused(van, tmp_path):
   np.savez(path, **file)
   with pytest.raises(InputError) as caught:
     pretrained.load('vatransunet', path, fresh, size='testing')
-  for words in ('1 missing: norm4.bias', '1 unknown: block9.0.layer_scale_1', 'patch_embed1.proj.weight is (4, 1, 7, 7), not (4, 3, 7, 7)',
-                'VAN-Tiny-original'):
+  for words in (
+    '1 missing: norm4.bias',
+    '1 unknown: block9.0.layer_scale_1',
+    'patch_embed1.proj.weight is (4, 1, 7, 7), not (4, 3, 7, 7)',
+    'VAN-Tiny-original',
+  ):
     assert words in str(caught.value), words
 
 
 def test_a_run_starts_from_them(van, demo, run_main, tmp_path):
   np.savez(tmp_path / 'van_tiny_754.npz', **van_file(van[2]))
-  run = (*demo, '--mode=train', '--config.model.name=vatransunet', '--config.model.size=testing', '--config.train.epochs=1',
-         '--config.train.steps_per_epoch=1', '--config.optimizer.learning_rate=1e-12')
+  run = (
+    *demo,
+    '--mode=train',
+    '--config.model.name=vatransunet',
+    '--config.model.size=testing',
+    '--config.train.epochs=1',
+    '--config.train.steps_per_epoch=1',
+    '--config.optimizer.learning_rate=1e-12',
+  )
   done = run_main(*run, f'--workdir={tmp_path}/run', f'--config.model.pretrained={tmp_path}/none.npz', check=2)
   assert 'none.npz' in done.stderr and 'VAN-Tiny-original' in done.stderr
   run_main(*run, '--mode=prepare', f'--workdir={tmp_path}/run')

@@ -31,9 +31,15 @@ def test_safetensors_and_npz_come_back_and_data_parallels_prefix_goes(tmp_path):
 def test_pytorch_files_in_their_wrappings(tmp_path):
   torch = pytest.importorskip('torch', reason='PyTorch is not installed')
   state = {key: torch.from_numpy(value) for key, value in WEIGHTS.items()}
-  for i, content in enumerate((state, {'state_dict': state, 'epoch': 3}, {'model': {'state_dict': state}},
-                               {f'module.{key}': value for key, value in state.items()},
-                               {'state_dict': {key: torch.nn.Parameter(v) for key, v in state.items()}, 'args': argparse.Namespace(lr=1)})):
+  for i, content in enumerate(
+    (
+      state,
+      {'state_dict': state, 'epoch': 3},
+      {'model': {'state_dict': state}},
+      {f'module.{key}': value for key, value in state.items()},
+      {'state_dict': {key: torch.nn.Parameter(v) for key, v in state.items()}, 'args': argparse.Namespace(lr=1)},
+    )
+  ):
     torch.save(content, tmp_path / f'{i}.pth')
     same(files.read(str(tmp_path / f'{i}.pth')))
 
@@ -48,7 +54,7 @@ def test_torn_and_foreign_files_are_refused_by_name(tmp_path, name):
   else:
     safetensors.numpy.save_file(WEIGHTS, path)
   whole = path.read_bytes()
-  for content in (b'', b'not weights at all', whole[:len(whole) // 2]):
+  for content in (b'', b'not weights at all', whole[: len(whole) // 2]):
     path.write_bytes(content)
     with pytest.raises(InputError, match=name):
       files.read(str(path))

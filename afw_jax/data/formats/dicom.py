@@ -23,14 +23,26 @@ SAME_PLACE_MM = 0.01
 NEEDED = ('Rows', 'Columns', 'PixelSpacing', 'ImagePositionPatient', 'ImageOrientationPatient', 'PixelData')
 INT16 = np.iinfo(np.int16)
 # what pydicom and its decoders raise on files that are damaged or beyond them
-BROKEN = (ArithmeticError, AttributeError, EOFError, LookupError, NotImplementedError, RuntimeError, TypeError,
-          ValueError, BytesLengthException, struct.error, zlib.error)
+BROKEN = (
+  ArithmeticError,
+  AttributeError,
+  EOFError,
+  LookupError,
+  NotImplementedError,
+  RuntimeError,
+  TypeError,
+  ValueError,
+  BytesLengthException,
+  struct.error,
+  zlib.error,
+)
 EXPORT = 'Export the series again, uncompressed, one slice per file.'
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
   """One slice as its file has it: raw pixels (rows, columns), place in the patient (LPS mm), rescaling, checksum."""
+
   name: str
   series: str
   pixels: np.ndarray
@@ -60,8 +72,9 @@ def read_image(folder: str | os.PathLike) -> tuple[np.ndarray, Geometry, str]:
   """
   paths = list_files(folder)
   if not paths:
-    raise InputError(folder, 'there is no DICOM file in this folder',
-                     'Give the folder that holds the slices of one series.')
+    raise InputError(
+      folder, 'there is no DICOM file in this folder', 'Give the folder that holds the slices of one series.'
+    )
   with warnings.catch_warnings():  # pydicom's, on elements that are not used here; those used are checked
     warnings.simplefilter('ignore')
     slices = [_read_slice(path) for path in paths]
@@ -85,8 +98,11 @@ def list_files(folder: str | os.PathLike) -> list[Path]:
   paths = [p for p in entries if p.name.lower() not in JUNK and not p.name.startswith('._')]
   folders = [p.name for p in paths if p.is_dir()]
   if folders:
-    raise InputError(folder, f'it holds folders ({", ".join(folders[:5])}), not only the files of one series',
-                     'Give the one folder that directly holds the slices.')
+    raise InputError(
+      folder,
+      f'it holds folders ({", ".join(folders[:5])}), not only the files of one series',
+      'Give the one folder that directly holds the slices.',
+    )
   return paths
 
 
@@ -116,8 +132,9 @@ def _read_slice(path: Path) -> Slice:
     raise InputError(path, 'its position, orientation or pixel spacing is invalid', EXPORT)
   if np.abs(orientation @ orientation.T - np.eye(2)).max() > 1e-3:
     raise InputError(path, 'the directions of its rows and columns are not perpendicular unit vectors', EXPORT)
-  return Slice(path.name, series, pixels, position, orientation, spacing, slope, intercept,
-               hashlib.sha256(data).digest())
+  return Slice(
+    path.name, series, pixels, position, orientation, spacing, slope, intercept, hashlib.sha256(data).digest()
+  )
 
 
 def _check_kind(path: Path, ds: pydicom.Dataset) -> None:
@@ -125,10 +142,15 @@ def _check_kind(path: Path, ds: pydicom.Dataset) -> None:
     raise InputError(path, f'it holds {ds.NumberOfFrames} frames (multi-frame DICOM)', EXPORT)
   missing = [name for name in NEEDED if name not in ds or ds[name].is_empty]
   if missing:
-    raise InputError(path, f'it is no slice of a scan: {", ".join(missing)} missing',
-                     'Remove it from the folder (reports, dose sheets and the like), or export the series again.')
+    raise InputError(
+      path,
+      f'it is no slice of a scan: {", ".join(missing)} missing',
+      'Remove it from the folder (reports, dose sheets and the like), or export the series again.',
+    )
   if ds.get('SamplesPerPixel', 1) != 1 or ds.get('PhotometricInterpretation') != 'MONOCHROME2':
-    raise InputError(path, f'its pixels are {ds.get("PhotometricInterpretation")}, not MONOCHROME2 (plain grey)', EXPORT)
+    raise InputError(
+      path, f'its pixels are {ds.get("PhotometricInterpretation")}, not MONOCHROME2 (plain grey)', EXPORT
+    )
   if 'ModalityLUTSequence' in ds:
     raise InputError(path, 'its intensities need a modality lookup table, which is not read', EXPORT)
   check_shape(path, (int(ds.Columns), int(ds.Rows), 1))
@@ -144,21 +166,27 @@ def _pixels(path: Path, ds: pydicom.Dataset) -> np.ndarray:
     try:
       pixels = ds.pixel_array
     except BROKEN as e:
-      raise InputError(path, f'its compressed pixels ({syntax.name}) cannot be decoded here ({str(e)[:200]})',
-                       'Decompress the series first (gdcmconv --raw, or dcmdjpeg of DCMTK).') from e
+      raise InputError(
+        path,
+        f'its compressed pixels ({syntax.name}) cannot be decoded here ({str(e)[:200]})',
+        'Decompress the series first (gdcmconv --raw, or dcmdjpeg of DCMTK).',
+      ) from e
   else:
     n_bytes = rows * columns * bits // 8
     if len(ds.PixelData) != n_bytes + n_bytes % 2:
-      raise InputError(path, f'it has {len(ds.PixelData)} bytes of pixels, its size asks for {n_bytes}: truncated or '
-                       'damaged', 'Copy it again. ' + EXPORT)
+      raise InputError(
+        path,
+        f'it has {len(ds.PixelData)} bytes of pixels, its size asks for {n_bytes}: truncated or damaged',
+        'Copy it again. ' + EXPORT,
+      )
     order = '<' if syntax.is_little_endian else '>'
     pixels = np.frombuffer(ds.PixelData, f'{order}{"i" if signed else "u"}{bits // 8}', rows * columns)
   pixels = pixels.reshape(rows, columns)
   low, high = pixels.min(), pixels.max()
   if signed and low >= 0 and stored < bits and high < 2**stored:  # written without extending the sign
     pixels = pixels.astype(np.int64)
-    return np.where(pixels < 2**(stored - 1), pixels, pixels - 2**stored)
-  least, most = (-2**(stored - 1), 2**(stored - 1) - 1) if signed else (0, 2**stored - 1)
+    return np.where(pixels < 2 ** (stored - 1), pixels, pixels - 2**stored)
+  least, most = (-(2 ** (stored - 1)), 2 ** (stored - 1) - 1) if signed else (0, 2**stored - 1)
   if low < least or high > most:
     raise InputError(path, f'its pixels exceed the {stored} bits that it says are used', EXPORT)
   return pixels
@@ -169,7 +197,9 @@ def _rescale(path: Path, ds: pydicom.Dataset) -> tuple[float, float]:
   if slope is None and intercept is None and ds.get('Modality') != 'CT':
     return 1.0, 0.0
   if slope is None or intercept is None:
-    raise InputError(path, 'its RescaleSlope or RescaleIntercept is missing: the intensities could be off by 1024', EXPORT)
+    raise InputError(
+      path, 'its RescaleSlope or RescaleIntercept is missing: the intensities could be off by 1024', EXPORT
+    )
   slope, intercept = float(slope), float(intercept)
   if not (np.isfinite(slope) and np.isfinite(intercept)) or slope == 0:
     raise InputError(path, f'its rescaling is invalid (slope {slope:g}, intercept {intercept:g})', EXPORT)
@@ -179,8 +209,11 @@ def _rescale(path: Path, ds: pydicom.Dataset) -> tuple[float, float]:
 def _check_alike(folder: str | os.PathLike, slices: list[Slice]) -> None:
   series = Counter(s.series for s in slices)
   if len(series) > 1:
-    raise InputError(folder, f'it mixes {len(series)} series ({" + ".join(map(str, series.values()))} slices)',
-                     'Put every series in a folder of its own (by SeriesInstanceUID).')
+    raise InputError(
+      folder,
+      f'it mixes {len(series)} series ({" + ".join(map(str, series.values()))} slices)',
+      'Put every series in a folder of its own (by SeriesInstanceUID).',
+    )
   first = slices[0]
   for s in slices[1:]:
     cure = 'Leave only the slices of one stack in the folder (no localiser, no second reconstruction).'
@@ -203,21 +236,29 @@ def _geometry(folder: str | os.PathLike, slices: list[Slice]) -> Geometry:
   gaps = np.diff(positions @ np.cross(*slices[0].orientation))
   if gaps.min() < SAME_PLACE_MM:
     k = int(gaps.argmin())
-    raise InputError(folder, f'{slices[k].name} and {slices[k + 1].name} lie at the same place',
-                     'Leave only one of each slice, and only one phase or echo, in the folder.')
+    raise InputError(
+      folder,
+      f'{slices[k].name} and {slices[k + 1].name} lie at the same place',
+      'Leave only one of each slice, and only one phase or echo, in the folder.',
+    )
   step = (positions[-1] - positions[0]) / (n - 1)
   off = np.linalg.norm(positions - positions[0] - np.arange(n)[:, None] * step, axis=1)
   if off.max() > MAX_OFF_GRID * np.linalg.norm(step):
     k = int(np.abs(gaps - np.median(gaps)).argmax())
-    raise InputError(folder, f'its slices are not evenly spaced: {gaps[k]:.3f} mm between {slices[k].name} and '
-                     f'{slices[k + 1].name}, usually {np.median(gaps):.3f} mm. A slice is missing, or the spacing varies',
-                     'Copy the whole series again, or resample it to an even spacing.')
+    raise InputError(
+      folder,
+      f'its slices are not evenly spaced: {gaps[k]:.3f} mm between {slices[k].name} and '
+      f'{slices[k + 1].name}, usually {np.median(gaps):.3f} mm. A slice is missing, or the spacing varies',
+      'Copy the whole series again, or resample it to an even spacing.',
+    )
   (row, column), (between_rows, between_columns) = slices[0].orientation, slices[0].pixel_spacing
   affine = np.eye(4)
   affine[:3] = np.stack([row * between_columns, column * between_rows, step, positions[0]], axis=1)
   affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM's LPS -> RAS
   check_affine(folder, affine)
-  affine = affine.astype(np.float32)  # as a NIfTI header keeps it, so that label maps written on this grid agree exactly
+  affine = affine.astype(
+    np.float32
+  )  # as a NIfTI header keeps it, so that label maps written on this grid agree exactly
   return Geometry(shape=(columns, rows, n), affine=affine.tolist(), slice_files=tuple(s.name for s in slices))
 
 

@@ -34,6 +34,7 @@ class Geometry:
     has_mm: False where the source carries no spacing (TransUNet's files): 'mm' then means voxels.
     slice_files: names of the files of slices k = 0, 1, ... where each slice is a file (DICOM), else empty.
   """
+
   shape: tuple[int, int, int]
   affine: tuple[tuple[float, ...], ...]
   sform_code: int = 1
@@ -107,16 +108,22 @@ class Geometry:
 def check_shape(path: object, shape: tuple[int, ...]) -> None:
   """Raises InputError unless `shape` is three sizes, each within [1, 4096], with at most 2^30 voxels in all."""
   if len(shape) != 3 or not all(1 <= n <= MAX_DIM for n in shape) or np.prod(shape, dtype=object) > MAX_VOXELS:
-    raise InputError(path, f'its size {tuple(shape)} is not that of one 3D volume (1 to {MAX_DIM} voxels per axis, '
-                     f'{MAX_VOXELS} in all)', 'Give one 3D scan per file; crop or resample a larger one.')
+    raise InputError(
+      path,
+      f'its size {tuple(shape)} is not that of one 3D volume (1 to {MAX_DIM} voxels per axis, {MAX_VOXELS} in all)',
+      'Give one 3D scan per file; crop or resample a larger one.',
+    )
 
 
 def check_memory(path: object, n_bytes: int) -> None:
   """Raises InputError where reading a file would take more memory than the machine can give now."""
   free = _available_bytes()
   if n_bytes > free:
-    raise InputError(path, f'reading it takes {n_bytes / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free',
-                     'Crop or resample the scan, close other programs, or use a machine with more memory.')
+    raise InputError(
+      path,
+      f'reading it takes {n_bytes / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free',
+      'Crop or resample the scan, close other programs, or use a machine with more memory.',
+    )
 
 
 def check_affine(path: object, affine: np.ndarray) -> None:
@@ -133,30 +140,40 @@ def check_affine(path: object, affine: np.ndarray) -> None:
   directions = affine[:3, :3] / sizes
   shear = np.abs(directions.T @ directions - np.eye(3)).max()
   if shear > MAX_SHEAR:
-    raise InputError(path, f'its axes are sheared: they are {np.degrees(np.arcsin(min(1.0, shear))):.2f} degrees away '
-                     'from perpendicular', 'Resample it to a grid with perpendicular axes first (for a tilted gantry: '
-                     'dcm2niix writes such a file).')
+    raise InputError(
+      path,
+      f'its axes are sheared: they are {np.degrees(np.arcsin(min(1.0, shear))):.2f} degrees away from perpendicular',
+      'Resample it to a grid with perpendicular axes first (for a tilted gantry: dcm2niix writes such a file).',
+    )
 
 
 def check_agreement(path: object, affine: np.ndarray, pixdim: np.ndarray, qform: np.ndarray | None) -> None:
   """Raises InputError where a NIfTI header gives two different voxel sizes, or two different places (sform, qform)."""
   sizes = np.linalg.norm(affine[:3, :3], axis=0)
   if np.abs(pixdim / sizes - 1).max() > MAX_DISAGREEMENT:
-    raise InputError(path, f'its voxel size is {pixdim.round(4).tolist()} mm by pixdim, but {sizes.round(4).tolist()} mm '
-                     'by its affine', 'Find out which is true and write the file again with that one.')
+    raise InputError(
+      path,
+      f'its voxel size is {pixdim.round(4).tolist()} mm by pixdim, but {sizes.round(4).tolist()} mm by its affine',
+      'Find out which is true and write the file again with that one.',
+    )
   if qform is not None:
     turned = np.linalg.norm(affine[:3, :3] - qform[:3, :3], axis=0) / sizes
     moved = np.linalg.norm(affine[:3, 3] - qform[:3, 3]) / sizes.min()
     if turned.max() > MAX_DISAGREEMENT or moved > 0.5:
-      raise InputError(path, 'its sform and its qform place it differently',
-                       'Find out which is true and write the file again with both equal.')
+      raise InputError(
+        path,
+        'its sform and its qform place it differently',
+        'Find out which is true and write the file again with both equal.',
+      )
 
 
 def _available_bytes() -> int:
   free = [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')]
   meminfo, cgroup = Path('/proc/meminfo'), Path('/sys/fs/cgroup/memory.max')  # Linux; a container's own limit
   if meminfo.exists():
-    free += [int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if line.startswith('MemAvailable')]
+    free += [
+      int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if line.startswith('MemAvailable')
+    ]
   if cgroup.exists() and (limit := cgroup.read_text().strip()).isdigit():
     free.append(int(limit))
   return min(free)

@@ -44,12 +44,18 @@ def read_label(path: str | os.PathLike) -> Decoded:
 
   def choose(low: float, high: float, integral: bool) -> np.dtype:
     if not integral:
-      raise InputError(path, 'its values are not all integers, so it is no label map',
-                       'Give the label file; a resampled one must be resampled with nearest neighbour, and must not '
-                       'carry a scale factor (scl_slope).')
+      raise InputError(
+        path,
+        'its values are not all integers, so it is no label map',
+        'Give the label file; a resampled one must be resampled with nearest neighbour, and must not '
+        'carry a scale factor (scl_slope).',
+      )
     if low < 0 or high > 65535:
-      raise InputError(path, f'its label ids run from {low:g} to {high:g}; 0 to 65535 are possible',
-                       'Give the label file (not the scan), with ids that are not negative.')
+      raise InputError(
+        path,
+        f'its label ids run from {low:g} to {high:g}; 0 to 65535 are possible',
+        'Give the label file (not the scan), with ids that are not negative.',
+      )
     return np.dtype(np.uint8 if high <= 255 else np.uint16)
 
   return _read(path, choose)
@@ -61,8 +67,11 @@ def write(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) -> Non
   if not path.name.endswith(('.nii', '.nii.gz')):
     raise InputError(path, 'not written: the name does not end in .nii or .nii.gz', 'Choose such a name.')
   if array.shape != geometry.internal_shape:
-    raise InputError(path, f'not written: the array is {array.shape}, the grid of the source scan is '
-                     f'{geometry.internal_shape} (z, y, x)', 'Bring it back to the grid of the scan first.')
+    raise InputError(
+      path,
+      f'not written: the array is {array.shape}, the grid of the source scan is {geometry.internal_shape} (z, y, x)',
+      'Bring it back to the grid of the scan first.',
+    )
   native = geometry.to_native(array)
   header = _header_to_write(native.dtype, geometry)
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
@@ -76,8 +85,11 @@ def write(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) -> Non
       os.fsync(raw.fileno())
     os.replace(temporary, path)
   except OSError as e:
-    raise InputError(path, f'cannot be written ({e.strerror or e})',
-                     'Check that the folder exists, that you may write there, and that the disk is not full.') from e
+    raise InputError(
+      path,
+      f'cannot be written ({e.strerror or e})',
+      'Check that the folder exists, that you may write there, and that the disk is not full.',
+    ) from e
   finally:
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
@@ -94,8 +106,9 @@ def _header_to_write(dtype: np.dtype, geometry: Geometry) -> nib.Nifti1Header:
   header.set_qform(np.array(geometry.affine), code=geometry.qform_code)
   if geometry.qform is not None:  # bit for bit as in the source
     header['pixdim'][:4] = geometry.qform[:4]
-    for name, value in zip(('quatern_b', 'quatern_c', 'quatern_d', 'qoffset_x', 'qoffset_y', 'qoffset_z'),
-                           geometry.qform[4:]):
+    for name, value in zip(
+      ('quatern_b', 'quatern_c', 'quatern_d', 'qoffset_x', 'qoffset_y', 'qoffset_z'), geometry.qform[4:]
+    ):
       header[name] = value
   header.set_sform(np.array(geometry.affine), code=geometry.sform_code)
   header['xyzt_units'] = geometry.xyzt_units
@@ -133,8 +146,11 @@ def _extent(path: str | os.PathLike, native: np.ndarray, slope: float, inter: fl
     lows.append(slab.min().item())
     highs.append(slab.max().item())
     if not (np.isfinite(lows[-1]) and np.isfinite(highs[-1])):
-      raise InputError(path, f'slice {k} (counted from 0) has NaN or infinite voxels',
-                       'Replace them, knowing what they stand for, and write the file again.')
+      raise InputError(
+        path,
+        f'slice {k} (counted from 0) has NaN or infinite voxels',
+        'Replace them, knowing what they stand for, and write the file again.',
+      )
     integral = integral and (slab.dtype.kind in 'iu' or bool(np.all(slab == np.rint(slab))))
   return min(lows), max(highs), integral
 
@@ -163,15 +179,19 @@ def _decode(path: str | os.PathLike) -> tuple[np.ndarray, float, float, Geometry
     at = -start  # position of the next byte relative to the first voxel
     for piece in itertools.chain([head], pieces):
       if at + len(piece) > n_bytes:
-        raise InputError(path, 'it holds more bytes than its header accounts for: header and data do not belong '
-                         'together', REWRITE)
-      data = piece[max(0, -at):]
+        raise InputError(
+          path, 'it holds more bytes than its header accounts for: header and data do not belong together', REWRITE
+        )
+      data = piece[max(0, -at) :]
       at += len(piece)
       if data:
-        voxels[at - len(data):at] = np.frombuffer(data, np.uint8)
+        voxels[at - len(data) : at] = np.frombuffer(data, np.uint8)
   if at < n_bytes:
-    raise InputError(path, f'its data end {n_bytes - at} bytes too early: it is truncated, or its header claims too '
-                     'many voxels', DAMAGED)
+    raise InputError(
+      path,
+      f'its data end {n_bytes - at} bytes too early: it is truncated, or its header claims too many voxels',
+      DAMAGED,
+    )
   return voxels.view(dtype).reshape(geometry.shape, order='F'), slope, inter, geometry, digest.hexdigest()
 
 
@@ -206,8 +226,11 @@ def _parse(path: str | os.PathLike, head: bytes) -> nib.Nifti1Header:
     for kind, length, magic in ((nib.Nifti1Header, 348, b'n+1\0'), (nib.Nifti2Header, 540, b'n+2\0\r\n\x1a\n')):
       if len(head) >= length and int.from_bytes(head[:4], name) == length:
         if magic not in (head[344:348], head[4:12]):
-          raise InputError(path, 'it is not a single-file NIfTI image (Analyze, a .hdr/.img pair, or damaged)',
-                           'Convert it to .nii.gz.')
+          raise InputError(
+            path,
+            'it is not a single-file NIfTI image (Analyze, a .hdr/.img pair, or damaged)',
+            'Convert it to .nii.gz.',
+          )
         return kind(head[:length], endianness=order, check=False)
   raise InputError(path, 'it is not a NIfTI file', 'Give a .nii or .nii.gz image. ' + DAMAGED)
 
@@ -215,8 +238,11 @@ def _parse(path: str | os.PathLike, head: bytes) -> nib.Nifti1Header:
 def _check_type(path: str | os.PathLike, header: nib.Nifti1Header) -> np.dtype:
   code, bits = int(header['datatype']), int(header['bitpix'])
   if code not in DTYPES:
-    raise InputError(path, f'its data type (NIfTI code {code}) is not one real number per voxel: complex, RGB and the '
-                     'like are not read', 'Give a greyscale scan or a label map.')
+    raise InputError(
+      path,
+      f'its data type (NIfTI code {code}) is not one real number per voxel: complex, RGB and the like are not read',
+      'Give a greyscale scan or a label map.',
+    )
   dtype = np.dtype(DTYPES[code]).newbyteorder(header.endianness)
   if bits != 8 * dtype.itemsize:
     raise InputError(path, f'its header says {bits} bits per voxel, its data type has {8 * dtype.itemsize}', REWRITE)
@@ -226,8 +252,12 @@ def _check_type(path: str | os.PathLike, header: nib.Nifti1Header) -> np.dtype:
 def _scale(path: str | os.PathLike, header: nib.Nifti1Header) -> tuple[float, float]:
   slope, inter = float(header['scl_slope']), float(header['scl_inter'])
   if not (np.isfinite(slope) and np.isfinite(inter)) or (slope == 0 and inter != 0):
-    raise InputError(path, f'its scaling is undefined (scl_slope {slope:g}, scl_inter {inter:g}): the intensities '
-                     'could be off by any amount', REWRITE)
+    raise InputError(
+      path,
+      f'its scaling is undefined (scl_slope {slope:g}, scl_inter {inter:g}): the intensities '
+      'could be off by any amount',
+      REWRITE,
+    )
   return (slope, inter) if slope else (1.0, 0.0)  # slope 0 means "not scaled" in the standard
 
 
@@ -239,15 +269,20 @@ def _check_size(path: str | os.PathLike, header: nib.Nifti1Header, n_bytes: int,
     raise InputError(path, f'its header puts the first voxel at byte {offset:g}; {first} is the least', REWRITE)
   claimed = int(offset) + n_bytes
   if claimed > file_bytes * (MAX_DEFLATE_RATIO if is_gz else 1):
-    raise InputError(path, f'its header claims {claimed} bytes, more than a file of {file_bytes} bytes can hold', DAMAGED)
+    raise InputError(
+      path, f'its header claims {claimed} bytes, more than a file of {file_bytes} bytes can hold', DAMAGED
+    )
   return int(offset)
 
 
 def _geometry(path: str | os.PathLike, header: nib.Nifti1Header) -> Geometry:
   dim = [int(n) for n in header['dim']]
-  if not 3 <= dim[0] <= 7 or any(n != 1 for n in dim[4:dim[0] + 1]):
-    raise InputError(path, f'it is not one 3D volume (dim = {dim[:max(1, min(dim[0], 7)) + 1]})',
-                     'Split a series into 3D files; stack 2D slices into one.')
+  if not 3 <= dim[0] <= 7 or any(n != 1 for n in dim[4 : dim[0] + 1]):
+    raise InputError(
+      path,
+      f'it is not one 3D volume (dim = {dim[: max(1, min(dim[0], 7)) + 1]})',
+      'Split a series into 3D files; stack 2D slices into one.',
+    )
   shape = tuple(dim[1:4])  # a fourth dimension of 1 is the same single volume
   check_shape(path, shape)
   pixdim = header['pixdim'][1:4].astype(np.float64)
@@ -258,16 +293,25 @@ def _geometry(path: str | os.PathLike, header: nib.Nifti1Header) -> Geometry:
     raise InputError(path, 'its lengths are not in mm (xyzt_units)', 'Write its geometry in mm.')
   sform_code, qform_code = int(header['sform_code']), int(header['qform_code'])
   if not (0 <= sform_code <= 5 and 0 <= qform_code <= 5) or sform_code == qform_code == 0:
-    raise InputError(path, f'it does not say where it lies (sform_code {sform_code}, qform_code {qform_code})',
-                     'Write it again with a valid affine; orientation and left/right would be guesses.')
+    raise InputError(
+      path,
+      f'it does not say where it lies (sform_code {sform_code}, qform_code {qform_code})',
+      'Write it again with a valid affine; orientation and left/right would be guesses.',
+    )
   qform = _qform(path, header) if qform_code else None
   with np.errstate(invalid='ignore'):  # NaN is refused by check_affine
     affine = header.get_sform().astype(np.float64) if sform_code else qform
   check_affine(path, affine)
   check_agreement(path, affine, pixdim, qform)
   raw = [*header['pixdim'][:4], *(header[f'quatern_{n}'] for n in 'bcd'), *(header[f'qoffset_{n}'] for n in 'xyz')]
-  return Geometry(shape=shape, affine=affine.tolist(), sform_code=sform_code, qform_code=qform_code, xyzt_units=units,
-                  qform=[float(v) for v in raw] if np.all(np.isfinite(raw)) else None)
+  return Geometry(
+    shape=shape,
+    affine=affine.tolist(),
+    sform_code=sform_code,
+    qform_code=qform_code,
+    xyzt_units=units,
+    qform=[float(v) for v in raw] if np.all(np.isfinite(raw)) else None,
+  )
 
 
 def _qform(path: str | os.PathLike, header: nib.Nifti1Header) -> np.ndarray:

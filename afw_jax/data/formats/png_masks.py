@@ -15,8 +15,16 @@ from afw_jax.data.formats.dicom import list_files
 from afw_jax.data.formats.geometry import Geometry
 from afw_jax.errors import InputError
 
-BROKEN = (Image.DecompressionBombError, EOFError, LookupError, OSError, SyntaxError, ValueError, struct.error,
-          zlib.error)
+BROKEN = (
+  Image.DecompressionBombError,
+  EOFError,
+  LookupError,
+  OSError,
+  SyntaxError,
+  ValueError,
+  struct.error,
+  zlib.error,
+)
 WHOLE = 'Copy the folder of masks and its DICOM folder again, whole and with their original names.'
 
 
@@ -35,13 +43,19 @@ def read_label(folder: str | os.PathLike, geometry: Geometry) -> tuple[np.ndarra
     InputError: a mask too few or too many, of another size, damaged or not grey; an order that names do not settle.
   """
   if not geometry.slice_files:
-    raise InputError(folder, 'PNG masks need the DICOM series they were drawn on: its file names give the slice order',
-                     'Use them with the DICOM folder, not with a converted scan.')
+    raise InputError(
+      folder,
+      'PNG masks need the DICOM series they were drawn on: its file names give the slice order',
+      'Use them with the DICOM folder, not with a converted scan.',
+    )
   paths = list_files(folder)
   others = [p.name for p in paths if p.suffix.lower() != '.png']
   if others or not paths:
-    raise InputError(folder, f'it is no folder of PNG masks ({", ".join(others[:3]) or "nothing in it"})',
-                     'Give the folder that holds one PNG mask per slice and nothing else.')
+    raise InputError(
+      folder,
+      f'it is no folder of PNG masks ({", ".join(others[:3]) or "nothing in it"})',
+      'Give the folder that holds one PNG mask per slice and nothing else.',
+    )
   if len(paths) != len(geometry.slice_files):
     raise InputError(folder, f'{len(paths)} masks for {len(geometry.slice_files)} DICOM slices', WHOLE)
   array = np.empty(geometry.internal_shape, np.uint8)
@@ -65,8 +79,12 @@ def _in_slice_order(folder: str | os.PathLike, paths: list[Path], slice_files: t
     raise InputError(folder, 'the names of the masks do not number the slices one by one', WHOLE)
   ranked = sorted(range(len(stems)), key=lambda k: _natural(stems[k]))  # slice indices in the order of their names
   if ranked not in (list(range(len(stems))), list(range(len(stems)))[::-1]):
-    raise InputError(folder, 'the DICOM files are not named in the order of their positions, so it is unknown which mask '
-                     'belongs to which slice', WHOLE)
+    raise InputError(
+      folder,
+      'the DICOM files are not named in the order of their positions, so it is unknown which mask '
+      'belongs to which slice',
+      WHOLE,
+    )
   return [path for _, path in sorted(zip(ranked, masks))]
 
 
@@ -99,6 +117,10 @@ def _read_mask(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, bytes]:
   except BROKEN as e:
     raise InputError(path, f'it is not a sound PNG image ({e})', WHOLE) from e
   if mask is None:
-    raise InputError(path, f'it is {found[0]} x {found[1]} pixels of mode {mode}; the scan has {size[0]} x {size[1]}, and '
-                     'masks are grey (8 bit) or black and white', WHOLE)
+    raise InputError(
+      path,
+      f'it is {found[0]} x {found[1]} pixels of mode {mode}; the scan has {size[0]} x {size[1]}, and '
+      'masks are grey (8 bit) or black and white',
+      WHOLE,
+    )
   return mask, hashlib.sha256(data).digest()

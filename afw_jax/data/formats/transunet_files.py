@@ -15,7 +15,7 @@ from afw_jax.errors import InputError
 
 MAX_RATIO = 1100  # deflate cannot do better than 1032
 RANGE_SLACK = 1e-6  # rounding of values that were scaled to [0, 1]
-AGAIN = 'Copy it again from TransUNet\'s preprocessed Synapse data.'
+AGAIN = "Copy it again from TransUNet's preprocessed Synapse data."
 
 Decoded = tuple[np.ndarray, Geometry, str]
 
@@ -40,8 +40,9 @@ def read_label(path: str | os.PathLike) -> Decoded:
   """One case's label map as (D, H, W) uint8; arguments and errors as `read_image`."""
   array, sha256 = _read(path, 'label')
   if not (array.min() >= 0 and array.max() <= 255 and np.all(array == np.rint(array))):
-    raise InputError(path, f'its label has values from {array.min():g} to {array.max():g} that are not all integers in '
-                     '0..255', AGAIN)
+    raise InputError(
+      path, f'its label has values from {array.min():g} to {array.max():g} that are not all integers in 0..255', AGAIN
+    )
   return array.astype(np.uint8), _geometry(array.shape), sha256
 
 
@@ -54,13 +55,15 @@ def read_list(path: str | os.PathLike) -> list[str]:
   try:
     lines = Path(path).read_text(encoding='ascii').split('\n')
   except (OSError, UnicodeDecodeError) as e:
-    raise InputError(path, f'cannot be read as a list of names ({e})', 'Give TransUNet\'s train.txt or test_vol.txt.') from e
+    raise InputError(
+      path, f'cannot be read as a list of names ({e})', "Give TransUNet's train.txt or test_vol.txt."
+    ) from e
   names = [line.strip().removesuffix('.npz') for line in lines if line.strip()]
   for n, name in enumerate(names):
     if not re.fullmatch(r'case\d{4}(_slice\d{3})?', name) or name in names[:n]:
       raise InputError(path, f'"{name[:40]}" is no name of a case or slice, or comes twice', 'Correct the list.')
   if not names:
-    raise InputError(path, 'the list is empty', 'Give TransUNet\'s train.txt or test_vol.txt.')
+    raise InputError(path, 'the list is empty', "Give TransUNet's train.txt or test_vol.txt.")
   return names
 
 
@@ -113,16 +116,23 @@ def _read_slices(pattern: str | os.PathLike, key: str) -> tuple[np.ndarray, str]
   try:
     names = sorted(p.name for p in folder.iterdir() if re.fullmatch(re.escape(case) + r'_slice\d{3}\.npz', p.name))
   except OSError as e:
-    raise InputError(pattern, f'its folder cannot be read ({e.strerror or e})', 'Check the path and its permissions.') from e
+    raise InputError(
+      pattern, f'its folder cannot be read ({e.strerror or e})', 'Check the path and its permissions.'
+    ) from e
   wanted = [f'{case}_slice{n:03d}.npz' for n in range(len(names))]
   if not names or names != wanted:
     absent = sorted(set(wanted) - set(names))
-    raise InputError(folder / (absent[0] if absent else f'{case}_slice000.npz'), 'this slice of the case is missing',
-                     'Copy all slices of the case; they are numbered from 000 without a gap.')
+    raise InputError(
+      folder / (absent[0] if absent else f'{case}_slice000.npz'),
+      'this slice of the case is missing',
+      'Copy all slices of the case; they are numbered from 000 without a gap.',
+    )
   slices = [_read_npz(folder / name, key) for name in names]
   for name, (array, _) in zip(names, slices):
     if array.shape != slices[0][0].shape:
-      raise InputError(folder / name, f'its size {array.shape} is not that of the first slice, {slices[0][0].shape}', AGAIN)
+      raise InputError(
+        folder / name, f'its size {array.shape} is not that of the first slice, {slices[0][0].shape}', AGAIN
+      )
   check_shape(pattern, (len(slices), *slices[0][0].shape))
   return np.stack([array for array, _ in slices]), hashlib.sha256(b''.join(digest for _, digest in slices)).hexdigest()
 
@@ -143,8 +153,16 @@ def _read_npz(path: Path, key: str) -> tuple[np.ndarray, bytes]:
     return array, digest
   except InputError:
     raise
-  except (OSError, EOFError, KeyError, NotImplementedError, RuntimeError, ValueError, zipfile.BadZipFile,
-          zlib.error) as e:
+  except (
+    OSError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+  ) as e:
     raise InputError(path, f'it is no readable .npz file ({e})', AGAIN) from e
 
 
@@ -156,8 +174,11 @@ def _check_member(path: Path, archive: zipfile.ZipFile, name: str) -> tuple[int,
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read_header(member)
   if dtype.hasobject:
-    raise InputError(path, f'its "{name}" is pickled, which is refused because reading it could run code',
-                     'Save plain arrays of numbers (np.savez without objects).')
+    raise InputError(
+      path,
+      f'its "{name}" is pickled, which is refused because reading it could run code',
+      'Save plain arrays of numbers (np.savez without objects).',
+    )
   if dtype.kind not in 'biuf' or len(shape) != 2 or not all(1 <= n <= MAX_DIM for n in shape):
     raise InputError(path, f'its "{name}" is {dtype} of shape {shape}, not one slice of numbers', AGAIN)
   return shape

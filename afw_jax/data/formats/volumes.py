@@ -10,8 +10,10 @@ from afw_jax.data.formats import dicom, nifti, png_masks, transunet_files
 from afw_jax.data.formats.geometry import SAME_AFFINE_MM, Geometry
 from afw_jax.errors import InputError
 
-READABLE = ('Give a NIfTI file (.nii, .nii.gz), a folder with one DICOM series, TransUNet\'s caseXXXX.npy.h5, or '
-            'caseXXXX_slice*.npz for its slices.')
+READABLE = (
+  "Give a NIfTI file (.nii, .nii.gz), a folder with one DICOM series, TransUNet's caseXXXX.npy.h5, or "
+  'caseXXXX_slice*.npz for its slices.'
+)
 INT16 = np.iinfo(np.int16)
 
 
@@ -26,6 +28,7 @@ class Volume:
     source: the path it came from.
     sha256: of the source bytes; of a folder: of its files in slice order.
   """
+
   array: np.ndarray
   geometry: Geometry
   source: str
@@ -75,8 +78,11 @@ def read_label(path: str | os.PathLike, *, geometry: Geometry | None = None) -> 
   kind = _kind(path)
   if kind == 'folder':
     if geometry is None:
-      raise InputError(path, 'a folder of PNG masks has no geometry of its own',
-                       'Give the scan it belongs to: read_label(folder, geometry=read_image(dicom_folder).geometry).')
+      raise InputError(
+        path,
+        'a folder of PNG masks has no geometry of its own',
+        'Give the scan it belongs to: read_label(folder, geometry=read_image(dicom_folder).geometry).',
+      )
     return _volume(path, png_masks.read_label(path, geometry))
   if kind == 'nifti':
     return _volume(path, nifti.read_label(path))
@@ -114,13 +120,18 @@ def write_image(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) 
 def check_pair(image: Volume, label: Volume) -> None:
   """Raises InputError unless scan and label lie on the same voxels (compared in the internal orientation)."""
   if image.array.shape != label.array.shape:
-    raise InputError(label.source, f'its shape {label.array.shape} (z, y, x) is not that of the scan {image.source}, '
-                     f'{image.array.shape}', 'Use the label map drawn on this very scan, or resample it to its grid.')
+    raise InputError(
+      label.source,
+      f'its shape {label.array.shape} (z, y, x) is not that of the scan {image.source}, {image.array.shape}',
+      'Use the label map drawn on this very scan, or resample it to its grid.',
+    )
   difference = np.abs(image.geometry.internal_affine - label.geometry.internal_affine).max()
   if difference > SAME_AFFINE_MM:
-    raise InputError(label.source, f'its affine differs by {difference:.4g} mm from that of the scan {image.source}',
-                     'Use the label map drawn on this very scan; if only its header is wrong, copy the affine of the '
-                     'scan into it.')
+    raise InputError(
+      label.source,
+      f'its affine differs by {difference:.4g} mm from that of the scan {image.source}',
+      'Use the label map drawn on this very scan; if only its header is wrong, copy the affine of the scan into it.',
+    )
 
 
 def _volume(path: str | os.PathLike, parts: tuple[np.ndarray, Geometry, str]) -> Volume:
@@ -154,8 +165,11 @@ def _as_label(path: str | os.PathLike, array: np.ndarray) -> np.ndarray:
   """The array as uint8; InputError unless it is of integers (or bool) within 0..255."""
   array = np.asarray(array)
   if array.dtype.kind not in 'biu' or (array.size and (array.min() < 0 or array.max() > 255)):
-    raise InputError(path, f'not written: a label map needs integers from 0 to 255, this is {_describe(array)}',
-                     'Map the classes to ids from 0 to 255 first.')
+    raise InputError(
+      path,
+      f'not written: a label map needs integers from 0 to 255, this is {_describe(array)}',
+      'Map the classes to ids from 0 to 255 first.',
+    )
   return array.astype(np.uint8, copy=False)
 
 
@@ -165,8 +179,11 @@ def _as_image(path: str | os.PathLike, array: np.ndarray) -> np.ndarray:
   limit = float(np.finfo(np.float32).max) if array.dtype.kind == 'f' else INT16.max
   fits = array.dtype.kind in 'biuf' and (not array.size or (-limit - 1 <= array.min() and array.max() <= limit))
   if not fits:  # NaN compares false, so it ends here too
-    raise InputError(path, f'not written: a scan needs int16 or finite float32 values, this is {_describe(array)}',
-                     'Rescale the values, or give them as finite floats.')
+    raise InputError(
+      path,
+      f'not written: a scan needs int16 or finite float32 values, this is {_describe(array)}',
+      'Rescale the values, or give them as finite floats.',
+    )
   return array.astype(np.float32 if array.dtype.kind == 'f' else np.int16, copy=False)
 
 

@@ -3,4 +3,4 @@
 from afw_jax.data.phantom.anatomy import ORGANS
 from afw_jax.data.phantom.make import AXIS_CODES, make_phantom, native_geometry, write_phantoms
 
-__all__ = ["AXIS_CODES", "ORGANS", "make_phantom", "native_geometry", "write_phantoms"]
+__all__ = ['AXIS_CODES', 'ORGANS', 'make_phantom', 'native_geometry', 'write_phantoms']

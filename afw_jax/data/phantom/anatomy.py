@@ -9,12 +9,35 @@ from scipy.interpolate import CubicSpline
 
 ORGANS = ('aorta', 'gallbladder', 'left_kidney', 'right_kidney', 'liver', 'pancreas', 'spleen', 'stomach')
 # tissue: mean HU and half the range over patients
-HU = {'air': (-1000, 0), 'lung': (-850, 30), 'fat': (-100, 8), 'muscle': (60, 6), 'skin': (40, 0), 'bone': (450, 60),
-      'marrow': (180, 40), 'disc': (85, 8), 'canal': (25, 5), 'vein': (132, 8), 'bowel_wall': (70, 10),
-      'bowel': (25, 15), 'gas': (-900, 40), 'couch': (-200, 60), 'heart': (135, 10), 'sinus': (-40, 20),
-      'liver': (110, 10), 'liver_vessel': (150, 12), 'spleen': (122, 10), 'cortex': (182, 12), 'medulla': (150, 12),
-      'aorta': (168, 12), 'pancreas': (90, 8), 'gallbladder': (10, 7), 'gallbladder_wall': (60, 8),
-      'stomach_wall': (65, 8), 'stomach': (25, 15)}
+HU = {
+  'air': (-1000, 0),
+  'lung': (-850, 30),
+  'fat': (-100, 8),
+  'muscle': (60, 6),
+  'skin': (40, 0),
+  'bone': (450, 60),
+  'marrow': (180, 40),
+  'disc': (85, 8),
+  'canal': (25, 5),
+  'vein': (132, 8),
+  'bowel_wall': (70, 10),
+  'bowel': (25, 15),
+  'gas': (-900, 40),
+  'couch': (-200, 60),
+  'heart': (135, 10),
+  'sinus': (-40, 20),
+  'liver': (110, 10),
+  'liver_vessel': (150, 12),
+  'spleen': (122, 10),
+  'cortex': (182, 12),
+  'medulla': (150, 12),
+  'aorta': (168, 12),
+  'pancreas': (90, 8),
+  'gallbladder': (10, 7),
+  'gallbladder_wall': (60, 8),
+  'stomach_wall': (65, 8),
+  'stomach': (25, 15),
+}
 # tubes: points (x, y, z) and radii, in mm
 TUBES = {
   'aorta': ([(2, 14, -120), (4, 13, -60), (6, 12, 0), (8, 12, 60), (14, 24, 150)], [8.5, 9, 10, 11, 12]),
@@ -24,11 +47,24 @@ TUBES = {
   'oesophagus': ([(10, 0, 150), (14, 0, 110), (34, -4, 84)], [8, 8, 9]),
   'stomach': ([(64, 14, 74), (66, -20, 42), (50, -46, 12), (18, -54, -8), (-18, -42, -6)], [35, 32, 27, 20, 13]),
   'duodenum': ([(-20, -42, -6), (-44, -24, -8), (-47, -8, -36), (-12, 2, -46), (22, -4, -34)], [12, 12, 11, 10, 10]),
-  'pancreas': ([(-26, -10, -30), (-25, -14, -10), (-6, -27, 2), (20, -26, 10), (48, -14, 19), (80, 4, 32)],
-               [13, 15, 10, 11, 11, 10]),
+  'pancreas': (
+    [(-26, -10, -30), (-25, -14, -10), (-6, -27, 2), (20, -26, 10), (48, -14, 19), (80, 4, 32)],
+    [13, 15, 10, 11, 11, 10],
+  ),
   'gallbladder': ([(-38, -30, 8), (-44, -42, -10), (-50, -53, -32)], [8, 15, 17]),
-  'colon': ([(-108, 8, -120), (-106, 2, -70), (-90, -42, -48), (-30, -68, -46), (35, -66, -36), (92, -34, -8),
-             (112, 12, -40), (110, 16, -120)], [23, 24, 22, 20, 19, 19, 18, 17]),
+  'colon': (
+    [
+      (-108, 8, -120),
+      (-106, 2, -70),
+      (-90, -42, -48),
+      (-30, -68, -46),
+      (35, -66, -36),
+      (92, -34, -8),
+      (112, 12, -40),
+      (110, 16, -120),
+    ],
+    [23, 24, 22, 20, 19, 19, 18, 17],
+  ),
 }
 
 
@@ -121,12 +157,14 @@ def draw(rng, p, texture):
 
   # diaphragm: lungs and heart above two domes, the abdomen below
   top = rng.uniform(88, 104)
-  domes = [height - 45 * ((x - centre) / 75) ** 2 - 22 * (y / 75) ** 2 - 38 * np.clip((y - 12) / 70, 0, None) ** 2
-           for height, centre in ((top, -62), (top - 12, 66))]
+  domes = [
+    height - 45 * ((x - centre) / 75) ** 2 - 22 * (y / 75) ** 2 - 38 * np.clip((y - 12) / 70, 0, None) ** 2
+    for height, centre in ((top, -62), (top - 12, 66))
+  ]
   diaphragm = np.maximum(*domes)
   below = inside & (z < diaphragm - 2)
   paint(inside & (z > diaphragm), 'lung')
-  paint(inside & (z > diaphragm) & ((x - 6) ** 2 / 32 ** 2 + (y - 14) ** 2 / 42 ** 2 < 1), 'fat')  # mediastinum
+  paint(inside & (z > diaphragm) & ((x - 6) ** 2 / 32**2 + (y - 14) ** 2 / 42**2 < 1), 'fat')  # mediastinum
   paint(inside & (np.abs(z - diaphragm) < 2), 'muscle')
   paint((blob((24, -36, top + 28), (62, 42, 38)) > 0) & inside, 'heart')
   paint(organ('oesophagus', move=2) > 0, 'bowel_wall')
@@ -155,8 +193,15 @@ def draw(rng, p, texture):
     vessel = tube(p, [(-45, -5, 45), (np.array([-45, -5, 45]) + end) / 2 + rng.normal(0, 8, 3), end], [4.5, 3.5, 2.5])
     paint((vessel > 0) & liver, 'liver_vessel', 'liver')
   paint((blob((106, 34, 32), (31, 52, 53), (10, 0, 20)) > 0) & below, level['spleen'] + 3 * texture[1], 'spleen')
-  hollow(organ('stomach', move=5, size=0.12), 4, 'stomach_wall', level['stomach'] + 15 * texture[2],
-         rng.uniform(-70, -42), below, 'stomach')
+  hollow(
+    organ('stomach', move=5, size=0.12),
+    4,
+    'stomach_wall',
+    level['stomach'] + 15 * texture[2],
+    rng.uniform(-70, -42),
+    below,
+    'stomach',
+  )
   hollow(organ('duodenum'), 3, 'bowel_wall', 'bowel', rng.uniform(-60, -40), below)
   for name, side, low in (('left_kidney', 1, 2), ('right_kidney', -1, -12)):
     place = np.array((side * 65, 40, low)) + rng.normal(0, 3.5, 3)

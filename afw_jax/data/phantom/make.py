@@ -29,8 +29,9 @@ def _waves(rng, shape, spacing_mm, length_mm: float, count: int):
   return fields / fields.std(1, keepdims=True)
 
 
-def make_phantom(seed, shape: tuple[int, int, int] = (32, 120, 120),
-                 spacing_mm: tuple[float, float, float] = (7.0, 3.0, 3.0)) -> tuple[np.ndarray, np.ndarray]:
+def make_phantom(
+  seed, shape: tuple[int, int, int] = (32, 120, 120), spacing_mm: tuple[float, float, float] = (7.0, 3.0, 3.0)
+) -> tuple[np.ndarray, np.ndarray]:
   """One synthetic portal-venous CT of the abdomen, a pure function of its arguments.
 
   Args:
@@ -78,10 +79,20 @@ def native_geometry(shape, spacing_mm, axis_codes: str, centre_ras_mm=(0.0, 0.0,
   return Geometry(shape=tuple(native), affine=tuple(tuple(float(v) for v in row) for row in affine))
 
 
-def write_phantoms(folder: str, *, num_cases: int = 23, num_val: int = 3, num_test: int = 4, num_new: int = 1,
-                   seed: int = 0, shape: tuple[int, int, int] = (32, 120, 120), matrix_jitter: int = 8,
-                   fov_mm: tuple[float, float] = (340.0, 365.0), slice_mm: tuple[float, float] = (6.5, 7.8),
-                   axis_codes: Sequence[str] = AXIS_CODES) -> list[str]:
+def write_phantoms(
+  folder: str,
+  *,
+  num_cases: int = 23,
+  num_val: int = 3,
+  num_test: int = 4,
+  num_new: int = 1,
+  seed: int = 0,
+  shape: tuple[int, int, int] = (32, 120, 120),
+  matrix_jitter: int = 8,
+  fov_mm: tuple[float, float] = (340.0, 365.0),
+  slice_mm: tuple[float, float] = (6.5, 7.8),
+  axis_codes: Sequence[str] = AXIS_CODES,
+) -> list[str]:
   """Write a data set of phantoms that the data set 'folder' reads: images/, labels/ and dataset.json.
 
   Args:
@@ -101,13 +112,16 @@ def write_phantoms(folder: str, *, num_cases: int = 23, num_val: int = 3, num_te
     InputError: the numbers leave no training case, or an axis code is none.
   """
   if num_cases - num_val - num_test < 1 or min(num_val, num_test) < 0:
-    raise InputError('num_cases', f'{num_cases} cases leave none to train on beside {num_val} validation and '
-                     f'{num_test} test cases', 'Ask for more cases')
+    raise InputError(
+      'num_cases',
+      f'{num_cases} cases leave none to train on beside {num_val} validation and {num_test} test cases',
+      'Ask for more cases',
+    )
   for code in axis_codes:
     if sorted(code.translate(str.maketrans('RAI', 'LPS'))) != ['L', 'P', 'S']:
       raise InputError('axis_codes', f'{code!r} is no orientation', "Use one letter of each of L/R, P/A, S/I: 'RAS'")
   ids = [f'phantom_{i:03d}' for i in range(num_cases)]
-  for sub in ('images', 'labels', 'imagesTs')[:3 if num_new else 2]:
+  for sub in ('images', 'labels', 'imagesTs')[: 3 if num_new else 2]:
     os.makedirs(os.path.join(folder, sub), exist_ok=True)
 
   def write(i):
@@ -128,13 +142,16 @@ def write_phantoms(folder: str, *, num_cases: int = 23, num_val: int = 3, num_te
   with futures.ThreadPoolExecutor(min(4, os.cpu_count())) as pool:  # numpy and zlib work outside the interpreter's lock
     list(pool.map(write, range(num_cases + num_new)))
   first_val, first_test = num_cases - num_val - num_test, num_cases - num_test
-  index = {'name': 'phantom', 'channel_names': {'0': 'CT'},
-           'labels': {'background': 0, **{organ: i + 1 for i, organ in enumerate(ORGANS)}},
-           'numTraining': num_cases, 'file_ending': '.nii.gz',
-           'split': {'train': ids[:first_val], 'val': ids[first_val:first_test], 'test': ids[first_test:]}}
+  index = {
+    'name': 'phantom',
+    'channel_names': {'0': 'CT'},
+    'labels': {'background': 0, **{organ: i + 1 for i, organ in enumerate(ORGANS)}},
+    'numTraining': num_cases,
+    'file_ending': '.nii.gz',
+    'split': {'train': ids[:first_val], 'val': ids[first_val:first_test], 'test': ids[first_test:]},
+  }
   part = os.path.join(folder, f'dataset.json.{os.getpid()}.tmp')  # last, so that an unfinished folder has none
   with open(part, 'w') as f:
     json.dump(index, f, indent=2)
   os.replace(part, os.path.join(folder, 'dataset.json'))
   return ids
-

@@ -19,11 +19,25 @@ _log = logging.getLogger('afw_jax')
 ORDERS = {'linear': 1, 'cubic': 3, 1: 1, 3: 3}
 
 
-def prepare(dataset: str, root: str | os.PathLike, store_dir: str | os.PathLike, *, size: Sequence[int] = (224, 224),
-            spacing_mm: Sequence[float | None] = (None, 1.0, 1.0), fit: str = 'resize', order: str | int = 'cubic',
-            window=None, fractions: Sequence[float] | None = None, seed: int = 0,
-            cases: Sequence[str] | int | None = None, workers: int | None = None, keep_defective: bool = False,
-            progress: bool = True, shard: tuple[int, int] | None = None, scheduler: str | None = None) -> dict | None:
+def prepare(
+  dataset: str,
+  root: str | os.PathLike,
+  store_dir: str | os.PathLike,
+  *,
+  size: Sequence[int] = (224, 224),
+  spacing_mm: Sequence[float | None] = (None, 1.0, 1.0),
+  fit: str = 'resize',
+  order: str | int = 'cubic',
+  window=None,
+  fractions: Sequence[float] | None = None,
+  seed: int = 0,
+  cases: Sequence[str] | int | None = None,
+  workers: int | None = None,
+  keep_defective: bool = False,
+  progress: bool = True,
+  shard: tuple[int, int] | None = None,
+  scheduler: str | None = None,
+) -> dict | None:
   """Prepares a data set for training, or goes on where a killed run of the same call stopped.
 
   Every scan and label is decoded once, checked, resampled and kept in a staging folder inside the store; only when no
@@ -60,8 +74,18 @@ def prepare(dataset: str, root: str | os.PathLike, store_dir: str | os.PathLike,
     InputError: one problem that stops everything, such as a missing path or a full disk.
     InputErrors: every problem found in the cases; nothing of the store is visible then.
   """
-  request = make_request(dataset, size=size, spacing_mm=spacing_mm, fit=fit, order=order, window=window,
-                         fractions=fractions, seed=seed, cases=cases, keep_defective=keep_defective)
+  request = make_request(
+    dataset,
+    size=size,
+    spacing_mm=spacing_mm,
+    fit=fit,
+    order=order,
+    window=window,
+    fractions=fractions,
+    seed=seed,
+    cases=cases,
+    keep_defective=keep_defective,
+  )
   spec = datasets.spec(dataset, os.fspath(root))
   options = case_options(spec, request)
   options_hash = _digest(options)
@@ -70,8 +94,10 @@ def prepare(dataset: str, root: str | os.PathLike, store_dir: str | os.PathLike,
   files, excluded, notes = selection.choose(spec, layouts.find_cases(spec, root), request)
   splits, more = selection.split(spec, files, request)
   publish.check_folder(store_dir)
-  jobs = [dict(id=case.id, case=case, spec=spec, options=options, options_hash=options_hash, store=os.fspath(store_dir))
-          for case in (files[shard[0]::shard[1]] if shard else files)]
+  jobs = [
+    dict(id=case.id, case=case, spec=spec, options=options, options_hash=options_hash, store=os.fspath(store_dir))
+    for case in (files[shard[0] :: shard[1]] if shard else files)
+  ]
   with publish.lock(store_dir, shared=shard is not None):
     if not shard:
       store.remove_stale(store_dir)
@@ -88,28 +114,56 @@ def prepare(dataset: str, root: str | os.PathLike, store_dir: str | os.PathLike,
       raise InputErrors(problems) if len(problems) > 1 else problems[0]
     missing = [case.id for case in files if case.id not in ready]
     if missing:
-      _log.info('shard %d/%d is done; %d of %d cases are not ready yet (%s ...): the last shard publishes the store',
-                *shard, len(missing), len(files), missing[0])
+      _log.info(
+        'shard %d/%d is done; %d of %d cases are not ready yet (%s ...): the last shard publishes the store',
+        *shard,
+        len(missing),
+        len(files),
+        missing[0],
+      )
       return None
     notes += more + selection.case_notes(spec, metas, splits)
     index = selection.index(spec, request, options, options_hash, splits, metas, excluded, notes)
-    return publish.publish(store_dir, json.loads(json.dumps(index)), metas, [i for i in metas if ready[i][1]], alone=not shard)
+    return publish.publish(
+      store_dir, json.loads(json.dumps(index)), metas, [i for i in metas if ready[i][1]], alone=not shard
+    )
 
 
-def make_request(dataset: str, *, size=(224, 224), spacing_mm=(None, 1.0, 1.0), fit='resize', order='cubic',
-                 window=None, fractions=None, seed=0, cases=None, keep_defective=False) -> dict:
+def make_request(
+  dataset: str,
+  *,
+  size=(224, 224),
+  spacing_mm=(None, 1.0, 1.0),
+  fit='resize',
+  order='cubic',
+  window=None,
+  fractions=None,
+  seed=0,
+  cases=None,
+  keep_defective=False,
+) -> dict:
   """The choices of a `prepare` call as plain JSON, as the index keeps them under 'request'."""
   if order not in ORDERS:
     raise InputError(f'order {order!r}', 'unknown', "Use 'cubic' or 'linear'")
   resample.make_plan((8, 8, 8), (1, 1, 1), size=size, spacing=spacing_mm, fit=fit)  # says what makes no sense
   if isinstance(cases, int) and cases < 1:
     raise InputError(f'cases {cases}', 'is not a number of cases', 'Give a positive number, a list of ids, or None')
-  return json.loads(json.dumps(dict(
-    dataset=dataset, size=[s if s is None else int(s) for s in size],
-    spacing_mm=[s if s is None else float(s) for s in spacing_mm], fit=fit, order=ORDERS[order],
-    window=window if window is None or isinstance(window, str) else [float(w) for w in window],
-    fractions=None if fractions is None else [float(f) for f in fractions], seed=int(seed),
-    cases=cases if cases is None or isinstance(cases, int) else sorted(cases), keep_defective=bool(keep_defective))))
+  return json.loads(
+    json.dumps(
+      dict(
+        dataset=dataset,
+        size=[s if s is None else int(s) for s in size],
+        spacing_mm=[s if s is None else float(s) for s in spacing_mm],
+        fit=fit,
+        order=ORDERS[order],
+        window=window if window is None or isinstance(window, str) else [float(w) for w in window],
+        fractions=None if fractions is None else [float(f) for f in fractions],
+        seed=int(seed),
+        cases=cases if cases is None or isinstance(cases, int) else sorted(cases),
+        keep_defective=bool(keep_defective),
+      )
+    )
+  )
 
 
 def differences(store_dir: str | os.PathLike, dataset: str, root: str | os.PathLike | None = None, **choices) -> dict:
@@ -124,12 +178,14 @@ def differences(store_dir: str | os.PathLike, dataset: str, root: str | os.PathL
     Name of the choice -> (as in the store, as wanted); empty if the store fits.
   """
   index, wanted = store.read_index(store_dir), make_request(dataset, **choices)
-  found = {key: (index['request'].get(key), value) for key, value in wanted.items()
-           if index['request'].get(key) != value}
+  found = {
+    key: (index['request'].get(key), value) for key, value in wanted.items() if index['request'].get(key) != value
+  }
   if not found and root is not None and os.path.isdir(root):
     options = json.loads(json.dumps(case_options(datasets.spec(dataset, os.fspath(root)), wanted)))
-    found = {key: (index['options'].get(key), value) for key, value in options.items()
-             if index['options'].get(key) != value}
+    found = {
+      key: (index['options'].get(key), value) for key, value in options.items() if index['options'].get(key) != value
+    }
   return found
 
 
@@ -166,19 +222,27 @@ def prepare_case(job: dict) -> dict:
     arrays, meta = _to_store(case.id, checked, spec, options)
   except InputError as e:
     return {**result, 'problems': [e]}
-  meta.update(options_hash=job['options_hash'], source_sha256=digests, notes=checked.notes,
-              source={'image': case.image, 'label': case.label})
+  meta.update(
+    options_hash=job['options_hash'],
+    source_sha256=digests,
+    notes=checked.notes,
+    source={'image': case.image, 'label': case.label},
+  )
   return {**result, 'meta': store.write_case(os.path.join(job['store'], store.STAGING), case.id, arrays, meta)}
 
 
 def case_options(spec, request) -> dict:
   """All that the arrays and meta of a case depend on, besides its files."""
   return dict(
-    format=store.FORMAT, modality=spec.modality, organs=list(spec.organs), source=spec.source,
+    format=store.FORMAT,
+    modality=spec.modality,
+    organs=list(spec.organs),
+    source=spec.source,
     raw_ids={organ: list(ids) for organ, ids in spec.raw_ids.items()},
     ignored_ids=spec.ignored_ids if spec.ignored_ids == 'all' else list(spec.ignored_ids),
     window=datasets.resolve_window(request['window'], spec),
-    **{key: request[key] for key in ('size', 'spacing_mm', 'fit', 'order')})
+    **{key: request[key] for key in ('size', 'spacing_mm', 'fit', 'order')},
+  )
 
 
 def to_working(scan: volumes.Volume, options: dict) -> tuple[resample.Plan, np.ndarray, tuple[float, float]]:
@@ -210,12 +274,19 @@ def _to_store(case_id, checked, spec, options) -> tuple[dict, dict]:
   arrays = {'image': image, 'label': resample.to_working(checked.classes, plan, 0), 'native_label': checked.classes}
   arrays['foreground'] = crops.foreground_voxels(arrays['label'], case_id)
   meta = dict(
-    shape=list(plan.working), spacing_mm=list(plan.spacing_mm), native_shape=list(plan.native),
-    native_spacing_mm=list(plan.native_spacing_mm), geometry=geometry.to_json(), plan=plan.to_json(),
-    order=options['order'], window=list(window), voxels=checked.voxels,
+    shape=list(plan.working),
+    spacing_mm=list(plan.spacing_mm),
+    native_shape=list(plan.native),
+    native_spacing_mm=list(plan.native_spacing_mm),
+    geometry=geometry.to_json(),
+    plan=plan.to_json(),
+    order=options['order'],
+    window=list(window),
+    voxels=checked.voxels,
     working_voxels=read_checked.count_organs(arrays['label'], spec.organs),
     intensity_range=[float(scan.array.min()), float(scan.array.max())],
-    voxels_sha256=read_checked.voxels_digest(scan.array))
+    voxels_sha256=read_checked.voxels_digest(scan.array),
+  )
   return arrays, meta
 
 

@@ -42,9 +42,14 @@ def lock(store_dir: str | os.PathLike, *, shared: bool = False):
 def check_folder(store_dir: str | os.PathLike) -> None:
   """Refuses a folder that holds something other than a store, before anything is written into it."""
   path = pathlib.Path(store_dir)
-  if read_index(path) is None and path.is_dir() and any(
+  if (
+    read_index(path) is None
+    and path.is_dir()
+    and any(
       p.name not in ('cases', store.STAGING, '.lock', 'dataset.json') and not p.name.startswith('.tmp-')
-      for p in path.iterdir()):
+      for p in path.iterdir()
+    )
+  ):
     raise InputError(path, 'is not a store: it holds other files', 'Choose a new or empty folder for the store')
 
 
@@ -65,7 +70,9 @@ def prepared(store_dir: str | os.PathLike, case_id: str, options_hash: str) -> I
       meta = store.read_case(place, case_id).meta
     except InputError:  # not there, or damaged: it will be made again
       continue
-    if (meta.get('options_hash'), meta.get('format')) == (options_hash, store.FORMAT) and 'foreground' in meta['arrays']:
+    if (meta.get('options_hash'), meta.get('format')) == (options_hash, store.FORMAT) and 'foreground' in meta[
+      'arrays'
+    ]:
       yield meta, staged
 
 
@@ -79,7 +86,9 @@ def of_others(store_dir: str | os.PathLike, case_ids: Iterable[str], options_has
   return {case_id: found for case_id, found in found if found}
 
 
-def publish(store_dir: str | os.PathLike, index: dict, metas: Mapping[str, dict], staged: Iterable[str], *, alone: bool = True) -> dict:
+def publish(
+  store_dir: str | os.PathLike, index: dict, metas: Mapping[str, dict], staged: Iterable[str], *, alone: bool = True
+) -> dict:
   """Moves staged cases to their places and writes the index, last.
 
   The processes that share the work may all come here at once: each does what it finds undone, and what each writes is

@@ -24,6 +24,7 @@ class CheckedCase:
     problems: why the case cannot be used.
     notes: what is odd, but can be used.
   """
+
   image: volumes.Volume | None
   classes: np.ndarray | None
   voxels: dict[str, int]
@@ -86,18 +87,27 @@ def _classes(label, spec, problems):
   unknown = [i for i in np.flatnonzero(ids) if table[i] < 0]
   if unknown:
     many = f' and {len(unknown) - 8} more' if len(unknown) > 8 else ''
-    problems.append(InputError(
-      label.source, f'has label ids that {spec.name} does not know: '
-      + ', '.join(f'{i} ({ids[i]} voxels)' for i in unknown[:8]) + many,
-      f'Known are 0 background, {_known(spec)}. ' + (
-        'Is it the label file of another data set?' if spec.name in NAMES else
-        'List the others under "labels" in dataset.json, or add "other_labels": "background" to it')))
+    problems.append(
+      InputError(
+        label.source,
+        f'has label ids that {spec.name} does not know: '
+        + ', '.join(f'{i} ({ids[i]} voxels)' for i in unknown[:8])
+        + many,
+        f'Known are 0 background, {_known(spec)}. '
+        + (
+          'Is it the label file of another data set?'
+          if spec.name in NAMES
+          else 'List the others under "labels" in dataset.json, or add "other_labels": "background" to it'
+        ),
+      )
+    )
     return None, {}, []
   classes = table.astype(np.uint8)[label.array]
   voxels = count_organs(classes, spec.organs)
   if not any(voxels.values()):
-    problems.append(InputError(label.source, f'is empty: no voxel of {", ".join(spec.organs)}',
-                               'Label the scan or remove it'))
+    problems.append(
+      InputError(label.source, f'is empty: no voxel of {", ".join(spec.organs)}', 'Label the scan or remove it')
+    )
   notes = []
   if sum(classes[z].any() for z in range(len(classes))) == 1 and len(classes) > 1:
     notes.append('its label has organs in one slice only')

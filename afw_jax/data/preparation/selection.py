@@ -27,7 +27,10 @@ def choose(spec: datasets.DatasetSpec, files: Sequence, request: Mapping) -> tup
   if unlabelled:
     notes.append(f'{len(unlabelled)} scans without labels are not in the store; predict them with --mode=predict')
   files = [case for case in files if case.label is not None]
-  if spec.num_training is not None and spec.num_training not in (len(files), sum(case.split != 'test' for case in files)):
+  if spec.num_training is not None and spec.num_training not in (
+    len(files),
+    sum(case.split != 'test' for case in files),
+  ):
     notes.append(f'dataset.json says numTraining {spec.num_training}, but {len(files)} labelled cases are there')
   if spec.source == 'nifti' and spec.splits:
     excluded.update({case.id: 'not in the "split" of dataset.json' for case in files if case.split is None})
@@ -42,8 +45,11 @@ def choose(spec: datasets.DatasetSpec, files: Sequence, request: Mapping) -> tup
   if isinstance(chosen, list):
     unknown = sorted(set(chosen) - set(ids))
     if unknown:
-      raise InputError(f'cases {", ".join(unknown[:8])}', 'not among the usable cases of the data set',
-                       f'Known are {", ".join(ids[:8])}' + (', ...' if len(ids) > 8 else ''))
+      raise InputError(
+        f'cases {", ".join(unknown[:8])}',
+        'not among the usable cases of the data set',
+        f'Known are {", ".join(ids[:8])}' + (', ...' if len(ids) > 8 else ''),
+      )
   elif chosen is not None:
     if chosen > len(ids):
       raise InputError(f'cases {chosen}', f'only {len(ids)} usable cases are there', 'Ask for fewer')
@@ -61,10 +67,14 @@ def split(spec: datasets.DatasetSpec, files: Sequence, request: Mapping) -> tupl
   """(part -> case ids, notes): the published or given parts, else as the shares asked for."""
   given = request['fractions']
   fractions = spec.fractions if given is None else given
-  splits = datasets.split_cases([(case.id, case.subject, case.split) for case in files], fractions, request['seed'],
-                                resplit_train=given is not None)
-  missing = {'train': 'nothing to train on', 'val': 'no best checkpoint can be chosen, the last one counts',
-             'test': 'scores can only be given on the validation cases'}
+  splits = datasets.split_cases(
+    [(case.id, case.subject, case.split) for case in files], fractions, request['seed'], resplit_train=given is not None
+  )
+  missing = {
+    'train': 'nothing to train on',
+    'val': 'no best checkpoint can be chosen, the last one counts',
+    'test': 'scores can only be given on the validation cases',
+  }
   return splits, [f'no {part} part: {meaning}' for part, meaning in missing.items() if not splits[part]]
 
 
@@ -74,10 +84,16 @@ def leaks(metas: Mapping[str, dict], splits: Mapping[str, Sequence[str]]) -> lis
   groups = defaultdict(list)
   for i, meta in metas.items():
     groups[meta['voxels_sha256']].append(i)
-  return [InputError(metas[other]['source']['image'],
-                     f'is the same scan as {metas[first]["source"]["image"]} (cases {first} in {part_of[first]}, '
-                     f'{other} in {part_of[other]})', 'Remove one of them')
-          for first, *others in groups.values() for other in others]
+  return [
+    InputError(
+      metas[other]['source']['image'],
+      f'is the same scan as {metas[first]["source"]["image"]} (cases {first} in {part_of[first]}, '
+      f'{other} in {part_of[other]})',
+      'Remove one of them',
+    )
+    for first, *others in groups.values()
+    for other in others
+  ]
 
 
 def case_notes(spec: datasets.DatasetSpec, metas: Mapping[str, dict], splits: Mapping[str, Sequence[str]]) -> list[str]:
@@ -93,12 +109,31 @@ def case_notes(spec: datasets.DatasetSpec, metas: Mapping[str, dict], splits: Ma
   return notes
 
 
-def index(spec: datasets.DatasetSpec, request: Mapping, options: Mapping, options_hash: str, splits: Mapping,
-          metas: Mapping[str, dict], excluded: Mapping[str, str], notes: Sequence[str]) -> dict:
+def index(
+  spec: datasets.DatasetSpec,
+  request: Mapping,
+  options: Mapping,
+  options_hash: str,
+  splits: Mapping,
+  metas: Mapping[str, dict],
+  excluded: Mapping[str, str],
+  notes: Sequence[str],
+) -> dict:
   """The content of STORE/dataset.json."""
   kept = ('shape', 'spacing_mm', 'native_shape', 'native_spacing_mm', 'window', 'voxels', 'voxels_sha256')
   return dict(
-    name=spec.name, modality=spec.modality, organs=spec.organs, labels=spec.labels, raw_ids=options['raw_ids'],
-    output_ids=dict(spec.output_ids), window=options['window'], request=request, options=options,
-    options_hash=options_hash, splits=splits,
-    cases={i: {key: meta[key] for key in kept} for i, meta in metas.items()}, excluded=excluded, notes=notes)
+    name=spec.name,
+    modality=spec.modality,
+    organs=spec.organs,
+    labels=spec.labels,
+    raw_ids=options['raw_ids'],
+    output_ids=dict(spec.output_ids),
+    window=options['window'],
+    request=request,
+    options=options,
+    options_hash=options_hash,
+    splits=splits,
+    cases={i: {key: meta[key] for key in kept} for i, meta in metas.items()},
+    excluded=excluded,
+    notes=notes,
+  )

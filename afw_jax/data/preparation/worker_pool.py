@@ -44,9 +44,11 @@ def run_jobs(function: Callable[[dict], dict], jobs: list[dict], *, workers: int
   workers = min(workers, len(jobs))
   results = []
   with tqdm.tqdm(total=len(jobs), unit='case', desc='prepare', disable=not progress) as bar:
+
     def done(result):
       results.append(result)
       bar.update()
+
     if workers == 0:
       for job in jobs:
         done(function(job))
@@ -78,9 +80,18 @@ def _run_pools(function, jobs, workers, done):
           if deaths[job['id']] < DEATHS:
             suspects.append(job)
           else:
-            done({'id': job['id'], 'problems': [InputError(
-              job['case'].image, f'reading it ended the worker process {DEATHS} times',
-              'Probably too little memory: prepare with fewer workers, or remove the case')]})
+            done(
+              {
+                'id': job['id'],
+                'problems': [
+                  InputError(
+                    job['case'].image,
+                    f'reading it ended the worker process {DEATHS} times',
+                    'Probably too little memory: prepare with fewer workers, or remove the case',
+                  )
+                ],
+              }
+            )
 
 
 @contextlib.contextmanager

@@ -17,8 +17,10 @@ from afw_jax.errors import InputError
 PARTS = ('train', 'val', 'test')
 WINDOWS = {'paper': (50.0, 350.0), 'transunet': (-125.0, 275.0)}  # HU
 PERCENTILES = (0.5, 99.5)
-_PUBLIC = {name: getattr(public, name.upper()) for name in
-           ('chaos_ct', 'chaos_mr_t1in', 'chaos_mr_t1out', 'chaos_mr_t2', 'chaos4', 'abdomenct1k')}
+_PUBLIC = {
+  name: getattr(public, name.upper())
+  for name in ('chaos_ct', 'chaos_mr_t1in', 'chaos_mr_t1out', 'chaos_mr_t2', 'chaos4', 'abdomenct1k')
+}
 NAMES = ('synapse', *_PUBLIC, 'folder')
 
 
@@ -42,6 +44,7 @@ class DatasetSpec:
     num_training: how many labelled cases the data set claims, if it does.
     how_to_get, layout: for the message when nothing is found.
   """
+
   name: str
   source: str
   modality: Literal['CT', 'MR']
@@ -80,8 +83,11 @@ def spec(name: str, root: str | None = None) -> DatasetSpec:
   """
   if name not in NAMES:
     near = difflib.get_close_matches(str(name), NAMES, 1)
-    raise InputError(f'data set {name!r}', 'unknown name',
-                     (f'Did you mean {near[0]!r}? ' if near else '') + f'Use one of {", ".join(NAMES)}')
+    raise InputError(
+      f'data set {name!r}',
+      'unknown name',
+      (f'Did you mean {near[0]!r}? ' if near else '') + f'Use one of {", ".join(NAMES)}',
+    )
   if name == 'folder':
     if root is None:
       raise InputError("data set 'folder'", 'no path given', 'Say where it lies')
@@ -131,11 +137,15 @@ def resolve_window(window, spec: DatasetSpec) -> tuple[float, float] | Literal['
     if window == 'percentile':
       return window
     if window not in WINDOWS:
-      raise InputError(f'window {window!r}', 'unknown name',
-                       f'Use one of {", ".join(WINDOWS)}, percentile, or two numbers (low, high)')
+      raise InputError(
+        f'window {window!r}', 'unknown name', f'Use one of {", ".join(WINDOWS)}, percentile, or two numbers (low, high)'
+      )
     if spec.modality != 'CT' or spec.source == 'transunet':
-      raise InputError(f'window {window!r}', f'is in HU, which the images of {spec.name} are not',
-                       'Leave the window out: the data set brings its own')
+      raise InputError(
+        f'window {window!r}',
+        f'is in HU, which the images of {spec.name} are not',
+        'Leave the window out: the data set brings its own',
+      )
     return WINDOWS[window]
   low_high = tuple(float(v) for v in window)
   if len(low_high) != 2 or not all(map(math.isfinite, low_high)) or low_high[0] >= low_high[1]:
@@ -167,8 +177,9 @@ def scan_window(array: np.ndarray, window: Sequence[float] | str) -> tuple[float
   return float(low), float(high if high > low else low + 1.0)
 
 
-def split_cases(cases: Sequence[tuple[str, str, str | None]], fractions: Sequence[float], seed: int, *,
-                resplit_train: bool = False) -> dict[str, list[str]]:
+def split_cases(
+  cases: Sequence[tuple[str, str, str | None]], fractions: Sequence[float], seed: int, *, resplit_train: bool = False
+) -> dict[str, list[str]]:
   """Assigns every case to train, val or test.
 
   A published or given part stays as it is; the others are dealt by subject, in an order that depends only on the seed
@@ -188,12 +199,18 @@ def split_cases(cases: Sequence[tuple[str, str, str | None]], fractions: Sequenc
   """
   fractions = tuple(float(f) for f in fractions)
   if len(fractions) != 3 or not all(math.isfinite(f) and f >= 0 for f in fractions) or fractions[0] <= 0:
-    raise InputError(f'split fractions {fractions}', 'are not shares of (train, val, test)',
-                     'Give three numbers, none negative and train above 0, such as (6, 1, 3)')
+    raise InputError(
+      f'split fractions {fractions}',
+      'are not shares of (train, val, test)',
+      'Give three numbers, none negative and train above 0, such as (6, 1, 3)',
+    )
   given = {part for _, _, part in cases if part}
   if 'test' in given and fractions[2]:
-    raise InputError(f'split fractions {fractions}', 'ask for test cases, but the data set has its own test part',
-                     'Set the third number to 0')
+    raise InputError(
+      f'split fractions {fractions}',
+      'ask for test cases, but the data set has its own test part',
+      'Set the third number to 0',
+    )
   out: dict[str, list[str]] = {part: [] for part in PARTS}
   free: dict[str, list[str]] = {}
   for case_id, subject, part in cases:
@@ -213,7 +230,7 @@ def _shares(n: int, fractions: Sequence[float]) -> tuple[int, int, int]:
   """Whole numbers of sum n; every part asked for gets one while there are enough, train first."""
   exact = [n * f / sum(fractions) for f in fractions]
   counts = [math.floor(e) for e in exact]
-  for i in sorted(range(3), key=lambda i: (counts[i] - exact[i], i))[:n - sum(counts)]:
+  for i in sorted(range(3), key=lambda i: (counts[i] - exact[i], i))[: n - sum(counts)]:
     counts[i] += 1
   for i in range(3):  # nobody asked for is left out while another part has two
     if fractions[i] and not counts[i] and max(counts) > 1:

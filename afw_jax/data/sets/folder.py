@@ -39,15 +39,26 @@ def read_folder_spec(root: str) -> dict:
   if ending not in ('.nii.gz', '.nii'):
     raise InputError(path, f'"file_ending" is {ending!r}', 'Convert the scans to NIfTI (.nii.gz or .nii)')
   if said.get('other_labels', 'error') not in ('background', 'error'):
-    raise InputError(path, f'"other_labels" is {said["other_labels"]!r}',
-                     'Use "background" to let ids that "labels" does not list be background, or leave the key out')
+    raise InputError(
+      path,
+      f'"other_labels" is {said["other_labels"]!r}',
+      'Use "background" to let ids that "labels" does not list be background, or leave the key out',
+    )
   name, number = said.get('name'), said.get('numTraining')
   return dict(
-    name=name if isinstance(name, str) and name else 'my data', source='nifti', modality='CT' if ct else 'MR',
-    organs=tuple(ids), raw_ids={organ: (i,) for organ, i in ids.items()}, output_ids=ids,
+    name=name if isinstance(name, str) and name else 'my data',
+    source='nifti',
+    modality='CT' if ct else 'MR',
+    organs=tuple(ids),
+    raw_ids={organ: (i,) for organ, i in ids.items()},
+    output_ids=ids,
     ignored_ids='all' if said.get('other_labels') == 'background' else (),
-    window_hu=PAPER_WINDOW if ct else None, fractions=(4.0, 1.0, 0.0), splits=_splits(path, said.get('split')),
-    num_training=number if isinstance(number, int) else None, **FOLDER_WHERE)
+    window_hu=PAPER_WINDOW if ct else None,
+    fractions=(4.0, 1.0, 0.0),
+    splits=_splits(path, said.get('split')),
+    num_training=number if isinstance(number, int) else None,
+    **FOLDER_WHERE,
+  )
 
 
 def _channel(path, said: dict) -> str:
@@ -55,8 +66,11 @@ def _channel(path, said: dict) -> str:
   if not isinstance(channels, dict) or not channels or not all(isinstance(c, str) for c in channels.values()):
     raise InputError(path, 'has no "channel_names"', 'Write "channel_names": {"0": "CT"}, or another name for MR')
   if len(channels) > 1:
-    raise InputError(path, f'has {len(channels)} channels ({", ".join(channels.values())})',
-                     'Only one channel is supported: keep one and make a data set of it')
+    raise InputError(
+      path,
+      f'has {len(channels)} channels ({", ".join(channels.values())})',
+      'Only one channel is supported: keep one and make a data set of it',
+    )
   return next(iter(channels.values())).strip()
 
 
@@ -70,8 +84,9 @@ def _label_ids(path, labels) -> dict[str, int]:
     labels = {name: int(key) for key, name in labels.items()}
   for name, value in labels.items():
     if isinstance(value, list):
-      raise InputError(path, f'label "{name}" is a region (a list of ids)',
-                       'Regions are not supported: give each name one id')
+      raise InputError(
+        path, f'label "{name}" is a region (a list of ids)', 'Regions are not supported: give each name one id'
+      )
     if name.lower() == 'ignore':
       raise InputError(path, 'has an "ignore" label', 'Ignore labels are not supported: relabel those voxels')
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 65535:
@@ -92,10 +107,17 @@ def _splits(path, split) -> dict[str, tuple[str, ...]]:
   """Explicit parts -> case ids, each id in one part only."""
   if split is None:
     return {}
-  if not isinstance(split, dict) or not split.get('train') or set(split) - set(_PARTS) or not all(
-      isinstance(ids, list) and all(isinstance(i, str) for i in ids) for ids in split.values()):
-    raise InputError(path, '"split" is not understood',
-                     'Write "split": {"train": ["case1", ...], "val": [...], "test": [...]} with a train case')
+  if (
+    not isinstance(split, dict)
+    or not split.get('train')
+    or set(split) - set(_PARTS)
+    or not all(isinstance(ids, list) and all(isinstance(i, str) for i in ids) for ids in split.values())
+  ):
+    raise InputError(
+      path,
+      '"split" is not understood',
+      'Write "split": {"train": ["case1", ...], "val": [...], "test": [...]} with a train case',
+    )
   seen: dict[str, str] = {}
   for part, ids in split.items():
     for i in ids:

@@ -26,6 +26,7 @@ class CaseFiles:
     split: 'train', 'val' or 'test' where that is published or given, else None.
     subject: who it is of; scans of one subject stay in one part.
   """
+
   id: str
   image: str
   label: str | None
@@ -48,8 +49,14 @@ def find_cases(spec: DatasetSpec, root: str | os.PathLike) -> list[CaseFiles]:
     InputErrors: every scan without label, label without scan, id used twice, and split that does not match.
   """
   root = Path(root)
-  finders = {'btcv': _btcv, 'transunet': _transunet, 'chaos_ct': _chaos_ct, 'chaos_mr': _chaos_mr,
-             'abdomenct1k': _abdomenct1k, 'nifti': _nifti_folders}
+  finders = {
+    'btcv': _btcv,
+    'transunet': _transunet,
+    'chaos_ct': _chaos_ct,
+    'chaos_mr': _chaos_mr,
+    'abdomenct1k': _abdomenct1k,
+    'nifti': _nifti_folders,
+  }
   if not root.is_dir():
     raise InputError(root, 'is not a folder' if root.exists() else 'no such folder', _how(spec))
   problems: list[InputError] = []
@@ -72,7 +79,7 @@ def _how(spec):
 
 def _stem(path: Path) -> str | None:
   """File name without .nii or .nii.gz; None for another kind of file."""
-  return next((path.name[:-len(e)] for e in _NIFTI if path.name.lower().endswith(e) and len(path.name) > len(e)), None)
+  return next((path.name[: -len(e)] for e in _NIFTI if path.name.lower().endswith(e) and len(path.name) > len(e)), None)
 
 
 def _pairs(images: dict[str, list[Path]], labels: dict[str, list[Path]], problems: list) -> list[CaseFiles]:
@@ -84,8 +91,13 @@ def _pairs(images: dict[str, list[Path]], labels: dict[str, list[Path]], problem
       if len(files) > 1:
         problems.append(InputError(files[1], f'case {name} is there twice, also as {files[0]}', 'Remove one of them'))
     if not label:
-      problems.append(InputError(scan[0], f'has no label file of the name {name}',
-                                 'Add the label, or move the scan out (imagesTs/ is for scans without labels)'))
+      problems.append(
+        InputError(
+          scan[0],
+          f'has no label file of the name {name}',
+          'Add the label, or move the scan out (imagesTs/ is for scans without labels)',
+        )
+      )
     elif not scan:
       problems.append(InputError(label[0], f'has no image file of the name {name}', 'Add the scan or remove the label'))
     else:
@@ -98,8 +110,9 @@ def _double_ids(cases: Iterable[CaseFiles]) -> list[InputError]:
   for case in cases:
     other = seen.setdefault(case.id.casefold(), case)  # names that differ in case alone are one name on some disks
     if other is not case:
-      problems.append(InputError(case.image, f'has the same case id as {other.image} ({case.id})',
-                                 'Rename one of them'))
+      problems.append(
+        InputError(case.image, f'has the same case id as {other.image} ({case.id})', 'Rename one of them')
+      )
   return problems
 
 
@@ -109,8 +122,13 @@ def _with_parts(spec, root, cases, problems) -> list[CaseFiles]:
   if spec.source == 'nifti':  # given by the user, so every id must be there; a published set may be there in part
     missing = sorted(part_of.keys() - {case.id for case in cases if case.label})
     if missing:
-      problems.append(InputError(root / 'dataset.json', f'"split" names cases without scan and label: {_few(missing)}',
-                                 'Correct the ids or add the files'))
+      problems.append(
+        InputError(
+          root / 'dataset.json',
+          f'"split" names cases without scan and label: {_few(missing)}',
+          'Correct the ids or add the files',
+        )
+      )
   return [dataclasses.replace(case, split=part_of.get(case.id, case.split)) for case in cases]
 
 
@@ -120,6 +138,7 @@ def _few(names) -> str:
 
 
 # --- NIfTI folders ---------------------------------------------------------------------------------------------------
+
 
 def _nifti_folders(spec, root, problems):
   """images/ + labels/, or nnU-Net's imagesTr/ + labelsTr/, imagesTs/ and perhaps labelsTs/."""
@@ -156,8 +175,11 @@ def _scans(folder: Path, problems: list, *, labels) -> dict[str, list[Path]]:
     channel = re.fullmatch(r'(.+)_(\d{4})', name)
     if channel and name not in labels and folder.name.startswith('images'):
       if channel[2] != '0000' and (channel[1] in labels or channel[1] in found):
-        problems.append(InputError(path, f'is a second channel of case {channel[1]}',
-                                   'Only one channel is supported: keep NAME_0000 alone'))
+        problems.append(
+          InputError(
+            path, f'is a second channel of case {channel[1]}', 'Only one channel is supported: keep NAME_0000 alone'
+          )
+        )
         continue
       name = channel[1] if channel[2] == '0000' else name
     found.setdefault(name, []).append(path)
@@ -176,6 +198,7 @@ def _abdomenct1k(spec, root, problems):
 
 
 # --- Synapse ---------------------------------------------------------------------------------------------------------
+
 
 def _btcv(spec, root, problems):
   """Training/img/img0001.nii.gz with Training/label/label0001.nii.gz; ids as TransUNet's lists have them (case0001)."""
@@ -210,8 +233,9 @@ def _transunet(spec, root, problems):
     expected = max(TRANSUNET_TRAIN_SLICES.get(case, 0), max(numbers) + 1)
     missing = [f'{n:03d}' for n in range(expected) if n not in numbers]
     if missing:
-      problems.append(InputError(pattern, f'lacks {len(missing)} of {expected} slices: {_few(missing)}',
-                                 'Download the folder again'))
+      problems.append(
+        InputError(pattern, f'lacks {len(missing)} of {expected} slices: {_few(missing)}', 'Download the folder again')
+      )
     cases.append(CaseFiles(case, pattern, pattern, 'train', case))
   for path in sorted((root / 'test_vol_h5').glob('*.h5')):
     match = re.fullmatch(r'(case\d{4})\.npy\.h5', path.name)
@@ -224,10 +248,17 @@ def _transunet(spec, root, problems):
 
 # --- CHAOS -----------------------------------------------------------------------------------------------------------
 
+
 def _patients(root: Path, kind: str) -> list[Path]:
   """Folders of the patients: below Train_Sets/CT, CT, or directly below the root."""
-  base = next((b for b in (root / 'Train_Sets' / kind, root / 'CHAOS_Train_Sets' / 'Train_Sets' / kind, root / kind)
-               if b.is_dir()), root)
+  base = next(
+    (
+      b
+      for b in (root / 'Train_Sets' / kind, root / 'CHAOS_Train_Sets' / 'Train_Sets' / kind, root / kind)
+      if b.is_dir()
+    ),
+    root,
+  )
   return sorted(path for path in base.iterdir() if path.is_dir() and path.name.isdigit())
 
 
@@ -239,8 +270,11 @@ def _chaos(root, kind, series, masks, problems):
       continue
     for there, missing in ((label, image), (image, label)):
       if not missing.is_dir():
-        problems.append(InputError(missing, f'no such folder, but {there} is there',
-                                   'Unpack the training set again (test sets have no labels)'))
+        problems.append(
+          InputError(
+            missing, f'no such folder, but {there} is there', 'Unpack the training set again (test sets have no labels)'
+          )
+        )
     name = f'case_{int(patient.name):02d}'
     cases.append(CaseFiles(name, str(image), str(label), subject=name))
   return cases

@@ -60,7 +60,9 @@ class Conv(nn.Module):
     inputs = x.shape[-1] // self.groups
     init = uniform_fan_in(math.prod(size) * inputs)
     kernel = self.param('kernel', self.kernel_init or init, (*size, inputs, self.features), jnp.float32)
-    y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), strides, [(p, p) for p in padding], dilation, self.groups)
+    y = convolve(
+      x.astype(self.dtype), kernel.astype(self.dtype), strides, [(p, p) for p in padding], dilation, self.groups
+    )
     if self.use_bias:
       bias = self.param('bias', self.bias_init or init, (self.features,), jnp.float32).astype(self.dtype)
       y = y + (bias if self.bias_gradient else lax.stop_gradient(bias))
@@ -97,8 +99,14 @@ def convolve(x, kernel, strides, padding, dilation=None, groups=1):
     return volume_conv(x, kernel) if set(strides) == {1} else strided_conv(x, kernel, tuple(strides))
   letters = 'DHW'[-rank:]
   return lax.conv_general_dilated(
-    x, kernel, strides, padding, rhs_dilation=dilation, feature_group_count=groups,
-    dimension_numbers=(f'N{letters}C', f'{letters}IO', f'N{letters}C'))
+    x,
+    kernel,
+    strides,
+    padding,
+    rhs_dilation=dilation,
+    feature_group_count=groups,
+    dimension_numbers=(f'N{letters}C', f'{letters}IO', f'N{letters}C'),
+  )
 
 
 def _patches(x, size):
@@ -116,8 +124,10 @@ def _row_by_row(rows, x, kernel, strides, padding, dilation, groups):
     under = range(first, first + rows * strides[0], strides[0])  # the rows of x under this one, those outside are zero
     if not any(0 <= n < most for n in under):
       continue
-    cut = lax.pad(x, jnp.zeros((), x.dtype), [(-first, under[-1] + 1 - most, 0) if a == 1 else (0, 0, 0) for a in range(x.ndim)])
-    y += convolve(cut[:, ::strides[0]], row[None], (1, *strides[1:]), [(0, 0), *padding[1:]], dilation, groups)
+    cut = lax.pad(
+      x, jnp.zeros((), x.dtype), [(-first, under[-1] + 1 - most, 0) if a == 1 else (0, 0, 0) for a in range(x.ndim)]
+    )
+    y += convolve(cut[:, :: strides[0]], row[None], (1, *strides[1:]), [(0, 0), *padding[1:]], dilation, groups)
   return y
 
 

@@ -44,13 +44,15 @@ def _shifted(x, shape, dilation, spare=0):
   zero, (rows, columns) = jnp.zeros((), x.dtype), (dilation * (k - 1) // 2 for k in shape)
   pads, padded = [*[(0, 0, 0)] * (x.ndim - 3), (rows, rows, 0), (columns, columns, 0), (0, spare, 0)], x
   if x.ndim == 5:  # the last rows of the part before and the first of the one after
-    above, below = (lax.pad(border, zero, [(0, 0, 0), (by, -by, 0), *[(0, 0, 0)] * 3])
-                    for border, by in ((x[:, :, x.shape[2] - rows:], 1), (x[:, :, :rows], -1)))
+    above, below = (
+      lax.pad(border, zero, [(0, 0, 0), (by, -by, 0), *[(0, 0, 0)] * 3])
+      for border, by in ((x[:, :, x.shape[2] - rows :], 1), (x[:, :, :rows], -1))
+    )
     padded, pads[2] = jnp.concatenate([above, x, below], 2), (0, 0, 0)
   padded = lax.pad(padded, zero, pads)
   height, width, channels = x.shape[-3:]
   corners = itertools.product(*(range(0, dilation * k, dilation) for k in shape))
-  return [padded[..., top:top + height, left:left + width, :channels] for top, left in corners]
+  return [padded[..., top : top + height, left : left + width, :channels] for top, left in corners]
 
 
 def _wide(x):
@@ -77,11 +79,13 @@ def _gradients(x, kernel, grad, dilation, parts):
   products = [tap * x for tap in taps]
   sums, zero = [], jnp.zeros((), products[0].dtype)
   for first in range(0, len(products), TAPS):
-    some = products[first:first + TAPS]
+    some = products[first : first + TAPS]
     sums += lax.reduce(some, [zero] * len(some), lambda a, b: [u + v for u, v in zip(a, b)], (x.ndim - 2,))
   towards_kernel = jnp.stack([s.sum(range(s.ndim - 1)) for s in reversed(sums)]).reshape(kernel.shape)
   return _weighted(taps, kernel[::-1, ::-1]).reshape(whole.shape).astype(x.dtype), towards_kernel.astype(kernel.dtype)
 
 
-depthwise.defvjp(lambda x, kernel, *how: (_forward(x, kernel, *how), (x, kernel)),
-                 lambda dilation, parts, saved, grad: _gradients(*saved, grad, dilation, parts))
+depthwise.defvjp(
+  lambda x, kernel, *how: (_forward(x, kernel, *how), (x, kernel)),
+  lambda dilation, parts, saved, grad: _gradients(*saved, grad, dilation, parts),
+)

@@ -60,7 +60,7 @@ class EPA(nn.Module):
     x = x.astype(self.dtype)
 
     kernel, _ = Weights(width, 4 * width, use_bias=False, **inits, name='qkvv')()
-    query, key = (part.reshape(by_head) for part in jnp.split(x @ kernel[:, :2 * width], 2, axis=-1))
+    query, key = (part.reshape(by_head) for part in jnp.split(x @ kernel[:, : 2 * width], 2, axis=-1))
     _, key_kernel, channel_kernel, spatial_kernel = jnp.moveaxis(kernel.reshape(width, 4, *by_head[2:]), 1, 0)
     query_scale, key_scale = _inverse_norm(query, wide), _inverse_norm(key, wide)  # (B, heads, d)
 
@@ -74,8 +74,10 @@ class EPA(nn.Module):
     # The released code calls this layer E and F: one set of weights for keys and values.
     projection, bias = Weights(tokens, self.projected, **inits, name='project')()
     mixtures = jnp.einsum('bnc,np->bpc', x, projection)
-    keys, values = (jnp.einsum('bpc,chd->bhpd', mixtures, kernel, preferred_element_type=wide) + bias[:, None]
-                    for kernel in (key_kernel, spatial_kernel))
+    keys, values = (
+      jnp.einsum('bpc,chd->bhpd', mixtures, kernel, preferred_element_type=wide) + bias[:, None]
+      for kernel in (key_kernel, spatial_kernel)
+    )
     temperature = self.param('temperature2', nn.initializers.ones, (self.heads, 1, 1), jnp.float32)
     keys = (keys * query_scale[..., None, :] * temperature).astype(self.dtype)
     # (p, d) and not (d, p): jaxlib 0.10's CPU refuses products of bf16 into float32 whose left side is transposed.
@@ -83,8 +85,9 @@ class EPA(nn.Module):
     # Softmax over the mixtures, divided by its sum after the product: a pass less over the largest array, both ways.
     weights = jnp.exp(logits - lax.stop_gradient(logits.max(2, keepdims=True)))
     total = weights.sum(2, keepdims=True)
-    spatial = jnp.einsum('bhpd,bhpn->bhdn', values.astype(self.dtype), drop(weights).astype(self.dtype),
-                         preferred_element_type=wide)
+    spatial = jnp.einsum(
+      'bhpd,bhpn->bhdn', values.astype(self.dtype), drop(weights).astype(self.dtype), preferred_element_type=wide
+    )
     spatial = self.constrain((spatial / total).astype(self.dtype).transpose(0, 3, 1, 2).reshape(x.shape))
     if self.layout == 'released':  # (d, head, token) as it lies in memory is read as (token, channel)
       spatial = spatial.reshape(by_head).transpose(0, 3, 2, 1).reshape(x.shape)
@@ -127,8 +130,17 @@ class EPABlock(nn.Module):
     tokens = x.reshape(x.shape[0], -1, width)
     positions = self.param('pos_embed', nn.initializers.zeros, (1, *tokens.shape[1:]), jnp.float32)
     tokens = tokens + positions.astype(self.dtype)
-    attended = EPA(self.projected, self.layout, self.heads, self.dropout, self.kernel_init, self.bias_init, self.dtype,
-                   self.constrain, name='epa_block')(LayerNorm(name='norm')(tokens), train)
+    attended = EPA(
+      self.projected,
+      self.layout,
+      self.heads,
+      self.dropout,
+      self.kernel_init,
+      self.bias_init,
+      self.dtype,
+      self.constrain,
+      name='epa_block',
+    )(LayerNorm(name='norm')(tokens), train)
     gamma = self.param('gamma', nn.initializers.constant(1e-6), (width,), jnp.float32)
     x = self.constrain(tokens + gamma.astype(self.dtype) * attended).reshape(x.shape)
     y = ResBlock(width, 'batch', dtype=self.dtype, name='conv51')(x, train)

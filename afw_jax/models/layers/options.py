@@ -36,8 +36,11 @@ def compute_dtype(dtype) -> jnp.dtype:
 def check_choice(option: str, value, choices) -> None:
   """Refuses a value of an option that is not among `choices`."""
   if value not in choices:
-    raise InputError(f'model option {option}={value!r}', 'there is no such choice',
-                     'these work: ' + ', '.join(repr(c) for c in choices))
+    raise InputError(
+      f'model option {option}={value!r}',
+      'there is no such choice',
+      'these work: ' + ', '.join(repr(c) for c in choices),
+    )
 
 
 def check_image(name: str, image, strides: Sequence[int]) -> None:
@@ -49,16 +52,20 @@ def check_image(name: str, image, strides: Sequence[int]) -> None:
     strides: per spatial axis, what the side must be divisible by.
   """
   if image.ndim != len(strides) + 2:
-    axes = ', '.join('DHW'[-len(strides):])
-    raise InputError(f'image of shape {tuple(image.shape)}', f'{name} takes (B, {axes}, channels)',
-                     'add or remove axes, channels last')
+    axes = ', '.join('DHW'[-len(strides) :])
+    raise InputError(
+      f'image of shape {tuple(image.shape)}', f'{name} takes (B, {axes}, channels)', 'add or remove axes, channels last'
+    )
   sides = image.shape[1:-1]
   if any(n % s or n == 0 for n, s in zip(sides, strides)):
     below = tuple(max(n // s, 1) * s for n, s in zip(sides, strides))
     above = tuple(max(-(-n // s), 1) * s for n, s in zip(sides, strides))
     nearest = ' or '.join(_by(n) for n in dict.fromkeys((below, above)))
-    raise InputError(f'image of {_by(sides)} pixels', f'{name} needs sides divisible by {_by(strides)}',
-                     f'the nearest sizes that work: {nearest}')
+    raise InputError(
+      f'image of {_by(sides)} pixels',
+      f'{name} needs sides divisible by {_by(strides)}',
+      f'the nearest sizes that work: {nearest}',
+    )
 
 
 def _by(sides):

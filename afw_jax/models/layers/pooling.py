@@ -29,8 +29,10 @@ def max_pool(x, window=2):
 
 def _pool_forward(x, window):
   split = x.reshape(x.shape[0], *(m for n, k in zip(x.shape[1:-1], window) for m in (n // k, k)), x.shape[-1])
-  first, *others = [split[(slice(None), *(m for o in offset for m in (slice(None), o)))]
-                    for offset in itertools.product(*map(range, window))]
+  first, *others = [
+    split[(slice(None), *(m for o in offset for m in (slice(None), o)))]
+    for offset in itertools.product(*map(range, window))
+  ]
   best, where = first, jnp.zeros(first.shape, jnp.uint8)
   for i, other in enumerate(others, 1):
     where = jnp.where(other > best, jnp.uint8(i), where)

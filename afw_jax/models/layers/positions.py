@@ -11,8 +11,14 @@ from jax import lax
 from afw_jax.errors import InputError
 
 
-def position_table(module: nn.Module, name: str, grid: Sequence[int], features: int, init: Callable,
-                   position_grid: Sequence[int] | None = None):
+def position_table(
+  module: nn.Module,
+  name: str,
+  grid: Sequence[int],
+  features: int,
+  init: Callable,
+  position_grid: Sequence[int] | None = None,
+):
   """The table of positions of `module`, a parameter (1, tokens, features), resized to the tokens at hand.
 
   Call it inside the module's compact `__call__`: `x + position_table(self, 'pos_embed', grid, x.shape[-1], init)`. At
@@ -46,18 +52,22 @@ def source_grid(tokens: int, grid: Sequence[int], position_grid: Sequence[int] |
   """Tokens per axis of a table of so many tokens: see `position_table`."""
   if position_grid is not None:
     if math.prod(position_grid) != tokens or len(position_grid) != len(grid):
-      raise InputError(f'model option position_grid={tuple(position_grid)}',
-                       f'is {math.prod(position_grid)} tokens along {len(position_grid)} axes, '
-                       f'the table of positions has {tokens} along {len(grid)}',
-                       'give the image size that the weights were made for, divided by the patch size')
+      raise InputError(
+        f'model option position_grid={tuple(position_grid)}',
+        f'is {math.prod(position_grid)} tokens along {len(position_grid)} axes, '
+        f'the table of positions has {tokens} along {len(grid)}',
+        'give the image size that the weights were made for, divided by the patch size',
+      )
     return tuple(position_grid)
   if math.prod(grid) == tokens:
     return tuple(grid)
   side = round(tokens ** (1 / len(grid)))
   if side ** len(grid) != tokens:
-    raise InputError(f'a table of {tokens} positions for a grid of {" x ".join(map(str, grid))}',
-                     'the grid it was made for cannot be told from this number',
-                     'give model option position_grid: the image size the weights were made for, divided by the patch size')
+    raise InputError(
+      f'a table of {tokens} positions for a grid of {" x ".join(map(str, grid))}',
+      'the grid it was made for cannot be told from this number',
+      'give model option position_grid: the image size the weights were made for, divided by the patch size',
+    )
   return (side,) * len(grid)
 
 

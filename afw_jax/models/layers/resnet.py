@@ -40,8 +40,11 @@ class StdConv(nn.Module):
     var = jnp.square(kernel).mean((0, 1, 2))
     kernel = kernel * lax.rsqrt(var + 1e-5) if self.reading == 'transunet' else kernel / (jnp.sqrt(var) + 1e-5)
     strides = (self.strides,) * 2
-    padding = [(k // 2, k // 2)] * 2 if self.reading == 'transunet' else \
-      lax.padtype_to_pads(x.shape[1:3], (k, k), strides, 'SAME')
+    padding = (
+      [(k // 2, k // 2)] * 2
+      if self.reading == 'transunet'
+      else lax.padtype_to_pads(x.shape[1:3], (k, k), strides, 'SAME')
+    )
     return convolve(x.astype(self.dtype), kernel.astype(self.dtype), strides, padding)
 
 
@@ -64,8 +67,11 @@ class Bottleneck(nn.Module):
     if self.strides != 1 or x.shape[-1] != wide:
       shortcut = conv(wide, 1, self.strides, 'conv_proj')(x)
       # One group per channel and another eps: so TransUNet reads weights that were trained the other way.
-      norm = GroupNorm(wide, 1e-5, name='gn_proj') if self.reading == 'transunet' else \
-        GroupNorm(self.groups, 1e-6, name='gn_proj')
+      norm = (
+        GroupNorm(wide, 1e-5, name='gn_proj')
+        if self.reading == 'transunet'
+        else GroupNorm(self.groups, 1e-6, name='gn_proj')
+      )
       shortcut = norm(shortcut)
     x = nn.relu(GroupNorm(self.groups, 1e-6, name='gn1')(conv(self.features, 1, 1, 'conv1')(x)))
     x = nn.relu(GroupNorm(self.groups, 1e-6, name='gn2')(conv(self.features, 3, self.strides, 'conv2')(x)))
@@ -120,7 +126,9 @@ class ResNetV2(nn.Module):
     for block, depth in enumerate(self.depths):
       for i in range(depth):
         strides = 2 if block and not i else 1
-        x = unit(self.width << block, strides, groups, self.reading, self.dtype, name=f'block{block + 1}_unit{i + 1}')(x)
+        x = unit(self.width << block, strides, groups, self.reading, self.dtype, name=f'block{block + 1}_unit{i + 1}')(
+          x
+        )
         x = self.constrain(x)
       skips.append(x)
     quarter = [n // 2 for n in skips[0].shape[1:3]]

@@ -34,7 +34,9 @@ class UpConv(nn.Module):
   def __call__(self, x):
     rank, inputs = x.ndim - 2, x.shape[-1]
     factor = (self.factor,) * rank if isinstance(self.factor, int) else tuple(self.factor)
-    init = uniform_fan_in(math.prod(factor) * self.features)  # PyTorch counts a transposed kernel's fan-in on its axis 1
+    init = uniform_fan_in(
+      math.prod(factor) * self.features
+    )  # PyTorch counts a transposed kernel's fan-in on its axis 1
     kernel = self.param('transposed_kernel', self.kernel_init or init, (*factor, inputs, self.features), jnp.float32)
     y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), ((-1,), (-2,)))  # (B, *S, *factor, features)
     if self.use_bias:

@@ -109,7 +109,10 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x, train: bool):
     c = x.shape[-1]
-    branches = Attention(self.parts, self.dtype, name='attn'), Mlp(self.mlp_ratio * c, self.parts, self.dtype, name='mlp')
+    branches = (
+      Attention(self.parts, self.dtype, name='attn'),
+      Mlp(self.mlp_ratio * c, self.parts, self.dtype, name='mlp'),
+    )
     for i, branch in enumerate(branches, 1):
       scale = self.param(f'layer_scale_{i}', nn.initializers.constant(1e-2), (c,), jnp.float32).astype(self.dtype)
       y = scale * branch(BatchNorm(name=f'norm{i}')(x, train=train))
@@ -145,7 +148,9 @@ class VAN(nn.Module):
       x = PatchEmbed(stage.features, 7 if i == 1 else 3, self.dtype, name=f'patch_embed{i}')(x, train=train)
       for j in range(stage.depth):
         rate = self.drop_path_rate * done / max(blocks - 1, 1)
-        x = self.constrain(block(stage.mlp_ratio, rate, parts_of(self.constrain), self.dtype, name=f'block{i}_{j}')(x, train))
+        x = self.constrain(
+          block(stage.mlp_ratio, rate, parts_of(self.constrain), self.dtype, name=f'block{i}_{j}')(x, train)
+        )
         done += 1
       x = LayerNorm(1e-6, name=f'norm{i}')(x)
       maps.append(x)

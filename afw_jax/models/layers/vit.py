@@ -31,10 +31,14 @@ class SelfAttention(nn.Module):
       qkv = Linear(3 * features, use_bias=self.qkv_bias, dtype=self.dtype, name='qkv')(x)
       query, key, value = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
     else:
-      query, key, value = (Linear(features, use_bias=self.qkv_bias, dtype=self.dtype, name=name)(x).reshape(heads)
-                           for name in ('query', 'key', 'value'))
+      query, key, value = (
+        Linear(features, use_bias=self.qkv_bias, dtype=self.dtype, name=name)(x).reshape(heads)
+        for name in ('query', 'key', 'value')
+      )
     if train and self.attention_dropout:  # the fused kernels do not drop
-      logits = jnp.einsum('bqhd,bkhd->bhqk', query, key, preferred_element_type=logits_dtype(self.dtype)) * heads[-1] ** -0.5
+      logits = (
+        jnp.einsum('bqhd,bkhd->bhqk', query, key, preferred_element_type=logits_dtype(self.dtype)) * heads[-1] ** -0.5
+      )
       weights = nn.Dropout(self.attention_dropout, deterministic=False)(jax.nn.softmax(logits)).astype(value.dtype)
       x = jnp.einsum('bhqk,bkhd->bqhd', weights, value)
     else:
@@ -92,8 +96,9 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x, train: bool = False):
     """x (B, N, C) -> (B, N, C)."""
-    attention = SelfAttention(self.heads, self.fused, self.qkv_bias, self.dropout, self.attention_dropout, self.dtype,
-                              self.divided, name='attn')
+    attention = SelfAttention(
+      self.heads, self.fused, self.qkv_bias, self.dropout, self.attention_dropout, self.dtype, self.divided, name='attn'
+    )
     mlp = Mlp(self.mlp_features, self.dropout, self.mlp_kernel_init, self.mlp_bias_init, self.dtype, name='mlp')
     x = x + attention(LayerNorm(self.eps, name='norm1')(x), train)
     return x + mlp(LayerNorm(self.eps, name='norm2')(x), train)

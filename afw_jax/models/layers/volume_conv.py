@@ -51,7 +51,9 @@ def _strided_backward(strides, kept, grad):
 
   def towards_x(grad, kernel):
     ends = [n - (m - 1) * s - 1 for n, m, s in zip(x.shape[1:4], grad.shape[1:4], strides)]
-    spread = lax.pad(grad, jnp.zeros((), grad.dtype), [(0, 0, 0), *((0, end, s - 1) for end, s in zip(ends, strides)), (0, 0, 0)])
+    spread = lax.pad(
+      grad, jnp.zeros((), grad.dtype), [(0, 0, 0), *((0, end, s - 1) for end, s in zip(ends, strides)), (0, 0, 0)]
+    )
     return _images_x_grad(spread, kernel)
 
   plain = lambda grad, kernel: jax.linear_transpose(lambda x: _volumes(x, kernel, strides), x)(grad)[0]
@@ -74,8 +76,12 @@ def _forward(x, kernel):
 def _backward(kept, grad):
   x, kernel = kept
   x_grad = lax.platform_dependent(grad, kernel, cpu=_images_x_grad, default=functools.partial(_volumes_x_grad, x))
-  kernel_grad = lax.platform_dependent(x, grad, cpu=functools.partial(_images_kernel_grad, kernel.shape[:3]),
-                                       default=functools.partial(_volumes_kernel_grad, kernel))
+  kernel_grad = lax.platform_dependent(
+    x,
+    grad,
+    cpu=functools.partial(_images_kernel_grad, kernel.shape[:3]),
+    default=functools.partial(_volumes_kernel_grad, kernel),
+  )
   return x_grad, kernel_grad
 
 
@@ -83,8 +89,9 @@ _conv.defvjp(_forward, _backward)
 
 
 def _volumes(x, kernel, strides=(1, 1, 1)):
-  return lax.conv_general_dilated(x, kernel, strides, [(k // 2, k // 2) for k in kernel.shape[:3]],
-                                  dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC'))
+  return lax.conv_general_dilated(
+    x, kernel, strides, [(k // 2, k // 2) for k in kernel.shape[:3]], dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC')
+  )
 
 
 def _volumes_x_grad(x, grad, kernel):
@@ -104,7 +111,9 @@ def _images(x, kernel):
   dtype = x.dtype
   x, kernel = _at_least_float32(x), _at_least_float32(kernel)
   axis = 1 if len(x) == 1 else 2
-  taps, *size = (kernel.shape[0], *kernel.shape[1:3]) if axis == 1 else (kernel.shape[1], kernel.shape[0], kernel.shape[2])
+  taps, *size = (
+    (kernel.shape[0], *kernel.shape[1:3]) if axis == 1 else (kernel.shape[1], kernel.shape[0], kernel.shape[2])
+  )
   inputs, outputs = kernel.shape[3:]
   if inputs < outputs:  # y[d] = sum over t of x[d + t] k[t]
     wide, kernel = _joined(x, axis, taps), jnp.moveaxis(kernel, axis - 1, 2).reshape(*size, taps * inputs, outputs)

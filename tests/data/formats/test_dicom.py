@@ -1,6 +1,5 @@
 """DICOM series: in the right order, or refused."""
 
-
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -17,8 +16,9 @@ from afw_jax.data.formats import volumes
 from afw_jax.errors import InputError
 
 
-@pytest.mark.parametrize('names', [('a', 'b', 'c', 'd', 'e'), ('5.dcm', '4.dcm', '3.dcm', '2.dcm', '1.dcm'),
-                                   ('x3', 'x1', 'x5', 'x2', 'x4')])
+@pytest.mark.parametrize(
+  'names', [('a', 'b', 'c', 'd', 'e'), ('5.dcm', '4.dcm', '3.dcm', '2.dcm', '1.dcm'), ('x3', 'x1', 'x5', 'x2', 'x4')]
+)
 @pytest.mark.parametrize('syntax', [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
 def test_slices_are_ordered_by_position(tmp_path, names, syntax):
   v = volumes.read_image(write_series(tmp_path / 'd', names, syntax=syntax))
@@ -97,34 +97,37 @@ def test_uneven_names_and_litter_do_not_matter(tmp_path):
   assert volumes.read_image(folder).sha256 != before.sha256
 
 
-@pytest.mark.parametrize('n, changes, match', [
-  (2, {'SeriesInstanceUID': '9.9'}, r'mixes 2 series'),
-  (2, {'orientation': (0, 1, 0, 0, 0, -1)}, 'oriented differently'),
-  (2, {'PixelSpacing': [0.7, 0.5]}, 'pixel spacings'),
-  (2, {'pixels': np.zeros((N, 6, 6), np.uint16)}, r'\(6, 6\) pixels'),
-  (2, {'ImagePositionPatient': [-10, -20, 102.5]}, 'same place'),
-  (2, {'ImagePositionPatient': [-10, -20, 106]}, 'not evenly spaced'),
-  (4, {'ImagePositionPatient': [-10, -20, 112.5]}, 'not evenly spaced'),
-  (2, {'ImagePositionPatient': [-10, -25, 105]}, 'not evenly spaced'),
-  (2, {'ImagePositionPatient': None}, 'ImagePositionPatient missing'),
-  (2, {'PixelData': None}, 'no slice of a scan'),
-  (2, {'PixelSpacing': None}, 'PixelSpacing missing'),
-  (2, {'PixelSpacing': [0, 0.5]}, 'invalid'),
-  (2, {'PixelSpacing': [0.5]}, 'invalid|damaged'),
-  (2, {'ImageOrientationPatient': [1, 0, 0, 1, 0, 0]}, 'perpendicular'),
-  (2, {'ImageOrientationPatient': [2, 0, 0, 0, 1, 0]}, 'perpendicular'),
-  (2, {'NumberOfFrames': 3}, 'multi-frame'),
-  (2, {'PhotometricInterpretation': 'MONOCHROME1'}, 'MONOCHROME1'),
-  (2, {'PhotometricInterpretation': 'RGB', 'SamplesPerPixel': 3}, 'RGB'),
-  (2, {'RescaleSlope': None, 'RescaleIntercept': None}, 'off by 1024'),
-  (2, {'RescaleIntercept': None}, 'off by 1024'),
-  (2, {'RescaleSlope': 0}, 'rescaling is invalid'),
-  (2, {'PixelData': bytes(20)}, 'truncated'),
-  (2, {'PixelData': bytes(200)}, 'truncated or damaged'),
-  (2, {'Rows': 60000, 'Columns': 60000}, 'size'),
-  (2, {'BitsStored': 10, 'HighBit': 9}, 'exceed the 10 bits'),
-  (2, {'BitsStored': 12}, 'pixel format'),
-])
+@pytest.mark.parametrize(
+  'n, changes, match',
+  [
+    (2, {'SeriesInstanceUID': '9.9'}, r'mixes 2 series'),
+    (2, {'orientation': (0, 1, 0, 0, 0, -1)}, 'oriented differently'),
+    (2, {'PixelSpacing': [0.7, 0.5]}, 'pixel spacings'),
+    (2, {'pixels': np.zeros((N, 6, 6), np.uint16)}, r'\(6, 6\) pixels'),
+    (2, {'ImagePositionPatient': [-10, -20, 102.5]}, 'same place'),
+    (2, {'ImagePositionPatient': [-10, -20, 106]}, 'not evenly spaced'),
+    (4, {'ImagePositionPatient': [-10, -20, 112.5]}, 'not evenly spaced'),
+    (2, {'ImagePositionPatient': [-10, -25, 105]}, 'not evenly spaced'),
+    (2, {'ImagePositionPatient': None}, 'ImagePositionPatient missing'),
+    (2, {'PixelData': None}, 'no slice of a scan'),
+    (2, {'PixelSpacing': None}, 'PixelSpacing missing'),
+    (2, {'PixelSpacing': [0, 0.5]}, 'invalid'),
+    (2, {'PixelSpacing': [0.5]}, 'invalid|damaged'),
+    (2, {'ImageOrientationPatient': [1, 0, 0, 1, 0, 0]}, 'perpendicular'),
+    (2, {'ImageOrientationPatient': [2, 0, 0, 0, 1, 0]}, 'perpendicular'),
+    (2, {'NumberOfFrames': 3}, 'multi-frame'),
+    (2, {'PhotometricInterpretation': 'MONOCHROME1'}, 'MONOCHROME1'),
+    (2, {'PhotometricInterpretation': 'RGB', 'SamplesPerPixel': 3}, 'RGB'),
+    (2, {'RescaleSlope': None, 'RescaleIntercept': None}, 'off by 1024'),
+    (2, {'RescaleIntercept': None}, 'off by 1024'),
+    (2, {'RescaleSlope': 0}, 'rescaling is invalid'),
+    (2, {'PixelData': bytes(20)}, 'truncated'),
+    (2, {'PixelData': bytes(200)}, 'truncated or damaged'),
+    (2, {'Rows': 60000, 'Columns': 60000}, 'size'),
+    (2, {'BitsStored': 10, 'HighBit': 9}, 'exceed the 10 bits'),
+    (2, {'BitsStored': 12}, 'pixel format'),
+  ],
+)
 def test_series_that_cannot_be_one_volume(tmp_path, n, changes, match):
   folder = write_series(tmp_path / 'd')
   write_slice(folder / f'i{n:04d}.dcm', n, **changes)
@@ -149,7 +152,9 @@ def test_tilted_gantry_single_slice_and_no_slice(tmp_path):
   refused(tmp_path / 'phases', 'holds folders')
 
 
-@pytest.mark.parametrize('data', [b'', b'notes on this scan', b'\0' * 128 + b'DICM', b'\0' * 128 + b'DICM' + b'\xff' * 50])
+@pytest.mark.parametrize(
+  'data', [b'', b'notes on this scan', b'\0' * 128 + b'DICM', b'\0' * 128 + b'DICM' + b'\xff' * 50]
+)
 def test_foreign_and_damaged_files_in_the_folder(tmp_path, data):
   folder = write_series(tmp_path / 'd')
   (folder / 'readme.txt').write_bytes(data)
@@ -175,7 +180,7 @@ def test_random_damage_gives_a_volume_or_an_input_error(tmp_path):
     data = bytearray(whole)
     for at in rng.integers(128, len(data), 3):
       data[at] = rng.integers(256)
-    (folder / 'i0002.dcm').write_bytes(data[:rng.choice([len(data), rng.integers(len(data))])])
+    (folder / 'i0002.dcm').write_bytes(data[: rng.choice([len(data), rng.integers(len(data))])])
     try:
       volumes.read_image(folder)
     except InputError as e:

@@ -61,9 +61,11 @@ def test_superior_left_and_posterior_are_where_they_should_be():
 
 
 @settings(max_examples=200, deadline=None)
-@given(angles=st.tuples(*[st.floats(-np.pi, np.pi)] * 3),
-       sizes=st.tuples(*[st.floats(0.3, 8)] * 3),
-       array=hnp.arrays(np.int16, hnp.array_shapes(min_dims=3, max_dims=4, max_side=5)))
+@given(
+  angles=st.tuples(*[st.floats(-np.pi, np.pi)] * 3),
+  sizes=st.tuples(*[st.floats(0.3, 8)] * 3),
+  array=hnp.arrays(np.int16, hnp.array_shapes(min_dims=3, max_dims=4, max_side=5)),
+)
 def test_oblique_grids_are_inverted_exactly(angles, sizes, array):
   affine = np.eye(4)
   affine[:3, :3] = rotation(angles) @ np.diag(sizes)
@@ -89,23 +91,34 @@ def test_slightly_oblique_grid_takes_the_nearest_axes():
 
 
 def test_json_keeps_everything():
-  g = Geometry(shape=SHAPE, affine=axis_affine((2, 0, 1), (1, -1, 1)), sform_code=0, qform_code=3, xyzt_units=10,
-               qform=[0.1] * 10, has_mm=False, slice_files=('b.dcm', 'a.dcm'))
+  g = Geometry(
+    shape=SHAPE,
+    affine=axis_affine((2, 0, 1), (1, -1, 1)),
+    sform_code=0,
+    qform_code=3,
+    xyzt_units=10,
+    qform=[0.1] * 10,
+    has_mm=False,
+    slice_files=('b.dcm', 'a.dcm'),
+  )
   assert Geometry.from_json(json.loads(json.dumps(g.to_json()))) == g
   assert hash(g) is not None
 
 
-@pytest.mark.parametrize('affine, problem', [
-  (np.full((4, 4), np.nan), 'NaN'),
-  (np.diag([np.inf, 1, 1, 1]), 'NaN or inf'),
-  (np.diag([0.0, 0, 0, 1]), 'singular'),
-  (np.diag([1.0, 0, 1, 1]), 'singular'),
-  (np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), 'singular'),
-  (np.array([[1, 0.01, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), 'sheared'),
-  (np.array([[1, 0, 0, 0], [0, 1, 0.3, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), 'sheared'),
-  (np.diag([1e-3, 1, 1, 1]), 'voxel size'),
-  (np.diag([1.0, 1, 500, 1]), 'voxel size'),
-])
+@pytest.mark.parametrize(
+  'affine, problem',
+  [
+    (np.full((4, 4), np.nan), 'NaN'),
+    (np.diag([np.inf, 1, 1, 1]), 'NaN or inf'),
+    (np.diag([0.0, 0, 0, 1]), 'singular'),
+    (np.diag([1.0, 0, 1, 1]), 'singular'),
+    (np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), 'singular'),
+    (np.array([[1, 0.01, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), 'sheared'),
+    (np.array([[1, 0, 0, 0], [0, 1, 0.3, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), 'sheared'),
+    (np.diag([1e-3, 1, 1, 1]), 'voxel size'),
+    (np.diag([1.0, 1, 500, 1]), 'voxel size'),
+  ],
+)
 def test_bad_affines(affine, problem):
   with pytest.raises(InputError, match=problem) as e:
     check_affine('scan.nii.gz', affine)

@@ -98,7 +98,7 @@ HEADERS = {
   'an unknown sform code': ([(SFORM_CODE, 'h', 99)], 'where it lies'),
   'a negative qform code': ([(QFORM_CODE, 'h', -1)], 'where it lies'),
   'a zero affine': ([(SROW, '12f', *[0] * 12)], 'singular'),
-  'two axes alike': ([(SROW, '12f', .8, 0, 0, 0, 0, .9, 0, 0, 0, 2.5, 0, 0)], 'singular'),
+  'two axes alike': ([(SROW, '12f', 0.8, 0, 0, 0, 0, 0.9, 0, 0, 0, 2.5, 0, 0)], 'singular'),
   'a NaN affine': ([(SROW, 'f', np.nan)], 'NaN'),
   'an infinite origin': ([(SROW + 12, 'f', np.inf)], 'infinite'),
   'a sheared affine': ([(SROW + 4, 'f', 0.05)], 'sheared'),
@@ -172,8 +172,8 @@ def test_no_flipped_bit_anywhere_changes_what_is_loaded(tmp_path):
 def test_any_header_bytes_give_a_volume_or_an_input_error(tmp_path_factory, position, value):
   path = tmp_path_factory.getbasetemp() / 'fuzz.nii'
   data = bytearray(nifti())
-  data[position:position + len(value)] = value
-  path.write_bytes(data[:len(nifti())])
+  data[position : position + len(value)] = value
+  path.write_bytes(data[: len(nifti())])
   for read in (volumes.read_image, volumes.read_label):
     try:
       v = read(path)
@@ -183,8 +183,20 @@ def test_any_header_bytes_give_a_volume_or_an_input_error(tmp_path_factory, posi
     assert np.all(np.isfinite(v.array))
 
 
-@pytest.mark.parametrize('data', [b'', b'\0', b'<html><body>404 Not Found</body></html>' * 20, b'\x1f\x8b', b'\x1f\x8bgarbage' * 99,
-                                  gzip.compress(b''), gzip.compress(b'<html>' * 200), gzip.compress(bytes(400)), bytes(1000)])
+@pytest.mark.parametrize(
+  'data',
+  [
+    b'',
+    b'\0',
+    b'<html><body>404 Not Found</body></html>' * 20,
+    b'\x1f\x8b',
+    b'\x1f\x8bgarbage' * 99,
+    gzip.compress(b''),
+    gzip.compress(b'<html>' * 200),
+    gzip.compress(bytes(400)),
+    bytes(1000),
+  ],
+)
 @pytest.mark.parametrize('name', ['i.nii', 'i.nii.gz'])
 @pytest.mark.parametrize('read', [volumes.read_image, volumes.read_label])
 def test_files_that_are_no_images(tmp_path, data, name, read):
@@ -209,7 +221,9 @@ def test_values_beyond_float32(tmp_path):
   refused(tmp_path / 'i.nii', nifti(np.full(SHAPE, 1e300)), 'float32')
 
 
-@pytest.mark.parametrize('array', [np.zeros((6, 5), np.int16), np.zeros((6, 5, 4, 2), np.int16), np.zeros(SHAPE, np.complex64)])
+@pytest.mark.parametrize(
+  'array', [np.zeros((6, 5), np.int16), np.zeros((6, 5, 4, 2), np.int16), np.zeros(SHAPE, np.complex64)]
+)
 def test_what_nibabel_writes_of_other_kinds(tmp_path, array):
   refused(tmp_path / 'i.nii', nib.Nifti1Image(array, np.eye(4)).to_bytes())
 
@@ -248,9 +262,16 @@ def test_slope_and_intercept_are_applied(tmp_path):
 LABELS = (np.arange(120).reshape(SHAPE) % 5).astype(np.int16)
 
 
-@pytest.mark.parametrize('array, match', [
-  (LABELS + 0.5, 'integers'), (LABELS * 0.999, 'integers'), (LABELS - 1, 'from -1'), (LABELS.astype(np.int32) + 70000, '70000'),
-  (LABELS.astype(np.float32) - 1, 'from -1')])
+@pytest.mark.parametrize(
+  'array, match',
+  [
+    (LABELS + 0.5, 'integers'),
+    (LABELS * 0.999, 'integers'),
+    (LABELS - 1, 'from -1'),
+    (LABELS.astype(np.int32) + 70000, '70000'),
+    (LABELS.astype(np.float32) - 1, 'from -1'),
+  ],
+)
 def test_labels_that_are_none(tmp_path, array, match):
   refused(tmp_path / 'l.nii', nifti(array), match, volumes.read_label)
 

@@ -18,13 +18,19 @@ DOWN = UP[::-1]
 GROUND = tuple(f'liver_GT_{n:03d}.png' for n in range(N))
 
 
-@pytest.mark.parametrize('dicom_names, mask_names', [
-  (UP, GROUND),  # names run up with the positions
-  (DOWN, GROUND[::-1]),  # names run down: the first mask belongs to the highest slice
-  (UP, tuple(f'IMG-0002-{n:05d}.png' for n in range(1, 2 * N, 2))),
-  (tuple(f'{n}.dcm' for n in range(8, 8 + N)), tuple(f'm{n}.png' for n in range(98, 98 + N))),  # 9 comes before 10
-  (('c.dcm', 'a.dcm', 'e.dcm', 'b.dcm', 'd.dcm'), ('c.png', 'a.png', 'e.png', 'b.png', 'd.png')),  # same names: no doubt
-])
+@pytest.mark.parametrize(
+  'dicom_names, mask_names',
+  [
+    (UP, GROUND),  # names run up with the positions
+    (DOWN, GROUND[::-1]),  # names run down: the first mask belongs to the highest slice
+    (UP, tuple(f'IMG-0002-{n:05d}.png' for n in range(1, 2 * N, 2))),
+    (tuple(f'{n}.dcm' for n in range(8, 8 + N)), tuple(f'm{n}.png' for n in range(98, 98 + N))),  # 9 comes before 10
+    (
+      ('c.dcm', 'a.dcm', 'e.dcm', 'b.dcm', 'd.dcm'),
+      ('c.png', 'a.png', 'e.png', 'b.png', 'd.png'),
+    ),  # same names: no doubt
+  ],
+)
 def test_masks_lie_on_the_slices_they_were_drawn_on(tmp_path, dicom_names, mask_names):
   scan = volumes.read_image(write_series(tmp_path / 'DICOM_anon', dicom_names))
   label = volumes.read_label(write_masks(tmp_path / 'Ground', mask_names), geometry=scan.geometry)
@@ -70,8 +76,10 @@ def test_masks_whose_order_or_number_is_in_doubt(tmp_path):
   refused(tmp_path / 'g', 'notes.txt', read, geometry=g)
 
 
-@pytest.mark.parametrize('mask', [np.zeros((COLUMNS, ROWS), np.uint8), np.zeros((ROWS, COLUMNS, 3), np.uint8),
-                                  np.zeros((ROWS, COLUMNS), np.uint16)])
+@pytest.mark.parametrize(
+  'mask',
+  [np.zeros((COLUMNS, ROWS), np.uint8), np.zeros((ROWS, COLUMNS, 3), np.uint8), np.zeros((ROWS, COLUMNS), np.uint16)],
+)
 def test_masks_of_another_size_or_kind(tmp_path, mask):
   g = volumes.read_image(write_series(tmp_path / 'd')).geometry
   folder = write_masks(tmp_path / 'g')

@@ -89,17 +89,29 @@ def _object_npz(tmp_path):
   return tmp_path / 'trap.npz'
 
 
-@pytest.mark.parametrize('image, match', [
-  (np.zeros((3, 3)), 'size'), (np.zeros((H, W, 3)), 'not one slice'), (np.zeros(5), 'not one slice'),
-  (np.zeros((H, W), complex), 'complex'), (np.full((H, W), 'a'), 'not one slice'), (np.full((H, W), np.nan), r'not in \[0, 1\]'),
-  (np.full((H, W), 1.5), r'not in \[0, 1\]'), (np.full((H, W), -0.1), r'not in \[0, 1\]'), (np.zeros((0, 5)), 'not one slice')])
+@pytest.mark.parametrize(
+  'image, match',
+  [
+    (np.zeros((3, 3)), 'size'),
+    (np.zeros((H, W, 3)), 'not one slice'),
+    (np.zeros(5), 'not one slice'),
+    (np.zeros((H, W), complex), 'complex'),
+    (np.full((H, W), 'a'), 'not one slice'),
+    (np.full((H, W), np.nan), r'not in \[0, 1\]'),
+    (np.full((H, W), 1.5), r'not in \[0, 1\]'),
+    (np.full((H, W), -0.1), r'not in \[0, 1\]'),
+    (np.zeros((0, 5)), 'not one slice'),
+  ],
+)
 def test_bad_slices(tmp_path, image, match):
   path = write_slices(tmp_path / 'd')
   np.savez(tmp_path / 'd' / 'case0005_slice001.npz', image=image, label=np.zeros(image.shape))
   refused(path, match)
 
 
-@pytest.mark.parametrize('label', [np.full((H, W), 0.5), np.full((H, W), -1.0), np.full((H, W), 256), np.full((H, W), np.nan)])
+@pytest.mark.parametrize(
+  'label', [np.full((H, W), 0.5), np.full((H, W), -1.0), np.full((H, W), 256), np.full((H, W), np.nan)]
+)
 def test_bad_labels(tmp_path, label):
   path = write_slices(tmp_path / 'd')
   np.savez(tmp_path / 'd' / 'case0005_slice001.npz', image=IMAGE[0], label=label)
@@ -156,9 +168,16 @@ def test_an_array_that_claims_more_than_is_there(tmp_path):
   refused(path, 'after its data')
 
 
-@pytest.mark.parametrize('image, label, match', [
-  (IMAGE[0], LABEL[0], 'size'), (IMAGE, LABEL[:3], 'its label'), (IMAGE + 2, LABEL, r'\[0, 1\]'),
-  (np.where(IMAGE > 0.9, np.nan, IMAGE), LABEL, r'\[0, 1\]'), (IMAGE.astype(complex), LABEL, 'complex')])
+@pytest.mark.parametrize(
+  'image, label, match',
+  [
+    (IMAGE[0], LABEL[0], 'size'),
+    (IMAGE, LABEL[:3], 'its label'),
+    (IMAGE + 2, LABEL, r'\[0, 1\]'),
+    (np.where(IMAGE > 0.9, np.nan, IMAGE), LABEL, r'\[0, 1\]'),
+    (IMAGE.astype(complex), LABEL, 'complex'),
+  ],
+)
 def test_bad_h5(tmp_path, image, label, match):
   refused(write_h5(tmp_path / 'case0001.npy.h5', image, label), match)
 
@@ -194,8 +213,13 @@ def test_lists(tmp_path):
   path = tmp_path / 'train.txt'
   path.write_text('case0005_slice000\ncase0005_slice001.npz\r\n\ncase0031_slice092\n')
   assert transunet_files.read_list(path) == ['case0005_slice000', 'case0005_slice001', 'case0031_slice092']
-  for text, match in (('case0005\ncase0005\n', 'twice'), ('../../etc/passwd\n', 'no name'), ('\n', 'empty'), ('', 'empty'),
-                      ('case05\n', 'no name')):
+  for text, match in (
+    ('case0005\ncase0005\n', 'twice'),
+    ('../../etc/passwd\n', 'no name'),
+    ('\n', 'empty'),
+    ('', 'empty'),
+    ('case05\n', 'no name'),
+  ):
     path.write_text(text)
     refused(path, match, transunet_files.read_list)
   path.write_bytes(b'\xff\xfe\x00')

@@ -19,8 +19,22 @@ SHAPE = (3, 4, 5)
 OBLIQUE = np.eye(4)
 OBLIQUE[:3, :3] = rotation((0.3, -0.2, 0.5)) @ np.diag([-0.8, 0.9, 2.5])
 OBLIQUE[:3, 3] = (10.5, -20, 33)
-HEADER_FIELDS = ('dim', 'pixdim', 'xyzt_units', 'qform_code', 'sform_code', 'quatern_b', 'quatern_c', 'quatern_d',
-                 'qoffset_x', 'qoffset_y', 'qoffset_z', 'srow_x', 'srow_y', 'srow_z')
+HEADER_FIELDS = (
+  'dim',
+  'pixdim',
+  'xyzt_units',
+  'qform_code',
+  'sform_code',
+  'quatern_b',
+  'quatern_c',
+  'quatern_d',
+  'qoffset_x',
+  'qoffset_y',
+  'qoffset_z',
+  'srow_x',
+  'srow_y',
+  'srow_z',
+)
 
 
 def save(path, array, affine, sform=1, qform=1, units='mm'):
@@ -84,11 +98,21 @@ def test_codes_and_units_of_the_source_are_written(tmp_path, sform, qform, units
   volumes.check_pair(v, volumes.read_label(tmp_path / 'l.nii.gz'))
 
 
-@pytest.mark.parametrize('dtype, values, expected', [
-  ('i2', [-1024, 3000], np.int16), ('i4', [-1024, 3000], np.int16), ('f4', [-5.0, 7.0], np.int16),
-  ('f8', [-5.0, 7.5], np.float32), ('u2', [0, 40000], np.float32), ('i4', [-40000, 0], np.float32),
-  ('u1', [0, 255], np.int16), ('u8', [0, 9], np.int16), ('>i2', [-300, 5], np.int16), ('>f4', [0.5, 1], np.float32),
-])
+@pytest.mark.parametrize(
+  'dtype, values, expected',
+  [
+    ('i2', [-1024, 3000], np.int16),
+    ('i4', [-1024, 3000], np.int16),
+    ('f4', [-5.0, 7.0], np.int16),
+    ('f8', [-5.0, 7.5], np.float32),
+    ('u2', [0, 40000], np.float32),
+    ('i4', [-40000, 0], np.float32),
+    ('u1', [0, 255], np.int16),
+    ('u8', [0, 9], np.int16),
+    ('>i2', [-300, 5], np.int16),
+    ('>f4', [0.5, 1], np.float32),
+  ],
+)
 def test_image_types(tmp_path, dtype, values, expected):
   array = np.resize(np.array(values, dtype), SHAPE)
   v = volumes.read_image(save(tmp_path / 'i.nii', array, np.eye(4)))
@@ -96,8 +120,17 @@ def test_image_types(tmp_path, dtype, values, expected):
   np.testing.assert_array_equal(v.geometry.to_native(v.array), array)
 
 
-@pytest.mark.parametrize('dtype, top, expected', [('u1', 255, np.uint8), ('i2', 255, np.uint8), ('f8', 255, np.uint8),
-                                                  ('i2', 256, np.uint16), ('f4', 300, np.uint16), ('u4', 65535, np.uint16)])
+@pytest.mark.parametrize(
+  'dtype, top, expected',
+  [
+    ('u1', 255, np.uint8),
+    ('i2', 255, np.uint8),
+    ('f8', 255, np.uint8),
+    ('i2', 256, np.uint16),
+    ('f4', 300, np.uint16),
+    ('u4', 65535, np.uint16),
+  ],
+)
 def test_label_types(tmp_path, dtype, top, expected):
   array = np.zeros(SHAPE, dtype)
   array[1, 1, 1] = top
@@ -108,8 +141,9 @@ def test_label_types(tmp_path, dtype, top, expected):
 
 def test_nifti2_big_endian_and_sha256(tmp_path):
   array = np.arange(60, dtype='>i2').reshape(SHAPE)
-  for n, make in enumerate((lambda: nib.Nifti2Image(array, OBLIQUE),
-                            lambda: nib.Nifti1Image(array, OBLIQUE, nib.Nifti1Header(endianness='>')))):
+  for n, make in enumerate(
+    (lambda: nib.Nifti2Image(array, OBLIQUE), lambda: nib.Nifti1Image(array, OBLIQUE, nib.Nifti1Header(endianness='>')))
+  ):
     path = tmp_path / f'{n}.nii.gz'
     nib.save(make(), path)
     v = volumes.read_image(path)
@@ -121,9 +155,10 @@ def test_nifti2_big_endian_and_sha256(tmp_path):
 
 def test_a_gzip_of_several_members_is_one_file(tmp_path):
   data = save(tmp_path / 'i.nii', np.arange(60, dtype=np.int16).reshape(SHAPE), np.eye(4)).read_bytes()
-  (tmp_path / 'j.nii.gz').write_bytes(b''.join(gzip.compress(data[n:n + 100]) for n in range(0, len(data), 100)))
-  np.testing.assert_array_equal(volumes.read_image(tmp_path / 'j.nii.gz').array,
-                                volumes.read_image(tmp_path / 'i.nii').array)
+  (tmp_path / 'j.nii.gz').write_bytes(b''.join(gzip.compress(data[n : n + 100]) for n in range(0, len(data), 100)))
+  np.testing.assert_array_equal(
+    volumes.read_image(tmp_path / 'j.nii.gz').array, volumes.read_image(tmp_path / 'i.nii').array
+  )
 
 
 def test_equal_label_maps_give_equal_files(tmp_path):
@@ -133,8 +168,17 @@ def test_equal_label_maps_give_equal_files(tmp_path):
   assert (tmp_path / 'a.nii.gz').read_bytes() == (tmp_path / 'b.nii.gz').read_bytes()
 
 
-@pytest.mark.parametrize('array', [np.full((5, 4, 3), 256), np.full((5, 4, 3), -1), np.ones((5, 4, 3)), np.ones((3, 4, 5), int),
-                                   np.ones((5, 4), int), np.full((5, 4, 3), 'a')])
+@pytest.mark.parametrize(
+  'array',
+  [
+    np.full((5, 4, 3), 256),
+    np.full((5, 4, 3), -1),
+    np.ones((5, 4, 3)),
+    np.ones((3, 4, 5), int),
+    np.ones((5, 4), int),
+    np.full((5, 4, 3), 'a'),
+  ],
+)
 def test_label_maps_that_do_not_fit_are_not_written(tmp_path, array):
   g = Geometry(shape=SHAPE, affine=np.diag([-1.0, -1, 1, 1]))
   with pytest.raises(InputError, match=r'l\.nii\.gz: not written'):

@@ -22,8 +22,10 @@ def work(job):
 
 
 def jobs(tmp_path, dies):
-  return [dict(id=str(i), dies=n, log=str(tmp_path / 'log'), case=types.SimpleNamespace(image=f'scan{i}.nii'))
-          for i, n in enumerate(dies)]
+  return [
+    dict(id=str(i), dies=n, log=str(tmp_path / 'log'), case=types.SimpleNamespace(image=f'scan{i}.nii'))
+    for i, n in enumerate(dies)
+  ]
 
 
 def test_a_case_that_kills_its_workers_is_named_and_the_others_are_done(tmp_path):

@@ -117,8 +117,17 @@ def test_differences_name_the_choice(tmp_path):
 
 def test_crop_linear_percentiles_and_a_subset(tmp_path):
   root = make(tmp_path / 'raw', channel_names={'0': 'MRI'})
-  index = prepare.prepare('folder', root, tmp_path / 's', fit='crop_pad', order='linear', cases=['c3', 'c1'],
-                          spacing_mm=(None, None, None), fractions=(1, 1, 0), **SMALL)
+  index = prepare.prepare(
+    'folder',
+    root,
+    tmp_path / 's',
+    fit='crop_pad',
+    order='linear',
+    cases=['c3', 'c1'],
+    spacing_mm=(None, None, None),
+    fractions=(1, 1, 0),
+    **SMALL,
+  )
   assert index['window'] == 'percentile' and sorted(index['cases']) == ['c1', 'c3']
   case = store.read_case(tmp_path / 's', 'c1')
   np.testing.assert_array_equal(case.arrays['image'], scan(1)[:, 4:36, 8:40])
@@ -140,18 +149,24 @@ def test_other_labels_become_background(tmp_path):
 
 def test_every_problem_is_told_at_once_and_good_cases_are_kept(tmp_path, monkeypatch):
   root = make(tmp_path / 'raw', n=7)
-  write = lambda i, array, **kw: volumes.write_label(root / 'labels' / f'c{i}.nii.gz', array,
-                                                     geometry(array.shape, **kw))
-  write(0, label_map(0)[1:])                                       # a slice is missing
+  write = lambda i, array, **kw: volumes.write_label(
+    root / 'labels' / f'c{i}.nii.gz', array, geometry(array.shape, **kw)
+  )
+  write(0, label_map(0)[1:])  # a slice is missing
   write(1, np.where(label_map(1) == 7, 9, label_map(1)), axes='LPS')  # an id nobody named
-  write(2, np.zeros(SHAPE, np.uint8), axes='LAS')                  # nothing in it
-  write(3, label_map(3), axes='RPI', origin=(0, 0, 0))             # lies elsewhere
+  write(2, np.zeros(SHAPE, np.uint8), axes='LAS')  # nothing in it
+  write(3, label_map(3), axes='RPI', origin=(0, 0, 0))  # lies elsewhere
   packed = (root / 'images' / 'c4.nii.gz').read_bytes()
-  (root / 'images' / 'c4.nii.gz').write_bytes(packed[:-50])        # cut short
+  (root / 'images' / 'c4.nii.gz').write_bytes(packed[:-50])  # cut short
   found = problems_of('folder', root, tmp_path / 's')
   assert len(found) == 5
-  for name, word in (('labels/c0', 'shape'), ('labels/c1', '9 ('), ('labels/c2', 'empty'), ('labels/c3', 'affine'),
-                     ('images/c4', '')):
+  for name, word in (
+    ('labels/c0', 'shape'),
+    ('labels/c1', '9 ('),
+    ('labels/c2', 'empty'),
+    ('labels/c3', 'affine'),
+    ('images/c4', ''),
+  ):
     assert any(name in p and word in p for p in found), (name, word)
   with pytest.raises(InputError):
     store.read_index(tmp_path / 's')
@@ -177,14 +192,14 @@ def test_the_same_scan_twice(tmp_path):
   root = make(tmp_path / 'raw')
   shutil.copy(root / 'images' / 'c1.nii.gz', root / 'images' / 'd.nii.gz')
   shutil.copy(root / 'labels' / 'c1.nii.gz', root / 'labels' / 'd.nii.gz')
-  found, = problems_of('folder', root, tmp_path / 's')
+  (found,) = problems_of('folder', root, tmp_path / 's')
   assert 'd.nii.gz: is the same scan as' in found and 'c1.nii.gz' in found
   # not compressed, the other way round, and in another part: still the same voxels
   for kind, write, array in (('images', volumes.write_image, scan(1)), ('labels', volumes.write_label, label_map(1))):
     (root / kind / 'd.nii.gz').unlink()
     write(root / kind / 'd.nii', array, geometry(axes='RPI'))
   describe(root, split={'train': ['c0', 'c1', 'c2'], 'val': ['c3'], 'test': ['d']})
-  found, = problems_of('folder', root, tmp_path / 't')
+  (found,) = problems_of('folder', root, tmp_path / 't')
   assert 'c1 in train, d in test' in found
 
 
@@ -214,8 +229,10 @@ def test_oddities_are_noted(tmp_path):
 
 def test_defective_cases_of_abdomenct1k(tmp_path):
   for n, seed in (('00001', 1), ('00002', 2), ('00219', 3)):
-    for folder, suffix, write, array in (('img', '_0000', volumes.write_image, scan(seed)),
-                                         ('Mask', '', volumes.write_label, label_map(seed) % 4)):
+    for folder, suffix, write, array in (
+      ('img', '_0000', volumes.write_image, scan(seed)),
+      ('Mask', '', volumes.write_label, label_map(seed) % 4),
+    ):
       (tmp_path / 'raw' / folder).mkdir(parents=True, exist_ok=True)
       write(tmp_path / 'raw' / folder / f'Case_{n}{suffix}.nii.gz', array, geometry())
   index = prepare.prepare('abdomenct1k', tmp_path / 'raw', tmp_path / 's', **SMALL)
@@ -240,13 +257,27 @@ def test_transunet_folders(tmp_path, monkeypatch):
   case = store.read_case(tmp_path / 's', 'case0005')
   assert case.arrays['image'].dtype == np.float32 and case.meta['voxels']['liver'] == 3 * 600
   expected = np.stack([scipy.ndimage.zoom(p, 0.5, order=3) for p in image[0]])
-  assert any(np.allclose(np.rot90(e, k, (1, 2)), case.arrays['image'], atol=1e-5)
-             for e in (expected, expected.transpose(0, 2, 1)) for k in range(4))
+  assert any(
+    np.allclose(np.rot90(e, k, (1, 2)), case.arrays['image'], atol=1e-5)
+    for e in (expected, expected.transpose(0, 2, 1))
+    for k in range(4)
+  )
   assert 'carries no voxel size' in problems_of('synapse', tmp_path / 'raw', tmp_path / 't', fit='crop_pad')[0]
 
 
-@pytest.mark.parametrize('fits', [dict(order=2), dict(order='cubik'), dict(window='papr'), dict(cases=0), dict(fit='x'),
-                                  dict(size=(0, 1)), dict(fractions=(0, 1, 0)), dict(spacing_mm=(1, 1))])
+@pytest.mark.parametrize(
+  'fits',
+  [
+    dict(order=2),
+    dict(order='cubik'),
+    dict(window='papr'),
+    dict(cases=0),
+    dict(fit='x'),
+    dict(size=(0, 1)),
+    dict(fractions=(0, 1, 0)),
+    dict(spacing_mm=(1, 1)),
+  ],
+)
 def test_senseless_choices(tmp_path, fits):
   problems_of('folder', make(tmp_path / 'raw', n=1), tmp_path / 's', **fits)
 

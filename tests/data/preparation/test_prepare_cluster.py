@@ -26,8 +26,13 @@ def scheduler_file(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def dask_cluster(scheduler_file):
-  with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host='127.0.0.1',
-                                scheduler_kwargs={'scheduler_file': str(scheduler_file)}) as started:
+  with distributed.LocalCluster(
+    n_workers=2,
+    threads_per_worker=1,
+    dashboard_address=None,
+    host='127.0.0.1',
+    scheduler_kwargs={'scheduler_file': str(scheduler_file)},
+  ) as started:
     yield started
 
 

@@ -28,8 +28,12 @@ prepare.prepare('folder', root, out, size=(32, 32), workers=int(workers), progre
 
 def run(tmp_path, *args):
   (tmp_path / 'script.py').write_text(textwrap.dedent(SCRIPT))  # on purpose without a guard: workers must not run it
-  return subprocess.Popen([sys.executable, str(tmp_path / 'script.py'), *map(str, args)], stderr=subprocess.PIPE,
-                          text=True, env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)})
+  return subprocess.Popen(
+    [sys.executable, str(tmp_path / 'script.py'), *map(str, args)],
+    stderr=subprocess.PIPE,
+    text=True,
+    env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+  )
 
 
 def staged(out):

@@ -77,7 +77,9 @@ def test_a_shard_that_publishes_leaves_what_another_has_staged(tmp_path, monkeyp
   root = make_many(tmp_path / 'raw', 4)
   prepare_here(root, tmp_path / 's')
   image = volumes.read_image(root / 'images' / 'c0001.nii')
-  volumes.write_image(root / 'images' / 'c0001.nii', image.array + 1, image.geometry)  # a mended scan: all shards are given again
+  volumes.write_image(
+    root / 'images' / 'c0001.nii', image.array + 1, image.geometry
+  )  # a mended scan: all shards are given again
   with monkeypatch.context() as m:
     m.setattr(publish, 'publish', lambda *_, **__: None)
     prepare_here(root, tmp_path / 's', shard=(1, 2))
@@ -129,8 +131,11 @@ def test_problems_of_a_share_and_leaks_between_shares(tmp_path):
   with pytest.raises(InputError, match='is the same scan as'):
     prepare_here(root, tmp_path / 's', shard=(1, 2))
   assert not (tmp_path / 's' / 'dataset.json').exists()
-  volumes.write_image(root / 'images' / 'c0001.nii', volumes.read_image(root / 'images' / 'c0000.nii').array - 1,
-                      volumes.read_image(root / 'images' / 'c0000.nii').geometry)
+  volumes.write_image(
+    root / 'images' / 'c0001.nii',
+    volumes.read_image(root / 'images' / 'c0000.nii').array - 1,
+    volumes.read_image(root / 'images' / 'c0000.nii').geometry,
+  )
   assert len(prepare_here(root, tmp_path / 's', shard=(1, 2))['cases']) == 4
 
 
@@ -143,19 +148,34 @@ def test_scans_that_were_added(tmp_path):
   assert prepare.added(tmp_path / 's', 'folder', root, **CHOICES) == ['new']
 
 
-SLURM = dict(SLURM_ARRAY_TASK_ID='7', SLURM_ARRAY_TASK_COUNT='3', SLURM_ARRAY_TASK_MIN='5', SLURM_ARRAY_TASK_MAX='9',
-             SLURM_ARRAY_TASK_STEP='2')
+SLURM = dict(
+  SLURM_ARRAY_TASK_ID='7',
+  SLURM_ARRAY_TASK_COUNT='3',
+  SLURM_ARRAY_TASK_MIN='5',
+  SLURM_ARRAY_TASK_MAX='9',
+  SLURM_ARRAY_TASK_STEP='2',
+)
 
 
-@pytest.mark.parametrize('text, environment, shard', [
-  ('', {}, None), ('2/8', {}, (2, 8)), ('0/1', SLURM, (0, 1)), ('', SLURM, (1, 3)),
-  ('', SLURM | {'SLURM_ARRAY_TASK_ID': '9'}, (2, 3)), ('', {'SLURM_ARRAY_TASK_ID': '4'}, (0, 1))])
+@pytest.mark.parametrize(
+  'text, environment, shard',
+  [
+    ('', {}, None),
+    ('2/8', {}, (2, 8)),
+    ('0/1', SLURM, (0, 1)),
+    ('', SLURM, (1, 3)),
+    ('', SLURM | {'SLURM_ARRAY_TASK_ID': '9'}, (2, 3)),
+    ('', {'SLURM_ARRAY_TASK_ID': '4'}, (0, 1)),
+  ],
+)
 def test_which_share(text, environment, shard):
   assert dask_cluster.parse_shard(text, environment) == shard
 
 
-@pytest.mark.parametrize('text, environment', [
-  ('8/8', {}), ('1', {}), ('-1/2', {}), ('a/b', {}), ('0/0', {}), ('', SLURM | {'SLURM_ARRAY_TASK_STEP': '1'})])
+@pytest.mark.parametrize(
+  'text, environment',
+  [('8/8', {}), ('1', {}), ('-1/2', {}), ('a/b', {}), ('0/0', {}), ('', SLURM | {'SLURM_ARRAY_TASK_STEP': '1'})],
+)
 def test_no_such_share(text, environment):
   with pytest.raises(InputError, match='i/n'):
     dask_cluster.parse_shard(text, environment)
@@ -163,8 +183,14 @@ def test_no_such_share(text, environment):
 
 def test_array_jobs_at_the_door_and_scans_added_later(tmp_path, run_main):
   root = make_many(tmp_path / 'raw', 5)
-  arguments = ('--config=configs/folder.py', f'--config.data.root={root}', '--config.data.size=(16, 16)',
-               f'--config.data.store={tmp_path}/s', f'--workdir={tmp_path}/run', '--config.runtime.workers=1')
+  arguments = (
+    '--config=configs/folder.py',
+    f'--config.data.root={root}',
+    '--config.data.size=(16, 16)',
+    f'--config.data.store={tmp_path}/s',
+    f'--workdir={tmp_path}/run',
+    '--config.runtime.workers=1',
+  )
   task = SLURM | {'SLURM_ARRAY_TASK_ID': '9'}
   said = run_main(*arguments, '--mode=prepare', **task).stderr
   assert 'shard 2/3 is done; 4 of 5 cases are not ready yet' in said and not (tmp_path / 's' / 'dataset.json').exists()

@@ -22,8 +22,11 @@ def test_btcv_ids_become_transunet_classes():
   table = class_table(s, 14)
   # spleen, R kidney, L kidney, gallbladder, oesophagus, liver, stomach, aorta, IVC, portal, pancreas, adrenals
   assert table.tolist() == [0, 7, 4, 3, 2, 0, 5, 8, 1, 0, 0, 6, 0, 0]
-  assert s.labels == s.output_ids == dict(aorta=1, gallbladder=2, left_kidney=3, right_kidney=4, liver=5, pancreas=6,
-                                          spleen=7, stomach=8)
+  assert (
+    s.labels
+    == s.output_ids
+    == dict(aorta=1, gallbladder=2, left_kidney=3, right_kidney=4, liver=5, pancreas=6, spleen=7, stomach=8)
+  )
   assert class_table(s, 20)[14:].tolist() == [-1] * 6
   assert len(s.splits['train']) == 18 and len(s.splits['test']) == 12
   assert not set(s.splits['train']) & set(s.splits['test'])
@@ -72,30 +75,34 @@ def test_folder_in_both_dialects(tmp_path):
   s = folder(tmp_path)
   assert s.labels == {'liver': 1, 'spleen': 2} and s.output_ids == {'liver': 1, 'spleen': 7} and s.modality == 'CT'
   assert class_table(s, 9).tolist() == [0, 1, -1, -1, -1, -1, -1, 2, -1]
-  s = folder(tmp_path, channel_names=None, modality={'0': 'MRI'},
-             labels={'0': 'background', '7': 'spleen', '1': 'liver'})
+  s = folder(
+    tmp_path, channel_names=None, modality={'0': 'MRI'}, labels={'0': 'background', '7': 'spleen', '1': 'liver'}
+  )
   assert s.labels == {'liver': 1, 'spleen': 2} and s.modality == 'MR' and s.window_hu is None
   s = folder(tmp_path, other_labels='background')
   assert class_table(s, 9).tolist() == [0, 1, 0, 0, 0, 0, 0, 2, 0]
   assert folder(tmp_path, split={'train': ['a'], 'test': ['b']}).splits == {'train': ('a',), 'test': ('b',)}
 
 
-@pytest.mark.parametrize('changes, message', [
-  (dict(channel_names={'0': 'CT', '1': 'PET'}), '2 channels'),
-  (dict(channel_names=None), 'no "channel_names"'),
-  (dict(labels={'background': 0, 'kidneys': [1, 2]}), 'region'),
-  (dict(labels={'background': 0, 'liver': 1, 'ignore': 2}), 'ignore'),
-  (dict(labels={'background': 0, 'liver': 1.5}), 'id 1.5'),
-  (dict(labels={'background': 0, 'liver': True}), 'id True'),
-  (dict(labels={'background': 1, 'liver': 0}), 'Id 0, and only 0'),
-  (dict(labels={'background': 0, 'liver': 1, 'spleen': 1}), 'same id'),
-  (dict(labels={'background': 0}), 'names no organ'),
-  (dict(labels=None), 'no "labels"'),
-  (dict(file_ending='.mha'), 'Convert'),
-  (dict(other_labels='drop'), 'other_labels'),
-  (dict(split={'train': ['a'], 'test': ['a']}), 'twice'),
-  (dict(split={'training': ['a']}), 'split'),
-])
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    (dict(channel_names={'0': 'CT', '1': 'PET'}), '2 channels'),
+    (dict(channel_names=None), 'no "channel_names"'),
+    (dict(labels={'background': 0, 'kidneys': [1, 2]}), 'region'),
+    (dict(labels={'background': 0, 'liver': 1, 'ignore': 2}), 'ignore'),
+    (dict(labels={'background': 0, 'liver': 1.5}), 'id 1.5'),
+    (dict(labels={'background': 0, 'liver': True}), 'id True'),
+    (dict(labels={'background': 1, 'liver': 0}), 'Id 0, and only 0'),
+    (dict(labels={'background': 0, 'liver': 1, 'spleen': 1}), 'same id'),
+    (dict(labels={'background': 0}), 'names no organ'),
+    (dict(labels=None), 'no "labels"'),
+    (dict(file_ending='.mha'), 'Convert'),
+    (dict(other_labels='drop'), 'other_labels'),
+    (dict(split={'train': ['a'], 'test': ['a']}), 'twice'),
+    (dict(split={'training': ['a']}), 'split'),
+  ],
+)
 def test_folder_description_that_cannot_be_used(tmp_path, changes, message):
   with pytest.raises(InputError, match=message) as e:
     folder(tmp_path, **changes)

@@ -68,12 +68,20 @@ def test_chaos_ct(tmp_path, above):
 
 
 def test_chaos_mr(tmp_path):
-  touch(tmp_path / 'Train_Sets/MR/3', 'T1DUAL/DICOM_anon/InPhase/a.dcm', 'T1DUAL/DICOM_anon/OutPhase/a.dcm',
-        'T1DUAL/Ground/a.png', 'T2SPIR/DICOM_anon/a.dcm', 'T2SPIR/Ground/a.png')
-  for name, image, label in (('t1in', 'T1DUAL/DICOM_anon/InPhase', 'T1DUAL/Ground'),
-                             ('t2', 'T2SPIR/DICOM_anon', 'T2SPIR/Ground'),
-                             ('t1out', 'T1DUAL/DICOM_anon/OutPhase', 'T1DUAL/Ground')):
-    case, = find_cases(spec(f'chaos_mr_{name}', str(tmp_path)), tmp_path)
+  touch(
+    tmp_path / 'Train_Sets/MR/3',
+    'T1DUAL/DICOM_anon/InPhase/a.dcm',
+    'T1DUAL/DICOM_anon/OutPhase/a.dcm',
+    'T1DUAL/Ground/a.png',
+    'T2SPIR/DICOM_anon/a.dcm',
+    'T2SPIR/Ground/a.png',
+  )
+  for name, image, label in (
+    ('t1in', 'T1DUAL/DICOM_anon/InPhase', 'T1DUAL/Ground'),
+    ('t2', 'T2SPIR/DICOM_anon', 'T2SPIR/Ground'),
+    ('t1out', 'T1DUAL/DICOM_anon/OutPhase', 'T1DUAL/Ground'),
+  ):
+    (case,) = find_cases(spec(f'chaos_mr_{name}', str(tmp_path)), tmp_path)
     assert case.id == 'case_03' and case.image.endswith(image) and case.label.endswith(label)
 
 
@@ -83,8 +91,13 @@ def test_chaos_as_nifti(tmp_path):
 
 
 def test_abdomenct1k(tmp_path):
-  touch(tmp_path, 'ImagePart1/Case_00001_0000.nii.gz', 'ImagePart2/Case_00219_0000.nii.gz', 'Mask/Case_00001.nii.gz',
-        'Mask/Case_00219.nii.gz')
+  touch(
+    tmp_path,
+    'ImagePart1/Case_00001_0000.nii.gz',
+    'ImagePart2/Case_00219_0000.nii.gz',
+    'Mask/Case_00001.nii.gz',
+    'Mask/Case_00219.nii.gz',
+  )
   cases = find_cases(spec('abdomenct1k', str(tmp_path)), tmp_path)
   assert ids(cases) == ['Case_00001', 'Case_00219'] and cases[0].label.endswith('Mask/Case_00001.nii.gz')
   touch(tmp_path, 'copy/Case_00001_0000.nii.gz')
@@ -93,8 +106,17 @@ def test_abdomenct1k(tmp_path):
 
 
 def test_plain_folder(tmp_path):
-  cases = folder(tmp_path, 'images/b_0000.nii.gz', 'labels/b.nii.gz', 'images/a.nii', 'labels/a.nii.gz',
-                 'images/c_0001.nii.gz', 'labels/c_0001.nii.gz', 'images/d/1.dcm', 'labels/d.nii.gz')
+  cases = folder(
+    tmp_path,
+    'images/b_0000.nii.gz',
+    'labels/b.nii.gz',
+    'images/a.nii',
+    'labels/a.nii.gz',
+    'images/c_0001.nii.gz',
+    'labels/c_0001.nii.gz',
+    'images/d/1.dcm',
+    'labels/d.nii.gz',
+  )
   assert ids(cases) == ['a', 'b', 'c_0001', 'd']  # nnU-Net's suffix is cut only where the label has none
   assert cases[3].image.endswith('images/d')
 
@@ -116,11 +138,18 @@ def test_explicit_split(tmp_path):
     folder(tmp_path, split={'train': ['a', 'd']})
 
 
-@pytest.mark.parametrize('extra, message', [
-  ('images/z.nii.gz', 'z.nii.gz: has no label'), ('labels/z.nii.gz', 'z.nii.gz: has no image'),
-  ('images/a.nii', 'case a is there twice'), ('labels/a.nii', 'case a is there twice'),
-  ('images/a_0000.nii.gz', 'case a is there twice'), ('images/x.mha', 'x.mha: is not a NIfTI file'),
-  ('imagesTr/a.nii.gz', 'both images/ and imagesTr/')])
+@pytest.mark.parametrize(
+  'extra, message',
+  [
+    ('images/z.nii.gz', 'z.nii.gz: has no label'),
+    ('labels/z.nii.gz', 'z.nii.gz: has no image'),
+    ('images/a.nii', 'case a is there twice'),
+    ('labels/a.nii', 'case a is there twice'),
+    ('images/a_0000.nii.gz', 'case a is there twice'),
+    ('images/x.mha', 'x.mha: is not a NIfTI file'),
+    ('imagesTr/a.nii.gz', 'both images/ and imagesTr/'),
+  ],
+)
 def test_what_does_not_match(tmp_path, extra, message):
   with pytest.raises(InputError, match=message):
     folder(tmp_path, 'images/a.nii.gz', 'labels/a.nii.gz', extra)

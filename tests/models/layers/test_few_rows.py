@@ -15,9 +15,19 @@ from afw_jax.models.layers.conv import convolve
 
 
 @pytest.mark.parametrize('rows', [1, 2, 4])
-@pytest.mark.parametrize('size, strides, before, dilation, groups', [
-  ((3, 3), (1, 1), 1, 1, 1), ((7, 7), (2, 2), 3, 1, 1), ((3, 3), (2, 2), 1, 1, 2), ((5, 3), (1, 2), 2, 2, 1), ((2, 2), (1, 1), 1, 1, 4),
-  ((3, 3, 3), (1, 1, 1), 1, 1, 1), ((3, 3, 3), (2, 2, 2), 1, 1, 1), ((3, 1, 3), (2, 1, 1), 2, 1, 1)])
+@pytest.mark.parametrize(
+  'size, strides, before, dilation, groups',
+  [
+    ((3, 3), (1, 1), 1, 1, 1),
+    ((7, 7), (2, 2), 3, 1, 1),
+    ((3, 3), (2, 2), 1, 1, 2),
+    ((5, 3), (1, 2), 2, 2, 1),
+    ((2, 2), (1, 1), 1, 1, 4),
+    ((3, 3, 3), (1, 1, 1), 1, 1, 1),
+    ((3, 3, 3), (2, 2, 2), 1, 1, 1),
+    ((3, 1, 3), (2, 1, 1), 2, 1, 1),
+  ],
+)
 def test_equals_the_plain_convolution(rows, size, strides, before, dilation, groups):
   rng, rank = np.random.default_rng(0), len(size)
   x = jnp.asarray(rng.normal(size=(2, rows, *range(5, 4 + rank), 4)), jnp.float32)
@@ -25,8 +35,14 @@ def test_equals_the_plain_convolution(rows, size, strides, before, dilation, gro
   padding = [(before * dilation, before * dilation)] + [(before, k // 2) for k in size[1:]]
   letters = 'DHW'[-rank:]
   plain = lambda x, kernel: lax.conv_general_dilated(
-    x, kernel, strides, padding, rhs_dilation=(dilation,) * rank, feature_group_count=groups,
-    dimension_numbers=(f'N{letters}C', f'{letters}IO', f'N{letters}C'))
+    x,
+    kernel,
+    strides,
+    padding,
+    rhs_dilation=(dilation,) * rank,
+    feature_group_count=groups,
+    dimension_numbers=(f'N{letters}C', f'{letters}IO', f'N{letters}C'),
+  )
   ours = lambda x, kernel: convolve(x, kernel, strides, padding, (dilation,) * rank, groups)
   if any(n <= 0 for n in jax.eval_shape(plain, x, kernel).shape):
     pytest.skip('no output')
@@ -73,6 +89,11 @@ print('equal')
 def test_gradients_over_devices_that_share_few_rows():
   """Of the plain convolution, gradients come out four times too large, or too small; of two rows doubled over four devices
   without `constrain` inside, each comes twice (jaxlib 0.10.2)."""
-  run = subprocess.run([sys.executable, '-c', OVER_DEVICES], capture_output=True, text=True, cwd=Path(__file__).parents[2],
-                       env=os.environ | {'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_X64': '1'})
+  run = subprocess.run(
+    [sys.executable, '-c', OVER_DEVICES],
+    capture_output=True,
+    text=True,
+    cwd=Path(__file__).parents[2],
+    env=os.environ | {'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_X64': '1'},
+  )
   assert run.stdout.strip() == 'equal', run.stderr[-2000:]

@@ -37,14 +37,19 @@ def test_conv_equals_a_sum_over_taps():
   variables = layer.init(jax.random.key(0), x)
   kernel, bias = variables['params']['kernel'], variables['params']['bias']
   padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  want = sum(padded[:, i:i + 7:2, j:j + 6:2] @ kernel[i, j] for i in range(3) for j in range(3)) + bias
+  want = sum(padded[:, i : i + 7 : 2, j : j + 6 : 2] @ kernel[i, j] for i in range(3) for j in range(3)) + bias
   assert np.allclose(layer.apply(variables, x), want, atol=1e-6)
 
 
-@pytest.mark.parametrize('shape, options, kernel', [((1, 5, 6, 7, 2), {'kernel_size': 3}, (3, 3, 3, 2, 4)),
-                                                    ((1, 8, 8, 4), {'kernel_size': 5, 'groups': 4}, (5, 5, 1, 4)),
-                                                    ((1, 8, 8, 4), {'kernel_size': 7, 'dilation': 3, 'groups': 4}, (7, 7, 1, 4)),
-                                                    ((1, 8, 8, 2), {'kernel_size': (3, 1)}, (3, 1, 2, 4))])
+@pytest.mark.parametrize(
+  'shape, options, kernel',
+  [
+    ((1, 5, 6, 7, 2), {'kernel_size': 3}, (3, 3, 3, 2, 4)),
+    ((1, 8, 8, 4), {'kernel_size': 5, 'groups': 4}, (5, 5, 1, 4)),
+    ((1, 8, 8, 4), {'kernel_size': 7, 'dilation': 3, 'groups': 4}, (7, 7, 1, 4)),
+    ((1, 8, 8, 2), {'kernel_size': (3, 1)}, (3, 1, 2, 4)),
+  ],
+)
 def test_conv_keeps_the_size_at_any_rank_group_and_dilation(shape, options, kernel):
   y, variables = Conv(4, **options).init_with_output(jax.random.key(0), jnp.ones(shape))
   assert y.shape == (*shape[:-1], 4) and variables['params']['kernel'].shape == kernel
@@ -54,7 +59,9 @@ def test_bias_gradient_is_zero_only_where_it_is_switched_off():
   x = draw((1, 4, 4, 2))
   for on in (True, False):
     layer = Conv(3, bias_gradient=on)
-    gradient = jax.grad(lambda v, layer=layer: layer.apply(v, x).sum())(layer.init(jax.random.key(0), x))['params']['bias']
+    gradient = jax.grad(lambda v, layer=layer: layer.apply(v, x).sum())(layer.init(jax.random.key(0), x))['params'][
+      'bias'
+    ]
     assert np.array_equal(gradient, [16.0 * on] * 3)
 
 
@@ -64,7 +71,9 @@ def test_initialisation_is_pytorchs():
   for leaf in (variables['kernel'], variables['bias']):
     assert np.abs(leaf).max() <= bound
   assert np.isclose(variables['kernel'].std(), bound / np.sqrt(3), rtol=0.01)
-  assert np.isclose(variables['bias'].std(), bound / np.sqrt(3), rtol=0.15) and abs(variables['bias'].mean()) < bound / 4
+  assert (
+    np.isclose(variables['bias'].std(), bound / np.sqrt(3), rtol=0.15) and abs(variables['bias'].mean()) < bound / 4
+  )
   assert np.abs(uniform_fan_in(4)(jax.random.key(0), (1000,))).max() > 0.49
 
 
@@ -76,8 +85,17 @@ def plain_pool(x, window):
   return lax.reduce_window(x, -jnp.inf, lax.max, window, window, 'VALID')
 
 
-@pytest.mark.parametrize('shape, window', [((2, 8, 6, 3), (2, 2)), ((1, 7, 9, 2), (2, 2)), ((1, 9, 8, 2), (3, 2)),
-                                           ((1, 4, 6, 8, 2), (2, 2, 2)), ((1, 5, 9, 8, 1), (1, 4, 2)), ((2, 11, 1), (2,))])
+@pytest.mark.parametrize(
+  'shape, window',
+  [
+    ((2, 8, 6, 3), (2, 2)),
+    ((1, 7, 9, 2), (2, 2)),
+    ((1, 9, 8, 2), (3, 2)),
+    ((1, 4, 6, 8, 2), (2, 2, 2)),
+    ((1, 5, 9, 8, 1), (1, 4, 2)),
+    ((2, 11, 1), (2,)),
+  ],
+)
 @pytest.mark.parametrize('levels', [None, 2], ids=['distinct', 'many ties'])
 def test_max_pool_and_its_gradient_are_those_of_reduce_window(shape, window, levels):
   x = draw(shape) if levels is None else jnp.asarray(np.random.default_rng(1).integers(0, levels, shape), jnp.float32)
@@ -143,7 +161,9 @@ def apply_norm(x, scale, bias):
 def test_batch_norm_and_its_gradients_are_those_of_the_formula(x64, shape):
   x = 3 * draw(shape, dtype=np.float64) + 5
   scale, bias, g = (draw(s, i, np.float64) for i, s in enumerate((shape[-1:], shape[-1:], shape), 1))
-  for a, b in zip(value_and_gradients(apply_norm, g, x, scale, bias), value_and_gradients(plain_norm, g, x, scale, bias)):
+  for a, b in zip(
+    value_and_gradients(apply_norm, g, x, scale, bias), value_and_gradients(plain_norm, g, x, scale, bias)
+  ):
     assert a.dtype == jnp.float64 and np.allclose(a, b, rtol=1e-12, atol=1e-13)
 
 
@@ -157,7 +177,9 @@ def test_layer_gradients_agree_with_finite_differences(x64):
 def test_batch_norm_running_statistics_are_pytorchs():
   x = draw((4, 3, 5, 2)) * 2 + 7
   variables = BatchNorm().init(jax.random.key(0), x)
-  assert np.array_equal(variables['batch_stats']['mean'], [0, 0]) and np.array_equal(variables['batch_stats']['var'], [1, 1])
+  assert np.array_equal(variables['batch_stats']['mean'], [0, 0]) and np.array_equal(
+    variables['batch_stats']['var'], [1, 1]
+  )
   _, updates = BatchNorm().apply(variables, x, train=True, mutable=['batch_stats'])
   flat = np.asarray(x, np.float64).reshape(-1, 2)
   assert np.allclose(updates['batch_stats']['mean'], 0.1 * flat.mean(0), rtol=1e-5)
@@ -169,7 +191,9 @@ def test_batch_norm_running_statistics_are_pytorchs():
 
 def test_batch_norm_variance_does_not_cancel_under_a_large_mean():
   x = draw((4, 16, 16, 1)) + 10_000  # E[x^2] - E[x]^2 would be off by whole units here
-  _, updates = BatchNorm(momentum=0.0).apply(BatchNorm().init(jax.random.key(0), x), x, train=True, mutable=['batch_stats'])
+  _, updates = BatchNorm(momentum=0.0).apply(
+    BatchNorm().init(jax.random.key(0), x), x, train=True, mutable=['batch_stats']
+  )
   assert np.allclose(updates['batch_stats']['var'], np.asarray(x, np.float64).var(ddof=1), rtol=1e-3)
 
 

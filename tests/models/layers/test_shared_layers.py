@@ -83,8 +83,10 @@ def test_norms_agree_with_flax_in_float32_gradients_too():
   def gradients(module, params):
     return jax.grad(lambda params, x: (module.apply({'params': params}, x) * g).sum(), (0, 1))(params, x)
 
-  for ours, theirs in ((LayerNorm(1e-6), nn.LayerNorm(1e-6, use_fast_variance=False)),
-                       (GroupNorm(4, 1e-6), nn.GroupNorm(4, epsilon=1e-6, use_fast_variance=False))):
+  for ours, theirs in (
+    (LayerNorm(1e-6), nn.LayerNorm(1e-6, use_fast_variance=False)),
+    (GroupNorm(4, 1e-6), nn.GroupNorm(4, epsilon=1e-6, use_fast_variance=False)),
+  ):
     _, params = run(ours, x)
     for a, b in zip(*map(jax.tree.leaves, (gradients(ours, params), gradients(theirs, params)))):
       np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(b).max())
@@ -101,10 +103,17 @@ def test_attention_is_the_formula(dtype):
   np.testing.assert_allclose(y.astype(np.float32), wanted, atol=1e-5 if dtype == 'float32' else 0.05)
 
 
-@pytest.mark.parametrize('kind, capability, dtype, channels, wanted', [
-    ('NVIDIA H200', '9.0', 'bfloat16', 64, 'cudnn'), ('NVIDIA H200', '9.0', 'float32', 64, 'xla'),
-    ('NVIDIA H200', '9.0', 'bfloat16', 12, 'xla'), ('NVIDIA H200', '9.0', 'bfloat16', 256, 'xla'),
-    ('Tesla T4, NVIDIA', '7.5', 'bfloat16', 64, 'xla'), ('AMD MI300', '9.4', 'bfloat16', 64, 'xla')])
+@pytest.mark.parametrize(
+  'kind, capability, dtype, channels, wanted',
+  [
+    ('NVIDIA H200', '9.0', 'bfloat16', 64, 'cudnn'),
+    ('NVIDIA H200', '9.0', 'float32', 64, 'xla'),
+    ('NVIDIA H200', '9.0', 'bfloat16', 12, 'xla'),
+    ('NVIDIA H200', '9.0', 'bfloat16', 256, 'xla'),
+    ('Tesla T4, NVIDIA', '7.5', 'bfloat16', 64, 'xla'),
+    ('AMD MI300', '9.4', 'bfloat16', 64, 'xla'),
+  ],
+)
 def test_flash_attention_is_asked_for_only_where_it_exists(monkeypatch, kind, capability, dtype, channels, wanted):
   device = types.SimpleNamespace(platform='gpu', device_kind=kind, compute_capability=capability)
   monkeypatch.setattr(jax, 'devices', lambda: [device])

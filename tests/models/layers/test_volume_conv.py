@@ -17,9 +17,17 @@ from afw_jax.models.layers.conv import Conv
 from afw_jax.models.layers.volume_conv import strided_conv, volume_conv
 
 # batches of one and of several, more inputs than outputs and fewer, volumes thinner than the kernel
-CASES = [((1, 5, 4, 7, 3), (3, 3, 3), 2), ((2, 5, 4, 7, 3), (3, 3, 3), 2), ((1, 5, 4, 6, 1), (3, 3, 3), 4),
-         ((3, 2, 4, 3, 2), (3, 3, 3), 5), ((1, 1, 3, 4, 2), (5, 3, 3), 2), ((2, 3, 1, 4, 2), (3, 5, 5), 2),
-         ((1, 3, 4, 5, 2), (1, 3, 3), 2), ((2, 3, 4, 5, 2), (3, 1, 1), 3), ((2, 3, 4, 5, 2), (1, 1, 1), 3)]
+CASES = [
+  ((1, 5, 4, 7, 3), (3, 3, 3), 2),
+  ((2, 5, 4, 7, 3), (3, 3, 3), 2),
+  ((1, 5, 4, 6, 1), (3, 3, 3), 4),
+  ((3, 2, 4, 3, 2), (3, 3, 3), 5),
+  ((1, 1, 3, 4, 2), (5, 3, 3), 2),
+  ((2, 3, 1, 4, 2), (3, 5, 5), 2),
+  ((1, 3, 4, 5, 2), (1, 3, 3), 2),
+  ((2, 3, 4, 5, 2), (3, 1, 1), 3),
+  ((2, 3, 4, 5, 2), (1, 1, 1), 3),
+]
 
 
 def draw(*shape, dtype=np.float32):
@@ -27,8 +35,9 @@ def draw(*shape, dtype=np.float32):
 
 
 def plain(x, kernel):
-  return lax.conv_general_dilated(x, kernel, (1, 1, 1), [(k // 2, k // 2) for k in kernel.shape[:3]],
-                                  dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC'))
+  return lax.conv_general_dilated(
+    x, kernel, (1, 1, 1), [(k // 2, k // 2) for k in kernel.shape[:3]], dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC')
+  )
 
 
 def program(x, kernel, platform):
@@ -49,12 +58,20 @@ def test_values_and_gradients_are_the_plain_convolutions(shape, size, outputs):
     assert ours.shape == wanted.shape and np.abs(ours - wanted).max() < 5e-6 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize('shape, size, strides', [((1, 8, 6, 4, 3), (3, 3, 3), (2, 2, 2)), ((2, 5, 7, 6, 2), (3, 3, 3), (2, 2, 2)),
-                                                 ((1, 4, 9, 8, 2), (1, 3, 5), (1, 2, 3)), ((1, 1, 3, 2, 2), (3, 3, 3), (2, 2, 2))])
+@pytest.mark.parametrize(
+  'shape, size, strides',
+  [
+    ((1, 8, 6, 4, 3), (3, 3, 3), (2, 2, 2)),
+    ((2, 5, 7, 6, 2), (3, 3, 3), (2, 2, 2)),
+    ((1, 4, 9, 8, 2), (1, 3, 5), (1, 2, 3)),
+    ((1, 1, 3, 2, 2), (3, 3, 3), (2, 2, 2)),
+  ],
+)
 def test_with_strides_values_and_gradients_are_the_plain_convolutions(shape, size, strides):
   x, kernel = draw(*shape), draw(*size, shape[-1], 4)
-  plain = lambda x, kernel: lax.conv_general_dilated(x, kernel, strides, [(k // 2, k // 2) for k in size],
-                                                     dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC'))
+  plain = lambda x, kernel: lax.conv_general_dilated(
+    x, kernel, strides, [(k // 2, k // 2) for k in size], dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC')
+  )
   y, pull = jax.vjp(lambda x, kernel: strided_conv(x, kernel, strides), x, kernel)
   wanted, plain_pull = jax.vjp(plain, x, kernel)
   grad = jnp.cos(y)
@@ -85,17 +102,27 @@ def test_the_form_is_that_of_the_platform_compiled_for():
     assert [len(shape.split('x')) for shape in shapes] == [rank] * 3  # the value and two gradients, nothing twice
 
 
-@pytest.mark.parametrize('options', [{'strides': 2}, {'strides': (2, 1, 1)}, {'dilation': 2}, {'groups': 2}, {'padding': 0},
-                                     {'kernel_size': 2}, {}])
+@pytest.mark.parametrize(
+  'options',
+  [{'strides': 2}, {'strides': (2, 1, 1)}, {'dilation': 2}, {'groups': 2}, {'padding': 0}, {'kernel_size': 2}, {}],
+)
 def test_the_layer_is_the_plain_convolution_with_any_option(options):
   x = draw(1, 6, 5, 7, 4)
   layer = Conv(4, **options, use_bias=False)
   y, variables = layer.init_with_output(jax.random.key(0), x)
-  size, strides, dilation = (options.get(key, one) for key, one in (('kernel_size', 3), ('strides', 1), ('dilation', 1)))
+  size, strides, dilation = (
+    options.get(key, one) for key, one in (('kernel_size', 3), ('strides', 1), ('dilation', 1))
+  )
   pad = options.get('padding', dilation * (size - 1) // 2)
   wanted = lax.conv_general_dilated(
-    x, variables['params']['kernel'], np.broadcast_to(strides, 3), [(pad, pad)] * 3, rhs_dilation=(dilation,) * 3,
-    feature_group_count=options.get('groups', 1), dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC'))
+    x,
+    variables['params']['kernel'],
+    np.broadcast_to(strides, 3),
+    [(pad, pad)] * 3,
+    rhs_dilation=(dilation,) * 3,
+    feature_group_count=options.get('groups', 1),
+    dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC'),
+  )
   assert y.shape == wanted.shape and np.allclose(y, wanted, atol=2e-6)
 
 
@@ -125,6 +152,12 @@ print('equal')
 
 
 def test_a_residual_block_over_eight_devices_exchanges_only_edges():
-  run = subprocess.run([sys.executable, '-c', SPLIT], capture_output=True, text=True, cwd=Path(__file__).parents[2],
-                       env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_X64': '1'})
+  run = subprocess.run(
+    [sys.executable, '-c', SPLIT],
+    capture_output=True,
+    text=True,
+    cwd=Path(__file__).parents[2],
+    env=os.environ
+    | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_X64': '1'},
+  )
   assert run.stdout.strip() == 'equal', run.stderr[-2000:]
