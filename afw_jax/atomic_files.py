@@ -1,4 +1,4 @@
-"""Text and JSON files that are UTF-8 and appear whole or not at all, whatever the locale and whenever the process ends."""
+"""Text and JSON files: written atomically, UTF-8 in every locale."""
 
 import contextlib
 import errno
@@ -12,9 +12,9 @@ from typing import Any, TextIO
 from afw_jax.errors import InputError
 
 _CURES = {
-  errno.ENOSPC: 'Free some disk space, then run the same command again: what was finished is kept',
-  errno.EDQUOT: 'Your disk quota is used up: free some space, then run the same command again: what was finished is kept',
-  errno.EFBIG: 'A limit on file size is in force (ulimit -f): raise it, then run the same command again',
+  errno.ENOSPC: 'Free some disk space and run the same command again: finished work is kept',
+  errno.EDQUOT: 'Your disk quota is used up: free some space and run the same command again: finished work is kept',
+  errno.EFBIG: 'A limit on file size is in force (ulimit -f): raise it and run the same command again',
 }
 
 
@@ -37,8 +37,8 @@ def write_errors(path: object) -> Iterator[None]:
 def replace_atomically(path: str | os.PathLike, *, newline: str | None = None) -> Iterator[TextIO]:
   """Opens a text file for writing that takes the place of `path` when the block ends without an error.
 
-  The file is written under a temporary name in the same folder (made if missing), flushed to the disk and renamed. After
-  an error `path` is as it was.
+  The file is written under a temporary name in the same folder (made if missing), flushed to the disk and renamed.
+  After an error `path` is as it was.
 
   Args:
     path: of the file.

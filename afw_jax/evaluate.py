@@ -58,15 +58,15 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   # Until all is scored the results of an earlier evaluation stay as they are, and never mix with these.
   staging = os.path.join(workdir, '.evaluating')
   folders = {name: os.path.join(staging, name) for name in ('cases', 'predictions', 'pictures')}
-  runtime.first(lambda: _make_anew(staging, folders.values()))
+  runtime.on_process_zero(lambda: _make_anew(staging, folders.values()))
   runtime.check_shared(folders['pictures'])
 
   mean_dsc = {}
   for case_id in tqdm.tqdm(
-    runtime.share(case_ids),
+    runtime.local_items(case_ids),
     desc='evaluate',
     unit='case',
-    disable=runtime.index() > 0,
+    disable=runtime.process_index() > 0,
     mininterval=0.1 if sys.stderr.isatty() else 30,
   ):
     case = store.read_case(store_dir, case_id, verify=True)
@@ -102,8 +102,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
     _draw(trained, store_dir, {case_id: mean_dsc[case_id] for case_id in case_ids}, folders['pictures'], options)
   else:
     _log.warning('no pictures: matplotlib is not installed (pip install ".[viz]")')
-  runtime.wait_for_all()
-  runtime.first(lambda: _publish(workdir, staging, folders))
+  runtime.barrier()
+  runtime.on_process_zero(lambda: _publish(workdir, staging, folders))
 
 
 def _make_anew(staging: str, folders: Iterable[str]) -> None:
@@ -126,7 +126,7 @@ def _draw(
   """Overlays of cases from the worst to the best."""
   ranked = sorted(mean_dsc, key=mean_dsc.get)
   chosen = {ranked[round(i)]: None for i in np.linspace(0, len(ranked) - 1, min(options.num_pictures, len(ranked)))}
-  for case_id in runtime.share(list(chosen)):
+  for case_id in runtime.local_items(list(chosen)):
     case = store.read_case(store_dir, case_id)
     draw_case(
       os.path.join(folder, f'{case_id}.png'), trained, case, label_case(trained, case, options), mean_dsc[case_id]
@@ -157,7 +157,7 @@ def label_case(trained: predict.Trained, case: store.Case, options: ml_collectio
     trained.variables,
     case.arrays['image'],
     case.meta['window'],
-    resample.restore_matrices(resample.Plan.from_json(case.meta['plan'])),
+    resample.restore_matrices(resample.Resampling.from_json(case.meta['plan'])),
     window_size=trained.input_size,
     batch_size=options.batch_size,
     overlap=options.overlap,
@@ -174,7 +174,7 @@ def draw_case(path: str, trained: predict.Trained, case: store.Case, labels: np.
     image,
     {
       'truth': np.asarray(case.arrays['label']),
-      'prediction': resample.to_working(labels, resample.Plan.from_json(case.meta['plan']), 0),
+      'prediction': resample.to_working(labels, resample.Resampling.from_json(case.meta['plan']), 0),
     },
     trained.organs,
     title=f'{case.id}   mean DSC {dsc:.3f}',

@@ -20,7 +20,7 @@ from afw_jax.training import checkpoint, step
 from afw_jax.weights import convert, files
 
 
-def adopt(config: ml_collections.ConfigDict, workdir: str, path: str) -> None:
+def import_run(config: ml_collections.ConfigDict, workdir: str, path: str) -> None:
   """Converts a file of PyTorch weights into a checkpoint that evaluate, predict and train take.
 
   Args:

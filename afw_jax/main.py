@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 
-from afw_jax.distributed import xla_flags
+from afw_jax.distributed import launchers, xla_flags
 
 xla_flags.set_cpu_flags()  # before jax is imported
 
@@ -151,7 +151,7 @@ def _dispatch() -> None:
       f'divides the preparing, and this is --mode={mode}',
       'Prepare the shares with --mode=prepare, then train without --shard.',
     )
-  place = runtime.place(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  place = launchers.resolve_process(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   if mode in ('all', 'train', 'evaluate', 'predict') or (
     place and place.process_id is None
   ):  # which it is, the others know
@@ -166,13 +166,13 @@ def _dispatch() -> None:
   if mode == 'predict':
     _predict(workdir)
   elif mode == 'report':
-    runtime.first(lambda: _report(workdir))
+    runtime.on_process_zero(lambda: _report(workdir))
   elif mode == 'compare':
-    runtime.first(lambda: _compare(workdir.split(',')))
+    runtime.on_process_zero(lambda: _compare(workdir.split(',')))
   elif config is None:
     raise InputError('--config', 'is not given', f'--mode={mode} needs one, for instance --config=configs/demo.py.')
   elif mode == 'convert':
-    runtime.first(lambda: _convert(config, workdir))
+    runtime.on_process_zero(lambda: _convert(config, workdir))
   else:
     _train_and_score(mode, config, workdir)
 
@@ -188,18 +188,20 @@ def _train_and_score(mode: str, config: ml_collections.ConfigDict, workdir: str)
   _cache(config.runtime.compilation_cache)
   if mode != 'prepare':
     build.check(config, fresh=not run_folder.begun(workdir))  # before any long work
-  runtime.check_alike('--workdir', workdir)
-  runtime.check_alike('--config', config.to_json_best_effort())
-  runtime.first(lambda: run_folder.claim(workdir, config))
+  runtime.check_same('--workdir', workdir)
+  runtime.check_same('--config', config.to_json_best_effort())
+  runtime.on_process_zero(lambda: run_folder.claim(workdir, config))
   runtime.check_shared(os.path.join(workdir, 'config.json'))
-  with run_folder.hold(workdir) if mode in ('all', 'train') and runtime.index() == 0 else contextlib.nullcontext():
+  with (
+    run_folder.hold(workdir) if mode in ('all', 'train') and runtime.process_index() == 0 else contextlib.nullcontext()
+  ):
     _stages(mode, config, workdir)
 
 
 def _stages(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
   store_dir = run_folder.store_path(config, workdir)
   if mode in ('all', 'prepare'):
-    runtime.first(
+    runtime.on_process_zero(
       lambda: _prepare(
         config.data, store_dir, config.runtime.workers, anew=mode == 'prepare', begun=run_folder.begun(workdir)
       )
@@ -208,7 +210,7 @@ def _stages(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
     train.train(config, workdir, store_dir)
   if mode in ('all', 'evaluate'):
     evaluate.evaluate(config, workdir, store_dir)
-    runtime.first(lambda: _report(workdir))
+    runtime.on_process_zero(lambda: _report(workdir))
 
 
 def _prepare(data: ml_collections.ConfigDict, store_dir: str, workers: int, *, anew: bool, begun: bool) -> None:
@@ -247,7 +249,7 @@ def _convert(config: ml_collections.ConfigDict, workdir: str) -> None:
   if not _INPUT.value:
     raise InputError('--input', 'is not given', 'Give the file of weights: .safetensors, .npz, .pth or .pt.')
   build.check(config)
-  import_run.adopt(config, workdir, _INPUT.value)
+  import_run.import_run(config, workdir, _INPUT.value)
   print(f'{_INPUT.value} -> {workdir}: predict or evaluate with it, or train on from it.')
 
 
@@ -280,7 +282,7 @@ def _predict(workdir: str) -> None:
     save_probabilities=_PROBABILITIES.value,
     overlap=_OVERLAP.value,
   )
-  if runtime.index():
+  if runtime.process_index():
     return
   organs = list(rows[0]['volume_ml'])
   print('\nOrgan volumes, mL\n' + ''.join(f'{name:>14}' for name in ('scan', *organs)))

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from afw_jax import models
+from afw_jax import models, preprocess
 from afw_jax.data import resample
 from afw_jax.data.formats import volumes
 from afw_jax.data.preparation import prepare
 from afw_jax.distributed import runtime, sharding
 from afw_jax.errors import InputError
 from afw_jax.inference import segmentation
-from afw_jax.training import augment, checkpoint, metric_writer, step
+from afw_jax.training import checkpoint, metric_writer, step
 
 
 class Trained(NamedTuple):
@@ -79,7 +79,7 @@ def load(workdir: str, *, which: str = 'best', mirror_axes: Sequence[int] = ()) 
       workdir, 'there is no checkpoint in it', 'Train first (--mode=train), or give the --workdir of a finished run.'
     )
   network = meta['model']
-  own = runtime.own_mesh(
+  own = runtime.local_mesh(
     meta['config'].get('mesh', {}).get('spatial', 1)
   )  # what was trained divided may fit no other way
   model = models.build(
@@ -95,8 +95,8 @@ def load(workdir: str, *, which: str = 'best', mirror_axes: Sequence[int] = ()) 
   everywhere = sharding.replicated(own)
   abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), abstract)
   variables, meta = checkpoint.restore_variables(folder, abstract)
-  forward = segmentation.mirror_averaged(step.make_predict_step(model, augment.apply_window), mirror_axes)
-  return Trained(sharding.divided(own, forward), variables, meta)
+  forward = segmentation.mirror_averaged(step.make_predict_step(model, preprocess.apply_window), mirror_axes)
+  return Trained(sharding.jit_over_mesh(own, forward), variables, meta)
 
 
 def predict_volume(
@@ -177,16 +177,16 @@ def predict(
     os.makedirs(folder, exist_ok=True)
   except OSError as error:
     raise InputError(folder, f'cannot be made ({error})', 'Choose another --output.') from error
-  if runtime.count() > 1:
-    runtime.first(lambda: _write_volumes(folder, [], trained.organs))
-    runtime.check_alike('--output', os.path.abspath(folder))
+  if runtime.process_count() > 1:
+    runtime.on_process_zero(lambda: _write_volumes(folder, [], trained.organs))
+    runtime.check_same('--output', os.path.abspath(folder))
     runtime.check_shared(os.path.join(folder, 'volumes.json'))
   rows = []
   for name, path in tqdm.tqdm(
-    runtime.share(list(scans.items())),
+    runtime.local_items(list(scans.items())),
     desc='predict',
     unit='scan',
-    disable=runtime.index() > 0 or (len(scans) == 1 and not sys.stderr.isatty()),
+    disable=runtime.process_index() > 0 or (len(scans) == 1 and not sys.stderr.isatty()),
   ):
     target = output if to_file else os.path.join(folder, f'{name}.nii.gz')
     if os.path.exists(target) and os.path.exists(path) and os.path.samefile(target, path):
@@ -216,12 +216,12 @@ def predict(
         'volume_ml': {o: round(float(counts[c]) * voxel_ml, 3) for o, c in trained.labels.items()},
       }
     )
-    if runtime.index() == 0:
+    if runtime.process_index() == 0:
       _write_volumes(folder, rows, trained.organs)  # after every scan: an error in the next one loses nothing
   by_name = {row['scan']: row for part in runtime.gather(rows) for row in part}
   rows = [by_name[name] for name in scans]
-  if runtime.count() > 1:
-    runtime.first(lambda: _write_volumes(folder, rows, trained.organs))
+  if runtime.process_count() > 1:
+    runtime.on_process_zero(lambda: _write_volumes(folder, rows, trained.organs))
   return rows
 
 

@@ -14,12 +14,13 @@ import ml_collections
 import numpy as np
 import tqdm
 
+from afw_jax import preprocess
 from afw_jax.config import build
 from afw_jax.data import pipeline, store
-from afw_jax.distributed import runtime, sharding
+from afw_jax.distributed import runtime, sharding, signals
 from afw_jax.errors import InputError
 from afw_jax.inference import validation
-from afw_jax.training import augment, checkpoint, metric_writer, progress, step
+from afw_jax.training import checkpoint, metric_writer, progress, step
 from afw_jax.weights import pretrained
 
 _log = logging.getLogger('afw_jax')
@@ -101,11 +102,11 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
     donate_argnums=0,
     out_shardings=(everywhere, everywhere),
   )
-  own = runtime.own_mesh(mesh.shape['spatial'])  # cases are validated by one process each
-  predict_step = sharding.divided(
-    own, step.make_predict_step(model.clone(constrain=sharding.make_constrain(own)), augment.apply_window)
+  own = runtime.local_mesh(mesh.shape['spatial'])  # cases are validated by one process each
+  predict_step = sharding.jit_over_mesh(
+    own, step.make_predict_step(model.clone(constrain=sharding.make_constrain(own)), preprocess.apply_window)
   )
-  rank, world = sharding.share(mesh)
+  rank, world = sharding.data_shard(mesh)
   batches = pipeline.train_batches(
     source,
     batch_size=batch_size,
@@ -124,7 +125,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
     initial=start,
     unit='step',
     desc='train',
-    disable=runtime.index() > 0,
+    disable=runtime.process_index() > 0,
     mininterval=0.5 if sys.stderr.isatty() else 30,
   )
   clock = {'time': time.perf_counter(), 'step': start, 'wait': 0.0}
@@ -156,7 +157,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
     nonlocal best_dsc
     scores = validation.validate(
       predict_step,
-      runtime.own_copy(step.variables_of(state), own),
+      runtime.local_copy(step.variables_of(state), own),
       store_dir,
       index,
       window_size=size,
@@ -164,7 +165,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
       overlap=config.eval.overlap,
     )
     out.write(done, scores)
-    if runtime.index() == 0:
+    if runtime.process_index() == 0:
       bar.write(f'step {done}: validation DSC {scores["val/dsc"]:.4f}')
     if best_dsc is None or scores['val/dsc'] > best_dsc:
       best_dsc = scores['val/dsc']
@@ -172,7 +173,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
       checkpoint.finish(managers['best'])  # before `last` says that it is there
     clock.update(time=time.perf_counter(), step=done, wait=0.0)  # validation is not counted as training time
 
-  with runtime.interruption() as asked, contextlib.closing(out), contextlib.closing(bar):
+  with signals.graceful_shutdown() as asked, contextlib.closing(out), contextlib.closing(bar):
     if due:
       validate(start)
     for done in range(start + 1, total_steps + 1):

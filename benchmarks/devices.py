@@ -67,7 +67,7 @@ def main() -> None:
   runners, found = {'plain': make_runner(args.network, args.classes, batch, None)}, {}
   for data, spatial in shapes:
     mesh = sharding.make_mesh(data, spatial, jax.devices()[: data * spatial])
-    sharding.check(
+    sharding.check_divisible(
       mesh, args.batch, args.sides, models.reduction(args.network, models.build(args.network, args.classes))
     )
     runners[f'{data} x {spatial}'] = make_runner(args.network, args.classes, batch, mesh)

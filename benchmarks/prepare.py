@@ -46,7 +46,7 @@ def main():
   print(f'{args.slices} x 512 x 512, best of {args.repeat}; range of the image {np.ptp(image):.0f}')
   print('| work | scipy.ndimage.zoom s | afw_jax s | times faster | largest difference |\n|---|---|---|---|---|')
   for name, size, spacing, sizes in cases:
-    plan = resample.make_plan(image.shape, (3, 0.7, 0.7), size=size, spacing=spacing)
+    plan = resample.make_resampling(image.shape, (3, 0.7, 0.7), size=size, spacing=spacing)
     for order, volume in ((3, image), (1, image), (0, label)):
       ours = theirs = float('inf')
       for _ in range(args.repeat):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from afw_jax.distributed.xla_flags import set_cpu_flags  # noqa: E402
+from afw_jax.planning import collectives  # noqa: E402
 
 set_cpu_flags()
 
@@ -57,7 +58,7 @@ def compile_step(name, sides, batch_size, classes, mesh, **options):
   everywhere = sharding.replicated(mesh)
   state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), state)
   batch = {'image': ((batch_size, *sides, 1), jnp.float32), 'label': ((batch_size, *sides), jnp.int32)}
-  placed = sharding.of_batch(mesh, batch)
+  placed = sharding.batch_shardings(mesh, batch)
   batch = {key: jax.ShapeDtypeStruct(*batch[key], sharding=placed[key]) for key in batch}
   return train_step.lower(state, batch, jax.random.key(0)).compile()
 
@@ -65,7 +66,7 @@ def compile_step(name, sides, batch_size, classes, mesh, **options):
 def row(name, shape, compiled, whole) -> str:
   """One line of the table; `whole` is the temporary memory on one device, if known."""
   memory = compiled.memory_analysis()
-  sent = sharding.collectives(compiled.as_text())
+  sent = collectives.collectives(compiled.as_text())
   kind, largest = max(sent, key=lambda one: one[1], default=('nothing', 0))
   share = f'{memory.temp_size_in_bytes / whole:.3f}' if whole else ''
   return (
@@ -97,7 +98,7 @@ def main() -> None:
     whole, own = None, {'epa_layout': args.epa_layout} if name == 'unetrpp' else {}
     for data, spatial in shapes:
       mesh = sharding.make_mesh(data, spatial, jax.devices()[: data * spatial])
-      sharding.check(mesh, args.batch, args.sides, models.reduction(name, models.build(name, args.classes)))
+      sharding.check_divisible(mesh, args.batch, args.sides, models.reduction(name, models.build(name, args.classes)))
       begun = time.perf_counter()
       compiled = compile_step(name, tuple(args.sides), args.batch, args.classes, mesh, **options, **own)
       print(f'compiled in {time.perf_counter() - begun:.0f} s', file=sys.stderr)

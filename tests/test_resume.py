@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, command, environment
 
 from afw_jax import train
-from afw_jax.distributed import runtime
+from afw_jax.distributed import signals
 from afw_jax.inference import validation
 from afw_jax.training import checkpoint
 
@@ -113,7 +113,7 @@ def test_a_signal_saves_before_a_validation_that_is_due_and_one_in_the_last_vali
 
   monkeypatch.setattr(validation, 'validate', counted)
   with monkeypatch.context() as m, pytest.raises(SystemExit) as stopped:
-    m.setattr(runtime, 'interruption', lambda: interrupted_at(8))  # the step of the first validation
+    m.setattr(signals, 'graceful_shutdown', lambda: interrupted_at(8))  # the step of the first validation
     train.train(config, workdir, store)
   assert stopped.value.code == 143 and not validated
   assert checkpoint.read_meta(os.path.join(workdir, 'checkpoints', 'last'))['validation_due']

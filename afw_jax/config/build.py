@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from afw_jax import losses, metrics, models
+from afw_jax import losses, metrics, models, preprocess
 from afw_jax.distributed import sharding
 from afw_jax.errors import InputError
 from afw_jax.training import accumulation, augment, optimizer
@@ -33,7 +33,7 @@ def input_size(config: ml_collections.ConfigDict) -> tuple[int, ...]:
   """
   size, name = tuple(config.train.patch_size or config.data.size), config.model.name
   key = 'train.patch_size' if config.train.patch_size else 'data.size'
-  rank = models.module_of(name).RANK
+  rank = models.module_of(name).SPATIAL_DIMS
   if rank == 2 and config.train.patch_size:
     raise InputError(
       key, f'is {size}, but {name} is a 2D network, which takes whole slices', 'Leave it out: train.patch_size=().'
@@ -59,7 +59,7 @@ def mesh(config: ml_collections.ConfigDict):
 
 def check_mesh(config: ml_collections.ConfigDict, on, model) -> None:
   """Raises InputError where the batch, the samples or the network's deepest level do not divide over a mesh."""
-  sharding.check(on, config.train.batch_size, input_size(config), models.reduction(config.model.name, model))
+  sharding.check_divisible(on, config.train.batch_size, input_size(config), models.reduction(config.model.name, model))
 
 
 def loss(config: ml_collections.ConfigDict, model, class_names: tuple[str, ...]):
@@ -81,8 +81,8 @@ def augmentation(config: ml_collections.ConfigDict):
 
 def preparation(config: ml_collections.ConfigDict, on):
   """What a train step does to a raw batch on a mesh: window and augmentation, (key, batch) -> batch."""
-  prepare = augment.make_prepare(augmentation(config))
-  return prepare if config.augment.name == 'none' else sharding.on_whole_samples(on, prepare)
+  prepare = preprocess.make_preprocess(augmentation(config))
+  return prepare if config.augment.name == 'none' else sharding.gather_samples(on, prepare)
 
 
 def schedule(config: ml_collections.ConfigDict, steps_per_epoch: int):

@@ -19,7 +19,7 @@ _NEGLIGIBLE = 1e-9  # spline weights below this share of the largest cannot chan
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Resampling:
   """How one scan goes to the working grid and back; every tuple is (z, y, x).
 
   Attributes:
@@ -44,18 +44,18 @@ class Plan:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()}
 
   @classmethod
-  def from_json(cls, said: dict) -> 'Plan':
+  def from_json(cls, said: dict) -> 'Resampling':
     return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in said.items()})
 
 
-def make_plan(
+def make_resampling(
   shape: Sequence[int],
   spacing_mm: Sequence[float],
   *,
   size: Sequence[int | None],
   spacing: Sequence[float | None],
   fit: str = 'resize',
-) -> Plan:
+) -> Resampling:
   """Plans the way of one scan, a training case or a new one alike.
 
   Args:
@@ -66,7 +66,7 @@ def make_plan(
     fit: 'resize' interpolates from the target spacing to the size; 'crop_pad' cuts or fills evenly at both ends.
 
   Returns:
-    A `Plan`.
+    A `Resampling`.
 
   Raises:
     InputError: a size, spacing or fit that makes no sense.
@@ -88,7 +88,7 @@ def make_plan(
   offset = tuple((r - w) // 2 if crop and r > w else -((w - r) // 2) if crop else 0 for r, w in zip(resampled, working))
   reached = resampled if crop else working
   new_mm = tuple(s * (n - 1) / (m - 1) if n > 1 and m > 1 else s * n / m for s, n, m in zip(spacing_mm, shape, reached))
-  return Plan(tuple(map(int, shape)), tuple(map(float, spacing_mm)), resampled, offset, working, new_mm, fit)
+  return Resampling(tuple(map(int, shape)), tuple(map(float, spacing_mm)), resampled, offset, working, new_mm, fit)
 
 
 @functools.lru_cache(64)
@@ -124,12 +124,12 @@ def nearest_index(n_in: int, n_out: int) -> np.ndarray:
   return index
 
 
-def to_working(volume: np.ndarray, plan: Plan, order: int) -> np.ndarray:
+def to_working(volume: np.ndarray, plan: Resampling, order: int) -> np.ndarray:
   """Brings an image or label volume to the working grid: zoom to the spacing, then zoom or crop/pad to the size.
 
   Args:
     volume: (D, H, W) integer or float32.
-    plan: from `make_plan`.
+    plan: from `make_resampling`.
     order: 0 nearest (labels), 1 linear, 3 cubic spline; the values are those of scipy.ndimage.zoom, step by step.
 
   Returns:
@@ -153,7 +153,7 @@ def to_working(volume: np.ndarray, plan: Plan, order: int) -> np.ndarray:
   return out
 
 
-def _to_working_matrix(plan: Plan, axis: int, order: int) -> np.ndarray:
+def _to_working_matrix(plan: Resampling, axis: int, order: int) -> np.ndarray:
   native, resampled, working = plan.native[axis], plan.resampled[axis], plan.working[axis]
   first = zoom_matrix(native, resampled, order)
   if plan.fit == 'crop_pad' or resampled == working:
@@ -174,7 +174,7 @@ def _apply(matrix: np.ndarray, rows: np.ndarray) -> np.ndarray:
   return out
 
 
-def _gather(volume: np.ndarray, plan: Plan) -> np.ndarray:
+def _gather(volume: np.ndarray, plan: Resampling) -> np.ndarray:
   """Order 0: takes one input voxel per output voxel, so that no new value can appear."""
   for axis in range(3):
     index = nearest_index(plan.native[axis], plan.resampled[axis])
@@ -189,7 +189,7 @@ def _gather(volume: np.ndarray, plan: Plan) -> np.ndarray:
   return np.ascontiguousarray(_place(volume, plan, volume.dtype.type(0)))
 
 
-def _place(volume: np.ndarray, plan: Plan, fill) -> np.ndarray:
+def _place(volume: np.ndarray, plan: Resampling, fill) -> np.ndarray:
   """Crops or pads to the working size by the plan's offsets."""
   if volume.shape == plan.working:
     return volume
@@ -200,7 +200,7 @@ def _place(volume: np.ndarray, plan: Plan, fill) -> np.ndarray:
   return out
 
 
-def restore_matrix(plan: Plan, axis: int) -> np.ndarray:
+def restore_matrix(plan: Resampling, axis: int) -> np.ndarray:
   """(native, working) float32 linear interpolation from the working grid back to the scan's grid along one axis.
 
   Rows sum to 1 inside the working field of view (which reaches half a voxel beyond the outermost centres) and are zero
@@ -218,7 +218,7 @@ def restore_matrix(plan: Plan, axis: int) -> np.ndarray:
   return (matrix * inside[:, None]).astype(np.float32)
 
 
-def restore_matrices(plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def restore_matrices(plan: Resampling) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(Mz (D, d), My (H, h), Mx (W, w)) float32: one along each axis of a class's probability map.
 
   Outside the working field of view all classes are 0, and argmax gives class 0, the background.
@@ -226,7 +226,7 @@ def restore_matrices(plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   return restore_matrix(plan, 0), restore_matrix(plan, 1), restore_matrix(plan, 2)
 
 
-def from_working(probabilities: np.ndarray, plan: Plan) -> np.ndarray:
+def from_working(probabilities: np.ndarray, plan: Resampling) -> np.ndarray:
   """Brings class probabilities back to the scan's grid (numpy reference of what the device does).
 
   Args:

@@ -5,8 +5,6 @@ that a volume may lie on several devices. The program is written for one device;
 the batch and the exchange of borders between neighbours.
 """
 
-import math
-import re
 from collections.abc import Callable
 
 import jax
@@ -44,7 +42,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def of_batch(mesh: Mesh, batch: dict) -> dict[str, NamedSharding]:
+def batch_shardings(mesh: Mesh, batch: dict) -> dict[str, NamedSharding]:
   """How a batch is divided: images and labels along both axes of the mesh, numbers per sample along 'data' alone."""
   return {
     key: NamedSharding(mesh, PartitionSpec('data', 'spatial') if key in ('image', 'label') else PartitionSpec('data'))
@@ -71,7 +69,7 @@ def make_constrain(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
   return constrain
 
 
-def on_whole_samples(mesh: Mesh, transform: Callable[[jax.Array, dict], dict]) -> Callable[[jax.Array, dict], dict]:
+def gather_samples(mesh: Mesh, transform: Callable[[jax.Array, dict], dict]) -> Callable[[jax.Array, dict], dict]:
   """(key, batch) -> batch that sees whole samples, though they are divided: a rotation takes its voxels from anywhere.
 
   Image and label are gathered once, in the few bytes that they are stored in (left to itself XLA gathers the float image for
@@ -87,7 +85,7 @@ def on_whole_samples(mesh: Mesh, transform: Callable[[jax.Array, dict], dict]) -
   return lambda key, batch: placed(transform(key, placed(batch, 'data')), 'data', 'spatial')
 
 
-def divided(mesh: Mesh, predict_step: Callable) -> Callable:
+def jit_over_mesh(mesh: Mesh, predict_step: Callable) -> Callable:
   """The jitted forward pass of evaluation over all devices of a mesh; any number of rows, filled up to what divides.
 
   Args:
@@ -110,7 +108,7 @@ def divided(mesh: Mesh, predict_step: Callable) -> Callable:
   return predict
 
 
-def check(mesh: Mesh, batch_size: int, sides: tuple[int, ...], reduction: int = 1) -> None:
+def check_divisible(mesh: Mesh, batch_size: int, sides: tuple[int, ...], reduction: int = 1) -> None:
   """Raises InputError where the global batch or the samples do not divide over the mesh, naming values that would.
 
   Args:
@@ -149,7 +147,7 @@ def check(mesh: Mesh, batch_size: int, sides: tuple[int, ...], reduction: int = 
     )
 
 
-def share(mesh: Mesh) -> tuple[int, int]:
+def data_shard(mesh: Mesh) -> tuple[int, int]:
   """(rank, world): which of how many equal parts of a global batch this process has to read.
 
   Raises:
@@ -169,7 +167,7 @@ def share(mesh: Mesh) -> tuple[int, int]:
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """Global arrays from this process's share of the batch."""
-  rank, world = share(mesh)
+  rank, world = data_shard(mesh)
 
   def put(array, sharding):
     rows = len(array)
@@ -183,48 +181,9 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
     return jax.make_array_from_callback(shape, sharding, part)
 
-  return {key: put(array, sharding) for (key, array), sharding in zip(batch.items(), of_batch(mesh, batch).values())}
-
-
-def collectives(hlo: str) -> list[tuple[str, int]]:
-  """What the devices of a compiled program send each other.
-
-  Args:
-    hlo: `compiled.as_text()`.
-
-  Returns:
-    One (kind, bytes of the result on one device) per collective in the text, e.g. ('all-gather', 4096). One inside a
-    loop's body counts once.
-  """
-  kinds = 'all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all|collective-broadcast'
-  # The result of an asynchronous one stands where it is done; where it starts, its operands stand as well.
-  found = re.finditer(rf'^\s*(?:ROOT )?%?\S+ = (.*?) ({kinds})(?:-done)?\(', hlo, re.MULTILINE)
-  size = lambda shape: sum(
-    _BYTES[dtype] * math.prod(map(int, filter(None, sides.split(','))))
-    for dtype, sides in re.findall(r'\b([a-z]\w*)\[([\d,]*)\]', shape)
-  )
-  return [(kind, size(shape)) for shape, kind in (match.groups() for match in found)]
-
-
-_BYTES = {
-  'pred': 1,
-  's4': 1,
-  'u4': 1,
-  's8': 1,
-  'u8': 1,
-  's16': 2,
-  'u16': 2,
-  'bf16': 2,
-  'f16': 2,
-  's32': 4,
-  'u32': 4,
-  'f32': 4,
-  's64': 8,
-  'u64': 8,
-  'f64': 8,
-  'c64': 8,
-  'c128': 16,
-}
+  return {
+    key: put(array, sharding) for (key, array), sharding in zip(batch.items(), batch_shardings(mesh, batch).values())
+  }
 
 
 def _divisors(n: int) -> list[int]:

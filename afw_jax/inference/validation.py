@@ -29,7 +29,10 @@ def validate(
   """
   cases, scores = index['splits']['val'], {}
   for case_id in tqdm.tqdm(
-    runtime.share(cases), desc='validate', leave=False, disable=runtime.index() > 0 or not sys.stderr.isatty()
+    runtime.local_items(cases),
+    desc='validate',
+    leave=False,
+    disable=runtime.process_index() > 0 or not sys.stderr.isatty(),
   ):
     case = store.read_case(store_dir, case_id)
     labels, _ = segmentation.segment(
@@ -37,7 +40,7 @@ def validate(
       variables,
       case.arrays['image'],
       case.meta['window'],
-      resample.restore_matrices(resample.Plan.from_json(case.meta['plan'])),
+      resample.restore_matrices(resample.Resampling.from_json(case.meta['plan'])),
       window_size=window_size,
       batch_size=batch_size,
       overlap=overlap,

@@ -4,7 +4,7 @@ Every module of `MODELS` offers
 
   make(num_classes, **options) -> nn.Module      called as apply(variables, image, train=False)
   smallest_image(module, channels) -> shape      of an image that is enough to initialise it
-  RANK                                           2 (slices) or 3 (volumes)
+  SPATIAL_DIMS                                           2 (slices) or 3 (volumes)
   reduction(module) -> int                       of the first axis at the deepest level, where it is not the smallest image's side
   TORCH_NAMES, TORCH_CLASSES, TORCH_CHANNELS     what `afw_jax.convert` needs to read PyTorch weights
 

@@ -18,7 +18,7 @@ from afw_jax.models.layers.positions import position_table
 from afw_jax.models.layers.resnet import READINGS, ResNetV2
 from afw_jax.models.layers.vit import SelfAttention
 
-RANK = 2
+SPATIAL_DIMS = 2
 PATCH = 16  # pixels per token and axis, with either encoder
 MOST_SKIPS = {'r50': 3, 'vit': 0}
 SIZES = {

@@ -116,7 +116,7 @@ def smallest_image(model: UNet, channels: int = 1) -> tuple[int, ...]:
   return 1, side, side, channels
 
 
-RANK = 2
+SPATIAL_DIMS = 2
 TORCH_NAMES = ((r'^head$', 'seg_head.0'),)
 TORCH_CLASSES = ('seg_head.0.weight',)
 TORCH_CHANNELS = ('conv0_0.conv1.weight',)

@@ -16,7 +16,7 @@ from afw_jax.models.layers.norm import InstanceNorm
 from afw_jax.models.layers.options import check_choice, check_image, compute_dtype, identity, logits_dtype
 from afw_jax.models.layers.transposed import UpConv
 
-RANK = 3
+SPATIAL_DIMS = 3
 SIZES = {'full': (32, 64, 128, 256, 320, 320), 'testing': (4, 6, 8)}
 SLOPE = 0.01  # of LeakyReLU below zero
 
@@ -70,7 +70,7 @@ class UNet3D(nn.Module):
   @nn.compact
   def __call__(self, image, train: bool = False):
     deepest = len(self.features) - 1
-    check_image('unet3d', image, (2**deepest,) * RANK)
+    check_image('unet3d', image, (2**deepest,) * SPATIAL_DIMS)
     level_of = nn.remat(Level) if self.remat else Level
 
     def level(name, features, x, stride=1):
@@ -139,7 +139,7 @@ def make(
 
 def smallest_image(model: UNet3D, channels: int = 1) -> tuple[int, ...]:
   """Shape (1, D, H, W, channels) of the smallest image the network takes."""
-  return (1, *(2 ** (len(model.features) - 1),) * RANK, channels)
+  return (1, *(2 ** (len(model.features) - 1),) * SPATIAL_DIMS, channels)
 
 
 TORCH_NAMES = (

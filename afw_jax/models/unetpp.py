@@ -18,7 +18,7 @@ from afw_jax.models.layers.pooling import max_pool
 from afw_jax.models.layers.upsample import upsample_2x
 from afw_jax.models.unet import ConvBlock
 
-RANK = 2
+SPATIAL_DIMS = 2
 SIZES = {'full': (32, 64, 128, 256, 512), 'testing': (4, 8, 16)}
 
 

@@ -21,7 +21,7 @@ from afw_jax.models.layers.residual import ResBlock
 from afw_jax.models.layers.transposed import UpConv
 from afw_jax.models.layers.vit import Block
 
-RANK, PATCH = 3, 16
+SPATIAL_DIMS, PATCH = 3, 16
 # channels of a token, heads, channels inside the MLP, blocks, blocks after which a skip leaves, decoder channels
 SIZES = {'full': (768, 12, 3072, 12, (4, 7, 10), 16), 'testing': (24, 2, 48, 4, (1, 2, 3), 4)}
 
@@ -39,7 +39,7 @@ class PatchLayer(nn.Module):
     if self.flat:  # truncated by the authors at 100 standard deviations, so a normal
       shape, init, bias_init = (inputs,), nn.initializers.normal(0.02), nn.initializers.zeros
     else:
-      shape, init = ((PATCH,) * RANK + (inputs // PATCH**RANK,)), uniform_fan_in(inputs)
+      shape, init = ((PATCH,) * SPATIAL_DIMS + (inputs // PATCH**SPATIAL_DIMS,)), uniform_fan_in(inputs)
       bias_init = init
     kernel = self.param('kernel', init, (*shape, self.features), jnp.float32).reshape(inputs, self.features)
     bias = self.param('bias', bias_init, (self.features,), jnp.float32)
@@ -105,7 +105,7 @@ class UNETR(nn.Module):
 
   @nn.compact
   def __call__(self, image, train: bool = False):
-    check_image('unetr', image, (PATCH,) * RANK)
+    check_image('unetr', image, (PATCH,) * SPATIAL_DIMS)
     hidden, heads, mlp, depth, depths, _ = SIZES[self.size]
     token_block, voxel_block = (nn.remat(c, static_argnums=(2,)) if self.remat else c for c in (Block, ResBlock))
     block = functools.partial(_named, voxel_block, shortcut=self.res_block, dtype=self.dtype)
@@ -209,7 +209,7 @@ def make(
     raise InputError(f'model option dropout_rate={dropout_rate!r}', 'is not a rate', 'give 0 or more, and less than 1')
   if position_grid is not None:
     position_grid = tuple(position_grid)
-    if len(position_grid) != RANK or not all(isinstance(n, int) and n > 0 for n in position_grid):
+    if len(position_grid) != SPATIAL_DIMS or not all(isinstance(n, int) and n > 0 for n in position_grid):
       raise InputError(
         f'model option position_grid={position_grid!r}',
         'is not a number of patches per axis',
@@ -233,7 +233,7 @@ def make(
 
 def smallest_image(model: UNETR, channels: int = 1) -> tuple[int, ...]:
   """Shape (1, D, H, W, channels) of the smallest image the network takes; its table of positions would have one row."""
-  return (1, *(PATCH * n for n in model.position_grid or (1,) * RANK), channels)
+  return (1, *(PATCH * n for n in model.position_grid or (1,) * SPATIAL_DIMS), channels)
 
 
 def reduction(model: UNETR) -> int:

@@ -20,7 +20,7 @@ from afw_jax.models.layers.options import check_choice, check_image, compute_dty
 from afw_jax.models.layers.residual import ResBlock
 from afw_jax.models.layers.transposed import UpConv
 
-RANK = 3
+SPATIAL_DIMS = 3
 # widths of the encoder's stages, learned mixtures of tokens in each of them and in the decoder, EPA blocks per stage
 SIZES = {'full': ((32, 64, 128, 256), (64, 64, 64, 32), 64, 3), 'testing': ((8, 16, 32), (8, 8, 4), 8, 1)}
 

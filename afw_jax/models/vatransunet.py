@@ -111,7 +111,7 @@ def smallest_image(model: VATransUNet, channels: int = 1) -> tuple[int, ...]:
   return 1, side, side, channels
 
 
-RANK = 2
+SPATIAL_DIMS = 2
 TORCH_NAMES = (
   (r'^head$', 'seg_head.0'),
   (r'^van\.block(\d+)_(\d+)', r'van.block\1.\2'),

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import jax
 from jax.experimental import topologies
 
-from afw_jax.distributed import sharding, xla_flags
+from afw_jax.distributed import xla_flags
 from afw_jax.errors import InputError
 
 GIB = 2**30
@@ -155,50 +155,6 @@ def memory(compiled) -> dict[str, int]:
     'temporary': temporary,
     'total': arguments + outputs - aliased + temporary,
   }
-
-
-def traffic(hlo: str) -> list[tuple[str, int, int]]:
-  """What the devices of a compiled program send each other in one run of it.
-
-  Args:
-    hlo: `compiled.as_text()`.
-
-  Returns:
-    One (kind, bytes of the result on one device, times) per collective; times > 1: in a loop whose trips the compiler knows.
-  """
-  bodies = {}
-  for block in re.split(r'^(?=(?:ENTRY )?%?[\w.\-]+ \(.*\{$)', hlo, flags=re.MULTILINE):
-    head = re.match(r'(ENTRY )?%?([\w.\-]+) \(', block)
-    if head:
-      bodies[head[2]] = block
-  times = dict.fromkeys(bodies, 0)
-  for name in reversed(bodies):  # a computation is written before those that call it; the entry comes last
-    if f'ENTRY %{name} ' in bodies[name] or f'ENTRY {name} ' in bodies[name]:
-      times[name] = 1
-    for line in bodies[name].splitlines()[1:]:
-      trips = re.search(r'known_trip_count[":{\s]+n[":\s]+(\d+)', line)
-      for attribute, group in re.findall(r'(\w+)=(\{[^{}]*\}|%?[\w.\-]+)', line):
-        for called in re.findall(r'[\w.\-]+', group) if attribute in _CALLS else ():
-          if called in times:
-            times[called] += times[name] * (int(trips[1]) if trips and attribute == 'body' else 1)
-  return [
-    (kind, size, times[name])
-    for name, body in bodies.items()
-    if times[name]
-    for kind, size in sharding.collectives(body)
-  ]
-
-
-_CALLS = (
-  'body',
-  'condition',
-  'calls',
-  'to_apply',
-  'called_computations',
-  'branch_computations',
-  'true_computation',
-  'false_computation',
-)
 
 
 def exhausted(message: str) -> float | None:

@@ -22,7 +22,7 @@ from afw_jax.config import build
 from afw_jax.data.sets import datasets
 from afw_jax.distributed import sharding
 from afw_jax.errors import InputError, InputErrors
-from afw_jax.planning import accelerators
+from afw_jax.planning import accelerators, collectives
 from afw_jax.training import accumulation, step
 
 Mesh = tuple[int, int]  # parts of the batch, parts of a sample
@@ -139,7 +139,7 @@ def program(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, *, micro
   }
   arguments = (
     jax.tree.map(lambda a: shaped(a, everywhere), state),
-    {k: shaped(batch[k], where) for k, where in sharding.of_batch(mesh, batch).items()},
+    {k: shaped(batch[k], where) for k, where in sharding.batch_shardings(mesh, batch).items()},
     shaped(key, everywhere),
   )
   train_step = step.make_train_step(
@@ -176,7 +176,7 @@ def measure(job: dict) -> dict:
   return {
     **result,
     'memory': accelerators.memory(compiled),
-    'traffic': accelerators.traffic(compiled.as_text()),
+    'traffic': collectives.traffic(compiled.as_text()),
     'seconds': time.perf_counter() - start,
   }
 

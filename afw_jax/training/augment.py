@@ -19,27 +19,6 @@ from afw_jax.training import affine3d
 Augment = Callable[[jax.Array, dict], dict]
 
 
-def apply_window(image, window):
-  """Raw intensities to [0, 1]: clip((image - low) / (high - low)).
-
-  Args:
-    image: (B, *S, 1), any real dtype (HU for CT).
-    window: (B, 2) low and high end of each sample's window, low < high.
-
-  Returns:
-    (B, *S, 1) float32.
-  """
-  low, high = jnp.moveaxis(jnp.asarray(window, jnp.float32).reshape(-1, 2, *[1] * (image.ndim - 1)), 1, 0)
-  return jnp.clip((image.astype(jnp.float32) - low) / (high - low), 0.0, 1.0)
-
-
-def make_prepare(augment: Augment) -> Augment:
-  """(key, raw batch with 'image', 'label' and 'window') -> the batch that the network sees: windowed, then augmented."""
-  return lambda key, batch: augment(
-    key, {'image': apply_window(batch['image'], batch['window']), 'label': batch['label']}
-  )
-
-
 def rotation(angle_deg):
   """(2, 2) output-to-source matrix on (row, column) offsets from the centre; scipy.ndimage.rotate's sense."""
   cos, sin = jnp.cos(jnp.deg2rad(angle_deg)), jnp.sin(jnp.deg2rad(angle_deg))

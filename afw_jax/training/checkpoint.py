@@ -229,7 +229,7 @@ def restore_state(folder: str, abstract: TrainState) -> tuple[TrainState, dict] 
       return _join(**trees), meta
     broken = os.path.join(folder, str(step))
     _log.warning('%s cannot be used (%s): renamed to .corrupt, the one before it is tried', broken, problems[0][:300])
-    runtime.first(lambda: _set_aside(broken))  # noqa: B023 (called at once)
+    runtime.on_process_zero(lambda: _set_aside(broken))  # noqa: B023 (called at once)
   if steps:
     raise InputError(
       folder, f'none of its {len(steps)} checkpoints is whole', 'Restore a copy, or start in a new --workdir.'

@@ -84,7 +84,7 @@ class MetricWriter:
 
   def __init__(self, workdir: str, *, start_step: int):
     self._file = self._tensorboard = None
-    if runtime.index():
+    if runtime.process_index():
       return
     kept = [r for r in read_metrics(workdir) if r['step'] <= start_step]
     path = os.path.join(workdir, 'metrics.jsonl')

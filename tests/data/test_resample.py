@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afw_jax.data.resample import (
-  Plan,
+  Resampling,
   from_working,
-  make_plan,
+  make_resampling,
   nearest_index,
   restore_matrices,
   restore_matrix,
@@ -62,7 +62,7 @@ def test_nearest_index_is_zoom_of_order_0(n_in, n_out):
 )
 def test_image_equals_zoom_step_by_step(order, spacing, sizes):
   volume = smooth((3, 192, 180))
-  plan = make_plan(volume.shape, (3, 0.7, 0.7), size=(100, 90), spacing=spacing)
+  plan = make_resampling(volume.shape, (3, 0.7, 0.7), size=(100, 90), spacing=spacing)
   assert plan.resampled[1:] in ((192, 180), sizes[0])
   expected = by_slices(volume, sizes, order)
   got = to_working(volume, plan, order)
@@ -72,7 +72,7 @@ def test_image_equals_zoom_step_by_step(order, spacing, sizes):
 
 def test_the_size_pair_with_a_zero_last_row_is_kept_as_zoom_has_it():
   volume = np.full((1, 512, 512), 70, np.float32)
-  got = to_working(volume, make_plan(volume.shape, (1, 1, 1), size=(224, 224), spacing=(None, None, None)), 1)
+  got = to_working(volume, make_resampling(volume.shape, (1, 1, 1), size=(224, 224), spacing=(None, None, None)), 1)
   np.testing.assert_allclose(got, by_slices(volume, [(224, 224)], 1), atol=1e-4)
 
 
@@ -80,7 +80,7 @@ def test_integers_are_rounded_and_an_overshoot_does_not_wrap():
   volume = np.zeros((1, 40, 40), np.int16)
   volume[:, 10:20, 10:20] = 32767
   volume[:, 25:35, 25:35] = -32768
-  plan = make_plan(volume.shape, (1, 1, 1), size=(93, 93), spacing=(None, None, None))
+  plan = make_resampling(volume.shape, (1, 1, 1), size=(93, 93), spacing=(None, None, None))
   got = to_working(volume, plan, 3)
   exact = by_slices(volume.astype(np.float64), [(93, 93)], 3)
   assert exact.max() > 33000 and exact.min() < -33000  # the spline does overshoot
@@ -98,7 +98,7 @@ def test_integers_are_rounded_and_an_overshoot_does_not_wrap():
 )
 def test_labels_hold_no_new_value_and_equal_zoom(shape, size, target, fit, seed):
   label = np.random.default_rng(seed).integers(0, 9, shape).astype(np.uint8)
-  plan = make_plan(shape, (1, 1, 1), size=size, spacing=(None, target, target), fit=fit)
+  plan = make_resampling(shape, (1, 1, 1), size=size, spacing=(None, target, target), fit=fit)
   got = to_working(label, plan, 0)
   assert got.dtype == np.uint8 and got.shape == plan.working == (shape[0], *size)
   if fit == 'resize':
@@ -108,7 +108,7 @@ def test_labels_hold_no_new_value_and_equal_zoom(shape, size, target, fit, seed)
 
 def test_three_axes():
   volume = smooth((20, 40, 30))
-  plan = make_plan(volume.shape, (5, 0.8, 0.8), size=(48, 36, 28), spacing=(2.0, 1.0, 1.0))
+  plan = make_resampling(volume.shape, (5, 0.8, 0.8), size=(48, 36, 28), spacing=(2.0, 1.0, 1.0))
   assert plan.resampled == (50, 32, 24) and plan.working == (48, 36, 28)
   expected = volume
   for shape in (plan.resampled, plan.working):
@@ -120,7 +120,7 @@ def test_three_axes():
 @pytest.mark.parametrize('order', [0, 1, 3])
 def test_to_the_spacing_and_back_to_the_same_size_is_not_skipped(order):
   volume = smooth((8, 30, 30))
-  plan = make_plan(volume.shape, (1, 1, 1), size=(8, 30, 30), spacing=(2.0, 2.0, 2.0))
+  plan = make_resampling(volume.shape, (1, 1, 1), size=(8, 30, 30), spacing=(2.0, 2.0, 2.0))
   expected = scipy.ndimage.zoom(scipy.ndimage.zoom(volume, 0.5, order=order), 2, order=order)
   assert plan.working == volume.shape and np.abs(expected - volume).max() > 10
   np.testing.assert_allclose(to_working(volume, plan, order), expected, atol=5e-3)
@@ -128,7 +128,7 @@ def test_to_the_spacing_and_back_to_the_same_size_is_not_skipped(order):
 
 def test_crop_and_pad_are_centred():
   volume = np.arange(2 * 6 * 7, dtype=np.int16).reshape(2, 6, 7) - 30
-  plan = make_plan(volume.shape, (1, 1, 1), size=(4, 11), spacing=(None, None, None), fit='crop_pad')
+  plan = make_resampling(volume.shape, (1, 1, 1), size=(4, 11), spacing=(None, None, None), fit='crop_pad')
   assert plan.offset == (0, 1, -2)
   got = to_working(volume, plan, 3)
   np.testing.assert_array_equal(got[:, :, 2:9], volume[:, 1:5])
@@ -147,7 +147,7 @@ def test_restoring_a_plane_gives_the_plane(shape, size, target, fit):
   """A linear function of position survives linear interpolation there and back, wherever the scan was seen."""
   y, x = np.mgrid[: shape[0], : shape[1]]
   plane = (3 * y - 2 * x + 5).astype(np.float32)
-  plan = make_plan((1, *shape), (1, 1, 1), size=size, spacing=(None, target, target), fit=fit)
+  plan = make_resampling((1, *shape), (1, 1, 1), size=size, spacing=(None, target, target), fit=fit)
   if min(plan.resampled[1:]) < 2:
     return
   _, my, mx = restore_matrices(plan)
@@ -166,7 +166,7 @@ def test_restoring_a_plane_gives_the_plane(shape, size, target, fit):
 
 
 def test_outside_the_field_of_view_is_background():
-  plan = make_plan((2, 50, 50), (3, 1, 1), size=(20, 20), spacing=(None, 1.0, 1.0), fit='crop_pad')
+  plan = make_resampling((2, 50, 50), (3, 1, 1), size=(20, 20), spacing=(None, 1.0, 1.0), fit='crop_pad')
   probabilities = np.zeros((2, 20, 20, 3), np.float32)
   probabilities[..., 2] = 1
   back = from_working(probabilities, plan)
@@ -179,7 +179,7 @@ def test_outside_the_field_of_view_is_background():
 
 def test_restore_rows_are_interpolation_weights():
   for fit in ('resize', 'crop_pad'):
-    plan = make_plan((3, 91, 60), (3, 0.8, 1.1), size=(70, 80), spacing=(None, 1.0, 1.0), fit=fit)
+    plan = make_resampling((3, 91, 60), (3, 0.8, 1.1), size=(70, 80), spacing=(None, 1.0, 1.0), fit=fit)
     for axis in range(3):
       m = restore_matrix(plan, axis)
       assert m.dtype == np.float32 and m.shape == (plan.native[axis], plan.working[axis]) and m.min() >= 0
@@ -188,7 +188,7 @@ def test_restore_rows_are_interpolation_weights():
 
 
 def test_every_axis_comes_back_by_its_matrix():
-  plan = make_plan((10, 12, 12), (1.1, 1, 1), size=(10, 12, 12), spacing=(1.0, 1.0, 1.0), fit='crop_pad')
+  plan = make_resampling((10, 12, 12), (1.1, 1, 1), size=(10, 12, 12), spacing=(1.0, 1.0, 1.0), fit='crop_pad')
   assert plan.resampled[0] == 11 and plan.offset[0] == 0  # cut by one: still not the scan's own grid
   probabilities = np.random.default_rng(0).random((10, 12, 12, 2), np.float32)
   mz, my, mx = restore_matrices(plan)
@@ -203,7 +203,7 @@ def test_a_label_comes_back_to_its_place(fit):
   z, y, x = np.mgrid[:3, :150, :170]
   label = (((y - 60) / 30) ** 2 + ((x - 90) / 41) ** 2 < 1).astype(np.uint8)
   label[np.hypot(y - 105, x - 50) < 14] = 2
-  plan = make_plan(label.shape, (3, 0.75, 0.75), size=(112, 120), spacing=(None, 1.0, 1.0), fit=fit)
+  plan = make_resampling(label.shape, (3, 0.75, 0.75), size=(112, 120), spacing=(None, 1.0, 1.0), fit=fit)
   back = from_working(np.eye(3, dtype=np.float32)[to_working(label, plan, 0)], plan).argmax(-1)
   for c in (1, 2):
     both = ((back == c) & (label == c)).sum()
@@ -211,8 +211,8 @@ def test_a_label_comes_back_to_its_place(fit):
 
 
 def test_plan_survives_json_and_knows_its_spacing():
-  plan = make_plan((10, 512, 400), (5, 0.7, 0.8), size=(224, 200), spacing=(None, 1.0, 1.0), fit='crop_pad')
-  assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+  plan = make_resampling((10, 512, 400), (5, 0.7, 0.8), size=(224, 200), spacing=(None, 1.0, 1.0), fit='crop_pad')
+  assert Resampling.from_json(json.loads(json.dumps(plan.to_json()))) == plan
   assert plan.resampled == (10, 358, 320) and plan.offset == (0, 67, 60) and plan.spacing_mm[0] == 5
   np.testing.assert_allclose(plan.spacing_mm[1:], (0.7 * 511 / 357, 0.8 * 399 / 319))
 
@@ -232,4 +232,4 @@ def test_plan_survives_json_and_knows_its_spacing():
 )
 def test_senseless_plans(bad):
   with pytest.raises(InputError):
-    make_plan((5, 64, 64), (1, 1, 1), **{'size': (32, 32), 'spacing': (None, 1, 1), **bad})
+    make_resampling((5, 64, 64), (1, 1, 1), **{'size': (32, 32), 'spacing': (None, 1, 1), **bad})

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from afw_jax.distributed import runtime
+from afw_jax.distributed import launchers
 
 LAUNCH = ROOT / 'launch'
 SHELL = sorted(p.name for p in LAUNCH.iterdir() if p.suffix in ('.sh', '.sbatch'))
@@ -129,7 +129,7 @@ def test_jobset():
   )
   name = document['metadata']['name']
   for i in range(job['parallelism']):
-    place = runtime.place(environ={**environ, 'JOB_COMPLETION_INDEX': str(i)})
+    place = launchers.resolve_process(environ={**environ, 'JOB_COMPLETION_INDEX': str(i)})
     assert (place.num_processes, place.process_id) == (job['parallelism'], i) and job['completions'] == job[
       'parallelism'
     ]

@@ -3,7 +3,7 @@
 import pytest
 from process_runs import JOB, STEP
 
-from afw_jax.distributed import runtime
+from afw_jax.distributed import launchers
 from afw_jax.errors import InputError
 
 JAX = {'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '2'}
@@ -24,15 +24,15 @@ JAX = {'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '2'}
   ],
 )
 def test_one_host_stays_alone(environ):
-  assert runtime.place(environ=environ) is None
+  assert launchers.resolve_process(environ=environ) is None
 
 
 @pytest.mark.parametrize(
   'environ, expected',
   [
-    (STEP, runtime.Place('node07:' + str(61440 + 5000 % 4096), 4, 3, (1,))),
-    ({**STEP, 'CUDA_VISIBLE_DEVICES': '0,1'}, runtime.Place('node07:62344', 4, 3, (1,))),
-    ({**STEP, 'CUDA_VISIBLE_DEVICES': '1'}, runtime.Place('node07:62344', 4, 3)),  # SLURM has chosen for it
+    (STEP, launchers.Process('node07:' + str(61440 + 5000 % 4096), 4, 3, (1,))),
+    ({**STEP, 'CUDA_VISIBLE_DEVICES': '0,1'}, launchers.Process('node07:62344', 4, 3, (1,))),
+    ({**STEP, 'CUDA_VISIBLE_DEVICES': '1'}, launchers.Process('node07:62344', 4, 3)),  # SLURM has chosen for it
     (
       {
         **STEP,
@@ -40,19 +40,19 @@ def test_one_host_stays_alone(environ):
         'SLURM_LOCALID': '0',
         'SLURM_STEP_NODELIST': 'gpu[3,5-6].cluster,b',
       },
-      runtime.Place('gpu3.cluster:62344', 4, 3),
+      launchers.Process('gpu3.cluster:62344', 4, 3),
     ),
     (
       {**STEP, 'SLURM_STEP_NODELIST': 'alpha-1,beta', 'JAX_COORDINATOR_PORT': '99'},
-      runtime.Place('alpha-1:99', 4, 3, (1,)),
+      launchers.Process('alpha-1:99', 4, 3, (1,)),
     ),
-    ({**JAX, 'JOB_COMPLETION_INDEX': '1'}, runtime.Place('a:1', 2, 1)),
-    ({**JAX, 'JAX_PROCESS_ID': '0'}, runtime.Place('a:1', 2, 0)),
-    ({'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '1'}, runtime.Place('auto')),
+    ({**JAX, 'JOB_COMPLETION_INDEX': '1'}, launchers.Process('a:1', 2, 1)),
+    ({**JAX, 'JAX_PROCESS_ID': '0'}, launchers.Process('a:1', 2, 0)),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '1'}, launchers.Process('auto')),
   ],
 )
 def test_launchers(environ, expected):
-  assert runtime.place(environ=environ) == expected
+  assert launchers.resolve_process(environ=environ) == expected
 
 
 @pytest.mark.parametrize(
@@ -68,14 +68,14 @@ def test_launchers(environ, expected):
 def test_told_in_part_by_the_environment_is_refused(environ, named):
   """Alone, each would train the whole in the same workdir."""
   with pytest.raises(InputError, match=named):
-    runtime.place(environ=environ)
-  assert runtime.place(None, 1, environ=environ) is None
+    launchers.resolve_process(environ=environ)
+  assert launchers.resolve_process(None, 1, environ=environ) is None
 
 
 def test_flags_come_first_and_are_given_together():
-  assert runtime.place('a:1', 2, 1, environ=STEP) == runtime.Place('a:1', 2, 1)
-  assert runtime.place('auto', environ={}) == runtime.Place('auto')
-  assert runtime.place(None, 1, None, environ=STEP) is None
+  assert launchers.resolve_process('a:1', 2, 1, environ=STEP) == launchers.Process('a:1', 2, 1)
+  assert launchers.resolve_process('auto', environ={}) == launchers.Process('auto')
+  assert launchers.resolve_process(None, 1, None, environ=STEP) is None
   for given, named in (
     ((None, 2, 1), '--coordinator'),
     (('a:1', 2, None), '--process_id'),
@@ -84,4 +84,4 @@ def test_flags_come_first_and_are_given_together():
     (('a:1', 0, 0), '1 or more'),
   ):
     with pytest.raises(InputError, match=named):
-      runtime.place(*given, environ={})
+      launchers.resolve_process(*given, environ={})

@@ -107,12 +107,12 @@ def test_killed_and_interrupted_runs_go_on_with_another_number_of_processes(pair
 SCRIPT = """
 import os, signal, sys, time
 import jax, numpy as np
-from afw_jax.distributed import runtime, sharding
+from afw_jax.distributed import launchers, runtime, sharding, signals
 from afw_jax.data import pipeline
 from afw_jax.errors import InputError
 
-runtime.start(runtime.place())
-n, i = runtime.count(), runtime.index()
+runtime.start(launchers.resolve_process())
+n, i = runtime.process_count(), runtime.process_index()
 how, folder, expected = sys.argv[1], sys.argv[2], int(sys.argv[3])
 assert n == expected == jax.device_count()
 
@@ -126,7 +126,7 @@ class Source:  # 24 records
 
 batches = lambda rank, world: pipeline.train_batches(Source(), batch_size=8, seed=0, rank=rank, world=world, prefetch=1)
 mesh = sharding.make_mesh()
-mine = batches(*sharding.share(mesh))
+mine = batches(*sharding.data_shard(mesh))
 epoch = [next(mine) for _ in range(3)]
 assert Source.read <= 5 * 8 // n, Source.read  # three batches, and those read ahead
 parts = runtime.gather([int(k) for batch in epoch for k in batch['index']])
@@ -135,18 +135,18 @@ whole = next(batches(0, 1))
 on_mesh = sharding.put_batch(epoch[0], mesh)
 total = jax.jit(lambda x: x[:, 0, 0, 0], out_shardings=sharding.replicated(mesh))(on_mesh['image'])
 assert np.array_equal(np.asarray(total), whole['index'])  # the same rows in the same order as one process has
-assert runtime.own_mesh(2).size == 1
-copy = runtime.own_copy({'a': total}, runtime.own_mesh(2))['a']
+assert runtime.local_mesh(2).size == 1
+copy = runtime.local_copy({'a': total}, runtime.local_mesh(2))['a']
 assert copy.is_fully_addressable and np.array_equal(copy, whole['index'])
 
-shares = runtime.gather(runtime.share(list(range(n + 1))))
+shares = runtime.gather(runtime.local_items(list(range(n + 1))))
 assert sorted(sum(shares, [])) == list(range(n + 1)) and {len(s) for s in shares} == {1, 2}
 assert runtime.gather({'value': [0.1, float(i)] * i}) == [{'value': [0.1, float(k)] * k} for k in range(n)]
-assert (runtime.first(lambda: open(folder + '/first', 'x').close() or 5) == 5) == (i == 0)
+assert (runtime.on_process_zero(lambda: open(folder + '/first', 'x').close() or 5) == 5) == (i == 0)
 runtime.check_shared(folder + '/first')
-runtime.check_alike('seed', 1)
+runtime.check_same('seed', 1)
 try:
-  runtime.check_alike('seed', i)
+  runtime.check_same('seed', i)
   raise AssertionError('not noticed')
 except InputError as error:
   assert 'process 1' in str(error)

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from afw_jax.distributed import sharding
 from afw_jax.errors import InputError
+from afw_jax.planning import collectives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,33 +99,33 @@ def test_a_mesh_that_cannot_be_is_refused_with_ones_that_can(data, spatial, want
 )
 def test_what_does_not_divide_is_refused_with_values_that_do(spatial, batch, sides, wanted):
   with pytest.raises(InputError) as error:
-    sharding.check(sharding.make_mesh(-1, spatial, devices(8)), batch, sides)
+    sharding.check_divisible(sharding.make_mesh(-1, spatial, devices(8)), batch, sides)
   assert str(error.value) == wanted
   sizes, meshes = (re.search(pattern, wanted) for pattern in (r'Use ([\d or]+)[,.]', r'mesh.spatial ([\d, or]+) with'))
   for size in re.findall(r'\d+', sizes[1] if sizes else ''):
     if sides[0] % spatial == 0:
-      sharding.check(sharding.make_mesh(-1, spatial, devices(8)), int(size), sides)
+      sharding.check_divisible(sharding.make_mesh(-1, spatial, devices(8)), int(size), sides)
   for named in re.findall(r'\d+', meshes[1] if meshes else ''):
-    sharding.check(sharding.make_mesh(-1, int(named), devices(8)), batch, sides)
+    sharding.check_divisible(sharding.make_mesh(-1, int(named), devices(8)), batch, sides)
 
 
 def test_fewer_rows_at_the_deepest_level_than_devices_are_refused():
   mesh = lambda spatial: sharding.make_mesh(-1, spatial, devices(8))
   with pytest.raises(InputError) as error:
-    sharding.check(mesh(4), 8, (32, 32), 16)
+    sharding.check_divisible(mesh(4), 8, (32, 32), 16)
   assert str(error.value) == (
     'mesh.spatial: 4 parts are more than the 2 rows that a first side of 32 has at the deepest level of this '
     'network. Use mesh.spatial 1 or 2 with mesh.data -1.'
   )
   for spatial, side in ((2, 32), (4, 64), (8, 224)):
-    sharding.check(mesh(spatial), 8, (side, 32), 16)
+    sharding.check_divisible(mesh(spatial), 8, (side, 32), 16)
   with pytest.raises(InputError, match='a first side of 128 or more'):
-    sharding.check(mesh(8), 1, (64, 32), 16)
+    sharding.check_divisible(mesh(8), 1, (64, 32), 16)
 
 
 def test_what_divides_passes():
   for spatial, batch, sides in ((1, 8, (7, 7)), (2, 4, (2, 5)), (8, 1, (16, 3, 3))):
-    sharding.check(sharding.make_mesh(-1, spatial, devices(8)), batch, sides)
+    sharding.check_divisible(sharding.make_mesh(-1, spatial, devices(8)), batch, sides)
 
 
 # -- shares of several processes
@@ -145,14 +146,14 @@ def test_each_process_reads_its_share_of_the_batch(monkeypatch, per_process, spa
   mesh = sharding.make_mesh(-1, spatial, devices(8, per_process))
   for process, share in enumerate(wanted):
     monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
-    assert sharding.share(mesh) == share
+    assert sharding.data_shard(mesh) == share
 
 
 def test_samples_across_parts_of_processes_are_refused(monkeypatch):
   mesh = sharding.make_mesh(-1, 3, devices(12, 4))  # rows 0001 1122 2233 of samples over processes of four
   monkeypatch.setattr(jax, 'process_index', lambda: 1)
   with pytest.raises(InputError) as error:
-    sharding.share(mesh)
+    sharding.data_shard(mesh)
   assert str(error.value) == (
     'mesh.spatial: 3 does not fit processes of 4 devices each. Use one of 1, 2, 4, or a multiple of 4.'
   )
@@ -163,7 +164,7 @@ def test_samples_across_parts_of_processes_are_refused(monkeypatch):
 
 def test_images_and_labels_are_divided_both_ways_and_numbers_by_sample():
   mesh = sharding.make_mesh(-1, 2, devices(4))
-  placed = sharding.of_batch(mesh, dict.fromkeys(('image', 'label', 'window')))
+  placed = sharding.batch_shardings(mesh, dict.fromkeys(('image', 'label', 'window')))
   assert {key: s.spec for key, s in placed.items()} == {
     'image': PartitionSpec('data', 'spatial'),
     'label': PartitionSpec('data', 'spatial'),
@@ -203,7 +204,7 @@ assert constrain(example) is example
 
 # evaluation: any number of rows, filled up; the answer on the first device
 mesh = sharding.make_mesh(4, 2)
-predict = sharding.divided(mesh, lambda scale, image, window: scale * image + window[:, :1, None, None])
+predict = sharding.jit_over_mesh(mesh, lambda scale, image, window: scale * image + window[:, :1, None, None])
 scale = jax.device_put(jnp.float32(3), sharding.replicated(mesh))
 for rows in (1, 4, 6):
   image, window = np.arange(rows * 24, dtype=np.float32).reshape(rows, 4, 6, 1), np.ones((rows, 2), np.float32)
@@ -241,7 +242,7 @@ HLO = """
 
 
 def test_collectives_are_read_from_the_compiled_text():
-  assert sharding.collectives(HLO) == [
+  assert collectives.collectives(HLO) == [
     ('all-gather', 4096),
     ('all-reduce', 36 + 32),
     ('collective-permute', 64),
@@ -249,4 +250,4 @@ def test_collectives_are_read_from_the_compiled_text():
     ('all-gather', 128 + 256),
     ('all-reduce', 4),
   ]
-  assert np.sum([size for _, size in sharding.collectives('%y = f32[3] add(%a, %b)')]) == 0
+  assert np.sum([size for _, size in collectives.collectives('%y = f32[3] add(%a, %b)')]) == 0

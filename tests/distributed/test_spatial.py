@@ -20,8 +20,9 @@ import numpy as np
 import optax
 import pytest
 
-from afw_jax import losses, models
+from afw_jax import losses, models, preprocess
 from afw_jax.distributed import sharding
+from afw_jax.planning import collectives
 from afw_jax.training import augment, optimizer, step
 
 CLASSES = 4
@@ -65,8 +66,8 @@ def make_program(name, mesh, dtype='float32', loss='ce_afw', augmentation='none'
   tx = optimizer.sgd(
     optimizer.polynomial_schedule(0.1, epochs=4, steps_per_epoch=1)
   )  # its first momentum: the gradient
-  prepare = augment.make_prepare(augment.make_augment(augmentation))
-  prepare = prepare if augmentation == 'none' else sharding.on_whole_samples(mesh, prepare)
+  prepare = preprocess.make_preprocess(augment.make_augment(augmentation))
+  prepare = prepare if augmentation == 'none' else sharding.gather_samples(mesh, prepare)
   out = {'out_shardings': (sharding.replicated(mesh),) * 2} if mesh else {}
   train_step = jax.jit(step.make_train_step(model, loss_fn, tx, prepare), donate_argnums=0, **out)
   return train_step, functools.partial(step.init_state, model, tx, num_classes=CLASSES)
@@ -157,26 +158,27 @@ def memory(name, batch_size, sides, **options):
     batch = make_batch(sides, batch_size)
     batch = {
       key: jax.ShapeDtypeStruct(batch[key].shape, batch[key].dtype, sharding=placed)
-      for key, placed in sharding.of_batch(mesh, batch).items()
+      for key, placed in sharding.batch_shardings(mesh, batch).items()
     }
     compiled = train_step.lower(state, batch, jax.random.key(7)).compile(compiler_options=FAST)
-    found[count] = [compiled.memory_analysis().temp_size_in_bytes, sharding.collectives(compiled.as_text())]
+    found[count] = [compiled.memory_analysis().temp_size_in_bytes, collectives.collectives(compiled.as_text())]
   return found
 
 
 def preparation(sides):
   """What the devices of a sample send each other for the window and a rotation of it."""
   mesh = sharding.make_mesh(2, 4)
-  prepare = sharding.on_whole_samples(mesh, augment.make_prepare(augment.make_augment('volume')))
+  prepare = sharding.gather_samples(mesh, preprocess.make_preprocess(augment.make_augment('volume')))
   batch = {'image': ((2, *sides, 1), 'int16'), 'label': ((2, *sides), 'uint8'), 'window': ((2, 2), 'float32')}
   batch = {
-    key: jax.ShapeDtypeStruct(*batch[key], sharding=placed) for key, placed in sharding.of_batch(mesh, batch).items()
+    key: jax.ShapeDtypeStruct(*batch[key], sharding=placed)
+    for key, placed in sharding.batch_shardings(mesh, batch).items()
   }
   compiled = jax.jit(prepare).lower(jax.random.key(0), batch).compile(compiler_options=FAST)
   made = {
     key: list(placed.shard_shape((2, *sides))) for key, placed in compiled.output_shardings.items() if key == 'label'
   }
-  return [sharding.collectives(compiled.as_text()), made]
+  return [collectives.collectives(compiled.as_text()), made]
 
 
 # -- the tests

@@ -71,7 +71,7 @@ GRIDS = {  # native shape, working size, target spacing of a scan with 2 mm slic
 @pytest.mark.parametrize('grid', GRIDS)
 def test_the_streamed_way_back_is_the_reference(grid, slices):
   native, size, spacing, fit = GRIDS[grid]
-  plan = resample.make_plan(native, (2.0, 1.0, 1.0), size=size, spacing=spacing, fit=fit)
+  plan = resample.make_resampling(native, (2.0, 1.0, 1.0), size=size, spacing=spacing, fit=fit)
   image = np.random.default_rng(1).integers(-300, 300, plan.working).astype(np.int16)
   labels, probabilities = segmentation.segment(
     jax.jit(soft_step),

@@ -145,7 +145,7 @@ def test_every_size_its_strides_allow_and_no_other():
     assert jax.eval_shape(model.apply, variables, jnp.zeros(shape)).shape == (*shape[:-1], 3)
   with pytest.raises(InputError, match='unetpp needs sides divisible by 16 x 16.*192 x 224 or 208 x 224'):
     models.init(model, jax.random.key(0), (1, 200, 224, 1))
-  assert unetpp.smallest_image(model, 3) == (1, 16, 16, 3) and unetpp.RANK == 2
+  assert unetpp.smallest_image(model, 3) == (1, 16, 16, 3) and unetpp.SPATIAL_DIMS == 2
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,14 @@ import pytest
 
 from afw_jax.distributed import sharding
 from afw_jax.errors import InputError
-from afw_jax.planning import accelerators, plan
+from afw_jax.planning import accelerators, collectives, plan
 from configs import synapse
 
 KNOWN = """
 import json
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from afw_jax.planning import accelerators
+from afw_jax.planning import accelerators, collectives
 mesh = Mesh(np.array(jax.devices()), ('d',))
 rows, whole = NamedSharding(mesh, P('d')), NamedSharding(mesh, P())
 
@@ -36,7 +36,7 @@ answers = {}
 for f, out in ((gathered, whole), (summed, whole), (shifted, rows)):
   lowered = jax.jit(f, in_shardings=(rows, whole), out_shardings=out).lower(jnp.zeros((64, 32)), jnp.zeros((32, 16)))
   compiled = lowered.compile()
-  answers[f.__name__] = {'traffic': accelerators.traffic(compiled.as_text()), 'memory': accelerators.memory(compiled)}
+  answers[f.__name__] = {'traffic': collectives.traffic(compiled.as_text()), 'memory': accelerators.memory(compiled)}
 print(json.dumps(answers))
 """
 
@@ -117,7 +117,7 @@ def test_traffic_of_loops_within_loops_and_of_programs_of_accelerators():
       '}',
     ]
   )
-  assert sorted(accelerators.traffic(hlo)) == [
+  assert sorted(collectives.traffic(hlo)) == [
     ('all-gather', 256, 1),
     ('all-reduce', 32, 6),
     ('all-reduce', 40, 1),

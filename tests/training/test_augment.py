@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from afw_jax.errors import InputError
+from afw_jax.preprocess import apply_window
 from afw_jax.training import augment
-from afw_jax.training.augment import apply_window, make_augment, resample, rotation
+from afw_jax.training.augment import make_augment, resample, rotation
 
 
 def a_batch(n=4, shape=(24, 20), classes=9, seed=0):
@@ -137,6 +138,7 @@ def test_jit_equals_eager(name):
 def test_sharded_over_devices_equals_one_device():
   code = """
 import jax, numpy as np
+from afw_jax.preprocess import apply_window
 from afw_jax.training.augment import make_augment
 assert len(jax.devices()) == 4
 rng = np.random.default_rng(0)

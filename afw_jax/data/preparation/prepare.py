@@ -145,7 +145,7 @@ def make_request(
   """The choices of a `prepare` call as plain JSON, as the index keeps them under 'request'."""
   if order not in ORDERS:
     raise InputError(f'order {order!r}', 'unknown', "Use 'cubic' or 'linear'")
-  resample.make_plan((8, 8, 8), (1, 1, 1), size=size, spacing=spacing_mm, fit=fit)  # says what makes no sense
+  resample.make_resampling((8, 8, 8), (1, 1, 1), size=size, spacing=spacing_mm, fit=fit)  # says what makes no sense
   if isinstance(cases, int) and cases < 1:
     raise InputError(f'cases {cases}', 'is not a number of cases', 'Give a positive number, a list of ids, or None')
   return json.loads(
@@ -245,7 +245,7 @@ def case_options(spec, request) -> dict:
   )
 
 
-def to_working(scan: volumes.Volume, options: dict) -> tuple[resample.Plan, np.ndarray, tuple[float, float]]:
+def to_working(scan: volumes.Volume, options: dict) -> tuple[resample.Resampling, np.ndarray, tuple[float, float]]:
   """A scan as it enters a store or a trained network.
 
   Args:
@@ -264,7 +264,9 @@ def to_working(scan: volumes.Volume, options: dict) -> tuple[resample.Plan, np.n
       raise InputError(scan.source, 'carries no voxel size, so it cannot be cropped at a spacing', "Use fit='resize'")
     spacing = (None, None, None)
   image = np.ascontiguousarray(scan.array)
-  plan = resample.make_plan(image.shape, scan.spacing_mm, size=options['size'], spacing=spacing, fit=options['fit'])
+  plan = resample.make_resampling(
+    image.shape, scan.spacing_mm, size=options['size'], spacing=spacing, fit=options['fit']
+  )
   return plan, resample.to_working(image, plan, options['order']), datasets.scan_window(image, options['window'])
 
 

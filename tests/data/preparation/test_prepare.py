@@ -57,7 +57,7 @@ def test_what_a_store_holds(tmp_path):
     assert meta['voxels'] == index['cases'][f'c{i}']['voxels']
     assert meta['options_hash'] == index['options_hash']
     assert Geometry.from_json(meta['geometry']) == volumes.read_image(root / 'images' / f'c{i}.nii.gz').geometry
-    plan = resample.Plan.from_json(meta['plan'])
+    plan = resample.Resampling.from_json(meta['plan'])
     back = resample.from_working(np.eye(3)[label], plan).argmax(-1)
     assert (back == truth).mean() > 0.97
   assert not (tmp_path / 's' / '.staging').exists()

@@ -1,0 +1,29 @@
+"""From a raw batch to what the network sees: the intensity window, then the augmentation."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Augment = Callable[[jax.Array, dict], dict]
+
+
+def apply_window(image, window):
+  """Raw intensities to [0, 1]: clip((image - low) / (high - low), 0, 1).
+
+  Args:
+    image: (B, *S, 1), any real dtype (HU for CT).
+    window: (B, 2) low and high end of each sample's window, low < high.
+
+  Returns:
+    (B, *S, 1) float32.
+  """
+  low, high = jnp.moveaxis(jnp.asarray(window, jnp.float32).reshape(-1, 2, *[1] * (image.ndim - 1)), 1, 0)
+  return jnp.clip((image.astype(jnp.float32) - low) / (high - low), 0.0, 1.0)
+
+
+def make_preprocess(augment: Augment) -> Augment:
+  """(key, raw batch with 'image', 'label' and 'window') -> the batch that the network sees: windowed, then augmented."""
+  return lambda key, batch: augment(
+    key, {'image': apply_window(batch['image'], batch['window']), 'label': batch['label']}
+  )
