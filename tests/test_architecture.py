@@ -17,6 +17,7 @@ LAYERS = {
   'pure': (
     'errors',
     'atomic_files',
+    'preprocess',
     'losses',
     'models',
     'metrics',
@@ -34,6 +35,7 @@ LAYERS = {
     'weights',
     'distributed',
     'planning.accelerators',
+    'planning.collectives',
     'report.runs',
     'report.tables',
     'report.overlays',
