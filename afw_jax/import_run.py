@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import traverse_util
 
-from afw_jax import models
+from afw_jax import losses, models
 from afw_jax import workdir as run_folder
 from afw_jax.config import build
 from afw_jax.data.preparation import prepare
@@ -46,7 +46,7 @@ def import_run(config: ml_collections.ConfigDict, workdir: str, path: str) -> No
   variables = _fit(path, config.model.name, model, variables, size)
   request = prepare.make_request(config.data.dataset, **build.data_choices(config.data))
   data_options = json.loads(json.dumps(prepare.case_options(spec, request)))
-  params = {'net': variables['params'], 'log_sigma_sq': jnp.zeros((num_classes,), jnp.float32)}
+  params = {'net': variables['params'], 'log_sigma_sq': losses.init_log_sigma_sq(num_classes)}
   tx = build.sgd(config, build.schedule(config, 1))
   state = step.TrainState(jnp.zeros((), jnp.int32), params, variables.get('batch_stats', {}), jax.jit(tx.init)(params))
 
