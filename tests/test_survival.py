@@ -15,7 +15,7 @@ import pytest
 from test_resume import fingerprints, losses, start
 
 from afw_jax.errors import InputError
-from afw_jax.training import checkpoint
+from afw_jax.training import checkpoint, checkpoint_writer
 from afw_jax.training.step import TrainState
 
 KILLS = int(os.environ.get('AFW_KILLS', 3))  # 20 take minutes
@@ -94,13 +94,11 @@ def equal(a, b):
 @pytest.fixture(scope='module')
 def two_checkpoints(tmp_path_factory):
   folder = tmp_path_factory.mktemp('checkpoints')
-  manager = checkpoint.open_manager(str(folder), keep=2)
-  for step in (3, 6):
-    checkpoint.save(
-      manager, make_state(step), {'best_dsc': step / 7, 'config': {'seed': 17}, 'data': {'organs': ['liver']}}
-    )
-    checkpoint.finish(manager)
-  manager.close()
+  with checkpoint_writer.opened(str(folder), keep=2) as manager:
+    for step in (3, 6):
+      meta = {'best_dsc': step / 7, 'config': {'seed': 17}, 'data': {'organs': ['liver']}}
+      checkpoint_writer.save(manager, make_state(step), meta)
+      checkpoint_writer.finish(manager)
   return folder
 
 
@@ -120,11 +118,7 @@ def test_a_flipped_bit_anywhere_is_never_loaded(two_checkpoints, tmp_path, files
   where = f'{path.relative_to(folder)}, byte {at}'
 
   abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), make_state(0))
-  model = {
-    'net': abstract.params['net'],
-    'log_sigma_sq': abstract.params['log_sigma_sq'],
-    'batch_stats': abstract.batch_stats,
-  }
+  model = {'params': abstract.params['net'], 'batch_stats': abstract.batch_stats}
   try:
     variables, meta = checkpoint.restore_variables(folder, model)
     assert equal(variables['params'], make_state(6).params['net']), where
