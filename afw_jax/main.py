@@ -4,7 +4,6 @@ Modes: prepare, train, evaluate, report, compare, predict, convert, plan; all (t
 train, evaluate and report. The same command again goes on where it stopped.
 """
 
-import contextlib
 import errno
 import glob
 import logging
@@ -188,13 +187,7 @@ def _train_and_score(mode: str, config: ml_collections.ConfigDict, workdir: str)
   _cache(config.runtime.compilation_cache)
   if mode != 'prepare':
     build.check(config, fresh=not run_folder.begun(workdir))  # before any long work
-  runtime.check_same('--workdir', workdir)
-  runtime.check_same('--config', config.to_json_best_effort())
-  runtime.on_process_zero(lambda: run_folder.claim(workdir, config))
-  runtime.check_shared(os.path.join(workdir, 'config.json'))
-  with (
-    run_folder.hold(workdir) if mode in ('all', 'train') and runtime.process_index() == 0 else contextlib.nullcontext()
-  ):
+  with run_folder.claimed(workdir, config, hold=mode != 'prepare'):  # a preparation writes into the store only
     _stages(mode, config, workdir)
 
 
