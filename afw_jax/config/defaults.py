@@ -27,7 +27,7 @@ def _data() -> ConfigDict:
   data.dataset = 'synapse'  # synapse chaos_ct chaos_mr_t1in chaos_mr_t1out chaos_mr_t2 chaos4 abdomenct1k folder
   data.root = 'data/synapse'  # folder of the raw scans
   data.store = ''  # folder of the prepared scans; '' = stores/<dataset>-<digest of the options> beside the workdir
-  # Voxels of the working grid: (h, w) for slices, (d, h, w) for volumes, () for volumes as large as the spacing makes them.
+  # Voxels of the working grid: (h, w) for slices, (d, h, w) for volumes, () for volumes as the spacing gives them.
   data.size = (224, 224)
   data.spacing_mm = (1.0, 1.0)  # (y, x) or (z, y, x) spacing before `fit`; () = the spacing of each scan
   data.fit = 'resize'  # from the spacing to the size: resize | crop_pad
