@@ -82,8 +82,10 @@ def claimed(
   with contextlib.ExitStack() as lock:
 
     def claim() -> None:
-      lock.enter_context(_locked(workdir, patience_s=0 if hold else _PATIENCE_S))
+      file = lock.enter_context(_locked(workdir, patience_s=0 if hold else _PATIENCE_S))
       _claim(workdir, config)
+      os.ftruncate(file, 0)
+      os.pwrite(file, atomic_files.process_name().encode(), 0)  # for the error of a run that finds it locked
 
     if alone:
       claim()
@@ -98,15 +100,15 @@ def claimed(
 
 
 @contextlib.contextmanager
-def _locked(workdir: str, *, patience_s: float) -> Iterator[None]:
-  """Locks WORKDIR/.lock, which then names this process."""
+def _locked(workdir: str, *, patience_s: float) -> Iterator[int]:
+  """Holds the lock of WORKDIR/.lock; yields its file descriptor."""
   path = os.path.join(workdir, '.lock')
   with atomic_files.write_errors(path):
     os.makedirs(workdir, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
   try:
     _lock(file, workdir, time.monotonic() + patience_s)
-    yield
+    yield file
   finally:
     os.close(file)
 
@@ -114,23 +116,16 @@ def _locked(workdir: str, *, patience_s: float) -> Iterator[None]:
 def _lock(file: int, workdir: str, deadline: float) -> None:
   while True:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       if time.monotonic() > deadline:
-        holder = os.pread(file, 200, 0).decode(errors='replace')
+        holder = os.pread(file, 200, 0).decode(errors='replace') or 'which has just started'
         raise InputError(
-          workdir,
-          f'is in use by another process ({holder or "which has just started"})',
-          'Wait until it ends, or choose another --workdir.',
+          workdir, f'is in use by another process ({holder})', 'Wait until it ends, or choose another --workdir.'
         ) from error
-      time.sleep(0.02)
-      continue
     except OSError as error:  # some network file systems have no locks
-      _log.warning('%s cannot be locked (%s): make sure that no two runs use it', workdir, error.strerror)
-      return
-    os.ftruncate(file, 0)
-    os.pwrite(file, atomic_files.process_name().encode(), 0)
-    return
+      return _log.warning('%s cannot be locked (%s): make sure that no two runs use it', workdir, error.strerror)
+    time.sleep(0.02)
 
 
 def _claim(workdir: str, config: ml_collections.ConfigDict) -> None:

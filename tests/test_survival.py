@@ -1,4 +1,4 @@
-"""kill -9 at any moment loses nothing and changes no bit; a checkpoint with a flipped bit is never loaded silently wrong."""
+"""kill -9 at any moment loses nothing and changes no bit; a checkpoint with a flipped bit is never loaded unnoticed."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_resume import fingerprints, losses, start
+from test_resume import fingerprints, losses, start, text
 
 from afw_jax.errors import InputError
 from afw_jax.training import checkpoint, checkpoint_writer
@@ -50,7 +50,7 @@ def kill(process, workdir, rng):
   limit = time.monotonic() + 120
   while process.poll() is None and not ready():
     time.sleep(0.001)
-    assert time.monotonic() < limit, open(f'{workdir}.log').read()[-2000:]
+    assert time.monotonic() < limit, text(workdir)[-2000:]
   time.sleep(delay)
   if process.poll() is None:
     os.killpg(process.pid, signal.SIGKILL)
@@ -69,7 +69,7 @@ def test_kill_minus_9_at_random_moments(trained, demo, tmp_path):
         break
       kills += 1
       torn |= unfinished(workdir)
-    assert process.wait(120) == 0, open(f'{workdir}.log').read()[-3000:]
+    assert process.wait(120) == 0, text(workdir)[-3000:]
     assert fingerprints(workdir) == fingerprints(trained)
     assert fingerprints(workdir, 'best') == fingerprints(trained, 'best')
     assert losses(workdir) == losses(trained)

@@ -1,3 +1,5 @@
+"""2D augmentation: geometry against scipy, the distribution of its draws, and its options."""
+
 import os
 import subprocess
 import sys
