@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -90,11 +90,11 @@ def _blocks(stream: Iterator[tuple[int, Array]], matrix: np.ndarray) -> Iterator
   row, first, last = next(todo)
   for start, part in stream:
     held |= enumerate(_slices(part), start)
-    while row is not None and last in held:
+    while row < len(matrix) and last in held:
       rows = matrix[row : row + _ROWS, first : last + 1]
       weights = None if same else np.pad(rows, ((0, _ROWS - len(rows)), (0, wide - rows.shape[1]))).astype(np.float32)
       yield _Block(row, len(rows), tuple(held[min(z, last)] for z in range(first, first + wide)), weights)
-      row, first, last = next(todo, (None, used.shape[1], None))
+      row, first, last = next(todo, (len(matrix), used.shape[1], 0))
     held = {z: part for z, part in held.items() if z >= first}
 
 
@@ -230,7 +230,7 @@ def largest_components(labels: np.ndarray) -> np.ndarray:
     if box is None:
       continue
     organ = labels[box] == c
-    parts, n = ndimage.label(organ, structure=np.ones((3,) * labels.ndim))
+    parts, n = cast(tuple[np.ndarray, int], ndimage.label(organ, structure=np.ones((3,) * labels.ndim)))
     if n > 1:
       sizes = np.bincount(parts.ravel())
       sizes[0] = 0

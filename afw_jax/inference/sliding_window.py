@@ -90,25 +90,30 @@ def predict_windows(
     for first in firsts:
       total[first : first + len(weight)] += weight
   rows, columns = (slice(b, b + m) for b, m in zip(before[1:], image.shape[1:]))
-  depth, block = len(totals[0]), min(_BLOCK, window_size[0])
-  predictions = _predicted(predict_step, variables, image, window, window_size, before, starts, batch_size)
-  sums, given = None, 0  # `given`: slices of the padded volume that were passed on
-  for corners, predicted in itertools.chain(predictions, [([(depth, 0, 0)], None)]):  # at the end, all that is left
+  block = min(_BLOCK, window_size[0])
+
+  def finished(sums: Array, first: int, last: int) -> Iterator[tuple[int, Array]]:
+    """The weighted means of the slices [first, last) of the padded volume, without the padding."""
+    for start in range(first, last, block):
+      stop = min(start + block, last)
+      share = np.ones(block, np.float32)
+      share[: stop - start] = totals[0][start:stop]
+      means = _means(sums, start, share, totals[1], totals[2])
+      low, high = max(start, before[0]), min(stop, before[0] + image.shape[0])
+      if low < high:
+        yield low - before[0], means[low - start : high - start, rows, columns]
+
+  sums, given = None, 0  # slices of the padded volume that were passed on
+  for corners, predicted in _predicted(predict_step, variables, image, window, window_size, before, starts, batch_size):
     if sums is None:
       sums = jnp.zeros((window_size[0], len(totals[1]), len(totals[2]), predicted.shape[-1]), jnp.float32)
     for b, (z, y, x) in enumerate(corners):
-      for first in range(given, z, block):
-        last = min(first + block, z)
-        share = np.ones(block, np.float32)
-        share[: last - first] = totals[0][first:last]
-        means = _means(sums, first, share, totals[1], totals[2])
-        low, high = max(first, before[0]), min(last, before[0] + image.shape[0])
-        if low < high:
-          yield low - before[0], means[low - first : high - first, rows, columns]
-      if z > given:
+      if z > given:  # no later window reaches the slices before z
+        yield from finished(sums, given, z)
         sums, given = _emptied(sums, given, z - given), z
-      if predicted is not None:
-        sums = _add(sums, predicted, b, z, y, x, *weights)
+      sums = _add(sums, predicted, b, z, y, x, *weights)
+  if sums is not None:
+    yield from finished(sums, given, len(totals[0]))
 
 
 def _predicted(
@@ -132,7 +137,7 @@ def _predicted(
   ) as bar:
     for i in range(0, len(corners), batch_size):
       part = corners[i : i + batch_size]
-      crops = [read_crop(image, np.subtract(corner, before), size, outside) for corner in part]
+      crops = [read_crop(image, [c - b for c, b in zip(corner, before)], size, outside) for corner in part]
       crops += crops[-1:] * (batch_size - len(part))
       coming = (part, predict_step(variables, np.stack(crops)[..., None], bounds))
       if pending:
@@ -140,7 +145,8 @@ def _predicted(
         jax.block_until_ready(pending[1])  # never more than two calls under way: their results take memory
         bar.update(len(pending[0]))
       pending = coming
-    yield pending
+    if pending:
+      yield pending
 
 
 @functools.partial(jax.jit, donate_argnums=0)

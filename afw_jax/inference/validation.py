@@ -56,7 +56,6 @@ def validate(
     scores[case_id] = metrics.dice_per_class(labels, case.arrays['native_label'], len(organs) + 1)[1:].tolist()
   merged = {case_id: score for part in runtime.gather(scores) for case_id, score in part.items()}
   table = np.array([merged[case_id] for case_id in case_ids])
-  seen = ~np.isnan(table).all(0)
-  mean = {organ: float(np.nanmean(table[:, i])) for i, organ in enumerate(organs) if seen[i]}
+  mean = {organ: float(np.nanmean(dsc)) for organ, dsc in zip(organs, table.T) if not np.isnan(dsc).all()}
   overall = float(np.mean(list(mean.values()))) if mean else float('nan')
   return {'val/dsc': overall, **{f'val/dsc/{organ}': dsc for organ, dsc in mean.items()}}

@@ -61,7 +61,7 @@ def make_train_step(
     model: a Linen module.
     loss_fn: (logits, labels, log_sigma_sq) -> (loss, per-class terms).
     tx: the optimizer.
-    prepare: (key, raw batch) -> batch with 'image' (B, *S, C_in) float and 'label' (B, *S), windowed and augmented.
+    prepare: (key, raw batch) -> windowed and augmented batch, 'image' (B, *S, C_in) float and 'label' (B, *S).
     micro_batches: parts that the batch goes through the network in, one after the other, for less memory; `accumulation`
       says what that changes (BatchNorm, dropout) and what not (augmentation and loss).
     unroll: of `accumulation.value_and_grad`.

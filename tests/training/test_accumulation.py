@@ -78,7 +78,7 @@ def in_float64(tree):
 
 
 def assert_close(got, expected, tolerance):
-  """Compares each array relative to its largest entry, or a thousandth of the largest of all if its own are rounding."""
+  """Compares each array relative to its largest entry, or to a thousandth of the largest of all."""
   largest = max(float(jnp.abs(e).max()) for e in jax.tree.leaves(expected))
   for (path, e), g in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(got), strict=True):
     bound = tolerance * max(float(jnp.abs(e).max()), 1e-3 * largest)
