@@ -62,8 +62,8 @@ def make_train_step(
     loss_fn: (logits, labels, log_sigma_sq) -> (loss, per-class terms).
     tx: the optimizer.
     prepare: (key, raw batch) -> windowed and augmented batch, 'image' (B, *S, C_in) float and 'label' (B, *S).
-    micro_batches: parts that the batch goes through the network in, one after the other, for less memory; `accumulation`
-      says what that changes (BatchNorm, dropout) and what not (augmentation and loss).
+    micro_batches: parts of the batch that go through the network one after the other, for less memory; `accumulation`
+      says what that changes (BatchNorm, dropout) and what it does not (augmentation and loss).
     unroll: of `accumulation.value_and_grad`.
 
   Returns:
