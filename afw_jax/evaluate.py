@@ -18,7 +18,7 @@ from afw_jax.data.formats.geometry import Geometry
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError
 from afw_jax.inference import segmentation
-from afw_jax.report import overlays
+from afw_jax.report import overlays, runs
 from afw_jax.training import metric_writer
 
 _log = logging.getLogger('afw_jax')
@@ -54,6 +54,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
       'Evaluate with the data options of its config.json.',
     )
   split, case_ids = choose_split(index, options.split)
+  used = {case_id: runs.training_split(trained.meta['data'].get('splits'), case_id) for case_id in case_ids}
+  runs.check_unseen(workdir, split, used)
   _log.info('evaluating %d cases of split %s with checkpoint step %d', len(case_ids), split, trained.meta['step'])
   # Until all is scored the results of an earlier evaluation stay as they are, and never mix with these.
   staging = os.path.join(workdir, '.evaluating')
@@ -86,6 +88,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
       {
         'case': case_id,
         'split': split,
+        'training_split': used[case_id],
+        'settings': {key: options[key] for key in runs.SETTINGS},
         'organs': list(trained.organs),
         'convention': options.convention,
         'spacing_mm': list(geometry.spacing_mm),

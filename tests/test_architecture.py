@@ -24,6 +24,7 @@ LAYERS = {
     'training.optimizer',
     'training.augment',
     'training.affine3d',
+    'report.notes',
     'report.stats',
     'data.sets',
     'data.phantom.anatomy',
