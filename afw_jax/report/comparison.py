@@ -139,8 +139,8 @@ def _unchecked(names: list[str], runs: list[Run]) -> list[str]:
   if not unknown:
     return []
   return [
-    f'**Not checked: {", ".join(unknown)}.** The cases that this network was trained on are not recorded (imported '
-    'weights, or scores of an older version), so some of the cases above may have been among them.'
+    f'**Not checked: {", ".join(unknown)}.** It is not recorded on which cases the network was trained (imported '
+    'weights, or scores of an older version), so that some of the cases above may have been among them.'
   ]
 
 
