@@ -1,11 +1,14 @@
 import sys
 
+import figure_checks
 import numpy as np
 import pytest
 from figure_checks import legend_labels, png
 
 from afw_jax.errors import InputError
 from afw_jax.report import figures, style
+
+drawn = figure_checks.drawn
 
 
 def records():

@@ -1,3 +1,4 @@
+import figure_checks
 import numpy as np
 import pytest
 from figure_checks import legend_labels, png
@@ -5,6 +6,7 @@ from figure_checks import legend_labels, png
 from afw_jax.errors import InputError
 from afw_jax.report import overlays, style
 
+drawn = figure_checks.drawn
 ORGANS = ('liver', 'spleen', 'kidney_left')
 
 

@@ -1,7 +1,24 @@
 """What tests read from a figure: its legend, and the pixels of the file."""
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from afw_jax.report import figures, overlays, style
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+  """The matplotlib figures that were saved."""
+  kept = []
+
+  def keep(figure, path):
+    kept.append(figure)
+    return style.save(figure, path)
+
+  monkeypatch.setattr(figures, 'save', keep)
+  monkeypatch.setattr(overlays, 'save', keep)
+  return kept
 
 
 def legend_labels(figure) -> list[str]:
