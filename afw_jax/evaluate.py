@@ -19,7 +19,7 @@ from afw_jax.data.formats.geometry import Geometry
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError
 from afw_jax.inference import segmentation
-from afw_jax.report import overlays
+from afw_jax.report import overlays, runs
 
 _log = logging.getLogger('afw_jax')
 
@@ -46,6 +46,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   index = store.read_index(store_dir)
   _check_same_data(workdir, store_dir, trained, index)
   split, case_ids = choose_split(index['name'], index['splits'], options.split)
+  used = {case_id: runs.training_split(trained.meta['data'].get('splits'), case_id) for case_id in case_ids}
+  runs.check_unseen(workdir, split, used)
   _log.info('evaluating %d cases of split %s with checkpoint step %d', len(case_ids), split, trained.meta['step'])
   staging = os.path.join(workdir, '.evaluating')
   folders = {name: os.path.join(staging, name) for name in ('cases', 'predictions', 'pictures')}
@@ -66,7 +68,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
     record = score_case(trained, case, labels, options)
     geometry = Geometry.from_json(case.meta['geometry'])
     volumes.write_label(os.path.join(folders['predictions'], f'{case_id}.nii.gz'), trained.file_ids(labels), geometry)
-    atomic_files.write_json(os.path.join(folders['cases'], f'{case_id}.json'), {**record, 'split': split})
+    record |= {'split': split, 'training_split': used[case_id]}
+    atomic_files.write_json(os.path.join(folders['cases'], f'{case_id}.json'), record)
     counted = [s['dsc'] for s in record['scores'].values() if not math.isnan(s['dsc'])]
     mean_dsc[case_id] = float(np.mean(counted)) if counted else math.nan
 
@@ -168,6 +171,7 @@ def score_case(
     'spacing_mm': list(geometry.spacing_mm),
     'has_mm': geometry.has_mm,
     'nsd_tolerance_mm': options.nsd_tolerance_mm,
+    'settings': {key: options[key] for key in runs.SETTINGS},
     'checkpoint_step': trained.meta['step'],
     'scores': scores,
   }

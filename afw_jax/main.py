@@ -25,7 +25,7 @@ from afw_jax.config import build  # noqa: E402
 from afw_jax.distributed import launchers, runtime  # noqa: E402
 from afw_jax.errors import InputError, InputErrors  # noqa: E402
 from afw_jax.planning import plan  # noqa: E402
-from afw_jax.report import report  # noqa: E402
+from afw_jax.report import comparison, report  # noqa: E402
 
 MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'compare', 'predict', 'convert', 'plan')
 _TRAINING_MODES = ('all', 'prepare', 'train', 'evaluate')
@@ -235,7 +235,7 @@ def _report(workdir: str) -> None:
 
 
 def _compare(workdirs: str) -> None:
-  text = report.compare(workdirs.split(','))
+  text = comparison.compare(workdirs.split(','))
   print(text)
   if _OUTPUT.value:
     atomic_files.write_text(os.path.expanduser(_OUTPUT.value), text)

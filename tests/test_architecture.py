@@ -25,6 +25,7 @@ LAYERS = {
     'training.augment',
     'training.affine2d',
     'training.affine3d',
+    'report.notes',
     'report.stats',
     'data.sets',
     'data.phantom.anatomy',
