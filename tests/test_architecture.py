@@ -47,7 +47,9 @@ LAYERS = {
   ),
   'composition': (
     'config',
+    'command_line',
     'workdir',
+    'prepare',
     'train',
     'evaluate',
     'predict',
