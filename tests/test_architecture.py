@@ -1,4 +1,4 @@
-"""The rules of docs/architecture.md that a machine can keep: who imports whom, one owner per foreign library, short files."""
+"""The rules of docs/architecture.md that a machine can check: who imports whom, who owns a library, short files."""
 
 import ast
 import functools
@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'afw_jax'
 FILES = sorted(PACKAGE.rglob('*.py'))
 
-# Layers from the ground up: a module imports its own layer and those below. The longest matching prefix of a module counts.
+# Layers from the ground up: a module imports from its own layer and those below. The longest matching prefix counts.
 LAYERS = {
   'pure': (
     'errors',
