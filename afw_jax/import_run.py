@@ -16,7 +16,7 @@ from afw_jax.data.preparation import prepare
 from afw_jax.data.sets import datasets
 from afw_jax.errors import InputError
 from afw_jax.models.layers import positions
-from afw_jax.training import checkpoint, step
+from afw_jax.training import checkpoint, checkpoint_writer, step
 from afw_jax.weights import convert, files
 
 
@@ -31,9 +31,9 @@ def import_run(config: ml_collections.ConfigDict, workdir: str, path: str) -> No
   Raises:
     InputError: a file that cannot be read, weights of another network, or a workdir that holds a trained run.
   """
+  workdir = os.path.expanduser(workdir)
   folder = os.path.join(workdir, 'checkpoints', 'last')
-  if checkpoint.read_meta(folder) is not None:
-    raise InputError(workdir, 'holds a trained run already', 'Choose another --workdir.')
+  _check_empty(workdir, folder)
   arrays = files.read(path)
   spec = datasets.spec(config.data.dataset, config.data.root)
   num_classes = len(spec.organs) + 1
@@ -50,30 +50,31 @@ def import_run(config: ml_collections.ConfigDict, workdir: str, path: str) -> No
   tx = build.sgd(config, build.schedule(config, 1))
   state = step.TrainState(jnp.zeros((), jnp.int32), params, variables.get('batch_stats', {}), jax.jit(tx.init)(params))
 
-  run_folder.claim(workdir, config)
-  manager = checkpoint.open_manager(folder, keep=2)
-  checkpoint.save(
-    manager,
-    state,
-    {
-      'config': json.loads(config.to_json_best_effort()),
-      'total_steps': 0,
-      'best_dsc': None,
-      'source': os.path.abspath(path),
-      'model': {'name': config.model.name, 'num_classes': num_classes, 'options': options, 'input_size': size},
-      'data': {
-        'name': spec.name,
-        'modality': spec.modality,
-        'organs': list(spec.organs),
-        'output_ids': dict(spec.output_ids),
-        'window': data_options['window'],
-        'options': data_options,
-        'splits': None,
-      },
+  meta = {
+    'config': json.loads(config.to_json_best_effort()),
+    'total_steps': 0,
+    'best_dsc': None,
+    'source': os.path.abspath(path),
+    'model': {'name': config.model.name, 'num_classes': num_classes, 'options': options, 'input_size': size},
+    'data': {
+      'name': spec.name,
+      'modality': spec.modality,
+      'organs': list(spec.organs),
+      'output_ids': dict(spec.output_ids),
+      'window': data_options['window'],
+      'options': data_options,
+      'splits': None,
     },
-  )
-  checkpoint.finish(manager)
-  manager.close()
+  }
+  with run_folder.claimed(workdir, config, alone=True):
+    _check_empty(workdir, folder)  # again: another run may have used the workdir meanwhile
+    with checkpoint_writer.opened(folder, keep=2) as manager:
+      checkpoint_writer.save(manager, state, meta)
+
+
+def _check_empty(workdir: str, folder: str) -> None:
+  if checkpoint.read_meta(folder) is not None:
+    raise InputError(workdir, 'holds a trained run already', 'Choose another --workdir.')
 
 
 def _fit(path: str, name: str, model, variables: dict, size: tuple[int, ...]) -> dict:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
-from afw_jax.training import augment
+from afw_jax.training import affine2d, augment
 
 BATCH, SIDE, ROUNDS = 24, 224, 7
 
@@ -32,7 +32,7 @@ def main():
   angles = rng.uniform(-30, 30, BATCH).astype(np.float32)
   batch = {'image': jnp.asarray(image)[..., None], 'label': jnp.asarray(label)}
 
-  rotate = jax.jit(jax.vmap(lambda i, m, a: augment.resample(i, m, augment.rotation(a))))
+  rotate = jax.jit(jax.vmap(lambda i, m, a: affine2d.resample(i, m, affine2d.rotation(a))))
   paper, extended = (jax.jit(augment.make_augment(name)) for name in ('paper', 'extended'))
   key = jax.random.key(0)
   jobs = {

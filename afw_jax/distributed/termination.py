@@ -10,13 +10,18 @@ import jax
 _LOST = ('Gloo', 'NCCL', 'coordination service', 'Barrier failed', 'heartbeat')
 
 
+def lost_another(error: BaseException) -> bool:
+  """Whether an error means that another process of the run failed."""
+  return any(words in str(error) for words in _LOST)
+
+
 def end_all(kind: type, error: BaseException, trace) -> None:
   """The `sys.excepthook` of a distributed run: says which process failed and leaves without the orderly exit of Python.
 
   An orderly exit would wait for the other processes, who wait for this one.
   """
   sys.stdout.flush()
-  if any(words in str(error) for words in _LOST):
+  if lost_another(error):
     message = (
       f'\nerror: process {jax.process_index()} of {jax.process_count()} lost another one: what that one printed says why '
       f'({str(error).splitlines()[0][:200]}). Start all of them again with the same command: they go on from the last checkpoint.'

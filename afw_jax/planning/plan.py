@@ -1,7 +1,6 @@
 """Will it fit, and what will it send? plan(config): the real training step, compiled for devices that need not be there."""
 
 import contextlib
-import functools
 import math
 import os
 import pathlib
@@ -19,11 +18,12 @@ import tqdm
 
 from afw_jax import models
 from afw_jax.config import build
+from afw_jax.config.program import make_program
 from afw_jax.data.sets import datasets
 from afw_jax.distributed import sharding
 from afw_jax.errors import InputError, InputErrors
 from afw_jax.planning import accelerators, collectives
-from afw_jax.training import accumulation, step
+from afw_jax.training import accumulation
 
 Mesh = tuple[int, int]  # parts of the batch, parts of a sample
 
@@ -117,35 +117,30 @@ def mesh_of(choice: str, batch_size: int, side: int, rows: int, data: int = -1, 
 
 def program(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, *, micro_batches: int, unroll: bool):
   """(training step, its arguments as shapes on the mesh) of a config, as `train.train` runs it."""
-  size, batch_size = build.input_size(config), config.train.batch_size
   spec = datasets.spec(config.data.dataset, config.data.root if config.data.dataset == 'folder' else None)
-  class_names = ('background', *spec.organs)
-  model, _ = build.network(config, len(class_names), constrain=sharding.make_constrain(mesh))
-  build.check_mesh(config, mesh, model)
-  accumulation.check(micro_batches, batch_size, mesh.shape['data'])
-  loss_fn = build.loss(config, model, class_names)
-  tx = build.sgd(config, build.schedule(config, max(config.train.steps_per_epoch, 1)))
-
-  everywhere = sharding.replicated(mesh)
-  shaped = lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  init = functools.partial(step.init_state, model, tx, num_classes=len(class_names))
-  state = jax.eval_shape(init, key, image=jax.ShapeDtypeStruct((1, *size, 1), jnp.float32))
+  made = make_program(
+    config,
+    mesh,
+    ('background', *spec.organs),
+    max(config.train.steps_per_epoch, 1),
+    micro_batches=micro_batches,
+    unroll=unroll,
+  )
+  size, batch_size = made.input_size, config.train.batch_size
   raw = jnp.int16 if spec.modality == 'CT' else jnp.float32  # scans with fractions of a unit are float32
   batch = {
     'image': jax.ShapeDtypeStruct((batch_size, *size, 1), raw),
     'label': jax.ShapeDtypeStruct((batch_size, *size), jnp.uint8),
     'window': jax.ShapeDtypeStruct((batch_size, 2), jnp.float32),
   }
+  shaped = lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where)
+  key = jax.eval_shape(lambda: jax.random.key(0))
   arguments = (
-    jax.tree.map(lambda a: shaped(a, everywhere), state),
+    made.abstract_state(),
     {k: shaped(batch[k], where) for k, where in sharding.batch_shardings(mesh, batch).items()},
-    shaped(key, everywhere),
+    shaped(key, sharding.replicated(mesh)),
   )
-  train_step = step.make_train_step(
-    model, loss_fn, tx, build.preparation(config, mesh), micro_batches=micro_batches, unroll=unroll
-  )
-  return jax.jit(train_step, donate_argnums=0, out_shardings=(everywhere, everywhere)), arguments
+  return made.train_step, arguments
 
 
 def measure(job: dict) -> dict:

@@ -93,7 +93,7 @@ def test_preparing(tmp_path):
 
 
 def test_evaluating(tmp_path, trained, phantoms):
-  names = json.loads((phantoms / 'dataset.json').read_text())
+  names = json.loads((phantoms / 'dataset.json').read_text(encoding='utf-8'))
   names['split'] = {'train': ['c00'], 'test': [f'c{i:02d}' for i in range(1, CASES)]}
   root = make_large(tmp_path / 'raw', names)
   request = store.read_index(next((trained.parent / 'stores').iterdir()))['request']
@@ -102,7 +102,7 @@ def test_evaluating(tmp_path, trained, phantoms):
   shutil.copytree(trained, tmp_path / 'run')  # other tests look at the scores in it
   start, peaks = peaks_of(EVALUATE, tmp_path / 'run', tmp_path / 's')
   assert len(peaks) == CASES - 1
-  # A busy machine has now one and now two blocks of probabilities (10 MiB) in flight, a step or two among all; what each
-  # case left behind would add to every one of them.
+  # On a busy machine one or two blocks of probabilities (10 MiB) are in flight: a step or two among all. Memory that
+  # cases do not free would add to every step.
   assert np.median(np.diff(peaks[2:])) < VOLUME / 10
   assert peaks[-1] - peaks[1] < 8 * VOLUME  # those blocks and no more
