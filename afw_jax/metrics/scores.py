@@ -30,9 +30,9 @@ SCORES = ('dsc', 'hd_mm', 'hd95_pooled_mm', 'hd95_max_mm', 'assd_mm', 'nsd')
 UNITS = {'strict': 'mm', 'transunet': 'voxels', 'unetrpp': 'voxels', 'monai': 'mm'}
 
 _NAN, _INF = float('nan'), float('inf')
-# (DSC, HD, both HD95, ASSD, NSD) of an organ that is in neither map, only in the reference, only in the prediction. None is
-# the length of the image diagonal. TransUNet and UNETR++ do not report NSD: it takes the value of their DSC. monai: what
-# the functions of MONAI 1.6.1 return, DiceMetric with its defaults.
+# (DSC, HD, both HD95, ASSD, NSD) of an organ that is in neither map, only in the reference, only in the prediction.
+# None is the length of the image diagonal. TransUNet and UNETR++ do not report NSD: it takes the value of their DSC.
+# monai: what the functions of MONAI 1.6.1 return, DiceMetric with its defaults.
 _EMPTY = {
   'strict': ((_NAN,) * 5, (0.0, None, None, None, 0.0), (0.0, None, None, None, 0.0)),
   'transunet': ((0.0,) * 5, (0.0,) * 5, (1.0, 0.0, 0.0, 0.0, 1.0)),

@@ -89,7 +89,7 @@ def _nearest(queries: np.ndarray, targets: np.ndarray, spacing: tuple[float, ...
   else:
     candidates = _coordinates(targets)
     scale = np.asarray(spacing)[:, None]
-    # A sliding-midpoint tree with wide leaves is faster to build, and several times faster to query far from the surface.
+    # Sliding-midpoint tree with wide leaves: faster to build, and several times faster to query far from the surface.
     tree = KDTree((candidates * scale).T, leafsize=32, balanced_tree=False, compact_nodes=False)
     nearest = candidates[:, tree.query((points * scale).T)[1]]
   squares = np.zeros(points.shape[1])

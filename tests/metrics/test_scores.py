@@ -1,3 +1,5 @@
+"""Scores against golden values, medpy's and MONAI's definitions, and properties; invalid input; speed."""
+
 import json
 import math
 import pathlib
