@@ -1,4 +1,4 @@
-"""The files in launch/: each says how it is used, is well formed, and runs what it says (with stand-ins for the cluster)."""
+"""The files in launch/: each says how it is used, is well formed, and runs what it says (with a simulated cluster)."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def test_sbatch_directives():
 
 @pytest.fixture
 def project(tmp_path):
-  """launch/ with stand-ins for Python, which tells its arguments and exits with $CODE, and for SLURM."""
+  """launch/ with scripts in place of Python, which logs its arguments and exits with $CODE, and of SLURM's commands."""
   shutil.copytree(LAUNCH, tmp_path / 'launch')
   (tmp_path / '.venv' / 'bin').mkdir(parents=True)
   for name in ('requirements.txt', '.venv/requirements.txt'):
@@ -129,11 +129,10 @@ def test_jobset():
   )
   name = document['metadata']['name']
   for i in range(job['parallelism']):
-    place = launchers.resolve_process(environ={**environ, 'JOB_COMPLETION_INDEX': str(i)})
-    assert (place.num_processes, place.process_id) == (job['parallelism'], i) and job['completions'] == job[
-      'parallelism'
-    ]
-    assert place.coordinator == f'{name}-{workers["name"]}-0-0.{name}:{container["ports"][0]["containerPort"]}'
+    process = launchers.resolve_process(environ={**environ, 'JOB_COMPLETION_INDEX': str(i)})
+    assert (process.num_processes, process.process_id) == (job['parallelism'], i)
+    assert job['completions'] == job['parallelism']
+    assert process.coordinator == f'{name}-{workers["name"]}-0-0.{name}:{container["ports"][0]["containerPort"]}'
   assert {m['name'] for m in container['volumeMounts']} == {v['name'] for v in pod['volumes']}
   assert re.fullmatch(r'[\w./:-]+', container['image']) and pod['restartPolicy'] == 'Never'
 

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ASK = 'from afw_jax.distributed import xla_flags; got = xla_flags.set_cpu_flags(); import os; print(got, os.environ.get("XLA_FLAGS"), sep="|")'
+ASK = """
+import os
+from afw_jax.distributed import xla_flags
+got = xla_flags.set_cpu_flags()
+print(got, os.environ.get('XLA_FLAGS'), sep='|')
+"""
 FLAG = '--xla_cpu_experimental_ynn_fusion_type=-individual_convolution'
 
 
@@ -58,7 +63,7 @@ def test_left_alone_where_it_might_do_harm(before, environment):
 
 GPU = '--xla_gpu_deterministic_ops=true'
 WITH_GPU = CPU_ONLY.replace('lambda **k: []', 'lambda **k: ["xla_cuda12"]')
-ASK_GPU = 'from afw_jax.distributed import xla_flags; got = xla_flags.set_deterministic(); import os; print(got, os.environ.get("XLA_FLAGS"), sep="|")'
+ASK_GPU = ASK.replace('set_cpu_flags', 'set_deterministic')
 
 
 def test_a_gpu_repeats_itself_on_request(monkeypatch):
