@@ -1,4 +1,4 @@
-"""A network trained elsewhere becomes a run of ours: PyTorch weights -> WORKDIR/checkpoints."""
+"""Imports PyTorch weights as a run: a workdir with a checkpoint that evaluate, predict and train accept."""
 
 import functools
 import json
@@ -21,69 +21,72 @@ from afw_jax.weights import convert, files
 
 
 def import_run(config: ml_collections.ConfigDict, workdir: str, path: str) -> None:
-  """Converts a file of PyTorch weights into a checkpoint that evaluate, predict and train take.
+  """Converts a file of PyTorch weights into the checkpoint of a new run.
 
   Args:
-    config: names the network, and the data set whose organs, grid and window the weights were trained with.
+    config: names the network, and the data set whose organs, grid and HU window the weights were trained with.
     workdir: a new or empty folder.
-    path: the weights, see `weights_file.read`.
+    path: the weights, see `weights.files.read`.
 
   Raises:
     InputError: a file that cannot be read, weights of another network, or a workdir that holds a trained run.
   """
   folder = os.path.join(workdir, 'checkpoints', 'last')
   if checkpoint.read_meta(folder) is not None:
-    raise InputError(workdir, 'holds a trained run already', 'Choose another --workdir.')
-  arrays = files.read(path)
+    raise InputError(workdir, 'already holds a trained run', 'Choose another --workdir.')
   spec = datasets.spec(config.data.dataset, config.data.root)
-  num_classes = len(spec.organs) + 1
+  num_classes, size = len(spec.organs) + 1, build.input_size(config)
   model, options = build.network(config, num_classes)
-  try:
-    variables = convert.from_torch(config.model.name, arrays, num_classes=num_classes, **options)
-  except InputError as error:
-    raise InputError(path, f'{error.where}: {error.problem}', error.cure) from error
-  size = build.input_size(config)
-  variables = _fit(path, config.model.name, model, variables, size)
-  request = prepare.make_request(config.data.dataset, **build.data_choices(config.data))
-  data_options = json.loads(json.dumps(prepare.case_options(spec, request)))
+  variables = _fit(path, config.model.name, model, _read(path, config.model.name, num_classes, options), size)
   params = {'net': variables['params'], 'log_sigma_sq': jnp.zeros((num_classes,), jnp.float32)}
   tx = build.sgd(config, build.schedule(config, 1))
   state = step.TrainState(jnp.zeros((), jnp.int32), params, variables.get('batch_stats', {}), jax.jit(tx.init)(params))
+  meta = {
+    'config': json.loads(config.to_json_best_effort()),
+    'total_steps': 0,
+    'best_dsc': None,
+    'source': os.path.abspath(path),
+    'model': {'name': config.model.name, 'num_classes': num_classes, 'options': options, 'input_size': size},
+    'data': _describe_data(config, spec),
+  }
 
   run_folder.claim(workdir, config)
   manager = checkpoint.open_manager(folder, keep=2)
-  checkpoint.save(
-    manager,
-    state,
-    {
-      'config': json.loads(config.to_json_best_effort()),
-      'total_steps': 0,
-      'best_dsc': None,
-      'source': os.path.abspath(path),
-      'model': {'name': config.model.name, 'num_classes': num_classes, 'options': options, 'input_size': size},
-      'data': {
-        'name': spec.name,
-        'modality': spec.modality,
-        'organs': list(spec.organs),
-        'output_ids': dict(spec.output_ids),
-        'window': data_options['window'],
-        'options': data_options,
-        'splits': None,
-      },
-    },
-  )
+  checkpoint.save(manager, state, meta)
   checkpoint.finish(manager)
   manager.close()
 
 
+def _describe_data(config: ml_collections.ConfigDict, spec: datasets.DatasetSpec) -> dict:
+  """The entry 'data' of a checkpoint, as training writes it; without the cases, which are not known."""
+  request = prepare.make_request(config.data.dataset, **build.data_choices(config.data))
+  options = json.loads(json.dumps(prepare.case_options(spec, request)))
+  return {
+    'name': spec.name,
+    'modality': spec.modality,
+    'organs': list(spec.organs),
+    'output_ids': dict(spec.output_ids),
+    'window': options['window'],
+    'options': options,
+    'splits': None,
+  }
+
+
+def _read(path: str, name: str, num_classes: int, options: dict) -> dict:
+  """The variables in a file of weights."""
+  arrays = files.read(path)
+  try:
+    return convert.from_torch(name, arrays, num_classes=num_classes, **options)
+  except InputError as error:
+    raise InputError(path, f'{error.where}: {error.problem}', error.cure) from error
+
+
 def _fit(path: str, name: str, model, variables: dict, size: tuple[int, ...]) -> dict:
-  """The variables for images (*size, 1): tables of positions resized, anything else that differs refused."""
+  """Resizes position embeddings for images (*size, 1); raises InputError for any other leaf of another shape."""
   image = jax.ShapeDtypeStruct((1, *size, 1), jnp.float32)
-  needed = traverse_util.flatten_dict(
-    jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
-  )
+  needed = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
   flat, differing = traverse_util.flatten_dict(variables), []
-  for key, leaf in needed.items():
+  for key, leaf in traverse_util.flatten_dict(needed).items():
     if flat[key].shape == leaf.shape:
       continue
     if key[-1] == 'position_embeddings':
@@ -91,7 +94,7 @@ def _fit(path: str, name: str, model, variables: dict, size: tuple[int, ...]) ->
       source = positions.source_grid(flat[key].shape[1], grid, model.position_grid)
       flat[key] = positions.resize_table(flat[key], source, grid)
     else:
-      differing.append(f'{"/".join(key[1:])} is {flat[key].shape}, needed is {leaf.shape}')
+      differing.append(f'{"/".join(key[1:])} is {flat[key].shape}, not {leaf.shape}')
   if differing:
     raise InputError(
       path,

@@ -150,6 +150,16 @@ def test_one_module_uses_what_jax_does_not_publish():
     assert not re.search(r'jax\._src|from jax import _src', text) or path == MODULES[JAX_PRIVATE], path
 
 
+@pytest.mark.parametrize('name', filter(None, MODULES))
+def test_messages_go_to_the_logger_that_the_command_line_shows(name):
+  """`main` silences the loggers of other libraries, absl's among them, and the root logger is not ours."""
+  text = MODULES[name].read_text(encoding='utf-8')
+  assert not re.search(r'\blogging\.(debug|info|warning|warn|error|exception|log)\(', text)
+  if name not in ('main', 'distributed.runtime'):  # which set the levels of other libraries' loggers
+    assert set(re.findall(r'getLogger\((.*?)\)', text)) <= {"'afw_jax'"}
+    assert not re.search(r'\babsl(_logging|\.logging)\b|from absl import .*logging', text)
+
+
 def test_files_are_short():
   for path in [
     *FILES,
