@@ -1,17 +1,16 @@
-"""The door: `python -m afw_jax.main --config=configs/synapse.py --workdir=runs/synapse`.
+"""Command-line entry point: turns flags into one of the verbs.
 
-Modes: prepare, train, evaluate, report, compare, predict, convert, plan; all (the default) = prepare where there is no store, then
-train, evaluate and report. The same command again goes on where it stopped.
+afw-jax --config=synapse --workdir=runs/synapse              (installed; `afw-jax --help` lists the modes)
+python -m afw_jax.main --config=configs/synapse.py ...       (the same, in a clone)
 """
 
 import contextlib
 import errno
-import glob
 import logging
 import os
 import sys
 
-from afw_jax.distributed import launchers, xla_flags
+from afw_jax.distributed import xla_flags
 
 xla_flags.set_cpu_flags()  # before jax is imported
 
@@ -21,86 +20,88 @@ from absl import app, flags  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from afw_jax import evaluate, import_run, predict, train  # noqa: E402
+from afw_jax import atomic_files, command_line, evaluate, import_run, predict, prepare, train  # noqa: E402
 from afw_jax import workdir as run_folder  # noqa: E402
 from afw_jax.config import build  # noqa: E402
-from afw_jax.data.preparation import dask_cluster, prepare  # noqa: E402
-from afw_jax.distributed import runtime  # noqa: E402
+from afw_jax.distributed import launchers, runtime  # noqa: E402
 from afw_jax.errors import InputError, InputErrors  # noqa: E402
 from afw_jax.planning import plan  # noqa: E402
 from afw_jax.report import report  # noqa: E402
 
-_log = logging.getLogger('afw_jax')
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'compare', 'predict', 'convert', 'plan')
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Path of a config file, configs/*.py.', lock_config=True)
+_TRAINING_MODES = ('all', 'prepare', 'train', 'evaluate')
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+_DEFAULT_CACHE = '~/.cache/afw_jax/xla'
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Name of a shipped config, or path of a config file.')
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the run; by default runs/<name of the config>. compare: several, with commas.'
+  'workdir', None, 'Folder of the run; default: runs/NAME_OF_THE_CONFIG. compare: several, separated by commas.'
 )
 _MODE = flags.DEFINE_enum('mode', 'all', MODES, 'What to do.')
-_SHARD = flags.DEFINE_string(
-  'shard',
-  '',
-  'prepare: i/n, from 0: the i-th of n shares of the cases; several hosts do one each. By default as the SLURM array says.',
-)
-_SCHEDULER = flags.DEFINE_string(
-  'scheduler', None, 'prepare: on the workers of a Dask cluster: its address or its scheduler file.'
-)
-_COORDINATOR = flags.DEFINE_string(
-  'coordinator', None, 'Several processes: HOST:PORT of process 0, the same for all; auto: as the TPU says.'
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes', None, 'Several processes: how many; 1: this one alone, whatever the environment says.'
-)
-_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Several processes: which this is, from 0.')
-_TARGET = flags.DEFINE_string(
-  'target', 'cpu', 'plan: for which devices: cpu, a100_40, a100, h100, h200 or v5e. None has to be there.'
-)
-_DEVICES = flags.DEFINE_string(
-  'devices', '', 'plan: for how many, or for which meshes, data x spatial: 1,8,4x2. By default 1 to 16.'
-)
-_MEMORY = flags.DEFINE_float(
-  'memory_gib', None, 'plan: memory of one device, where it differs from what such a device has.'
-)
 _INPUT = flags.DEFINE_string(
-  'input', None, 'predict: a NIfTI file, a DICOM folder, or a folder of scans. convert: a file of PyTorch weights.'
+  'input',
+  None,
+  'predict: a NIfTI file, a DICOM series folder, or a folder of scans. convert: a file of PyTorch weights.',
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'predict: a folder, or a .nii.gz file for one scan. compare: a .md file.')
 _CHECKPOINT = flags.DEFINE_enum('checkpoint', 'best', ('best', 'last'), 'predict: which checkpoint.')
 _PROBABILITIES = flags.DEFINE_bool('probabilities', False, 'predict: also write the probability of each organ.')
-_LARGEST = flags.DEFINE_bool('largest_component', False, 'predict: keep the largest connected part of each organ only.')
-_OVERLAP = flags.DEFINE_float(
-  'overlap', None, 'predict: share of a window (3D) that its neighbour covers again; by default eval.overlap.', 0, 0.99
+_LARGEST = flags.DEFINE_bool(
+  'largest_component', False, 'predict: keep the largest connected component of each organ only.'
 )
-_MIRROR = flags.DEFINE_list('mirror_axes', [], 'predict: average over mirrored axes, 0 the first of the network.')
+_OVERLAP = flags.DEFINE_float(
+  'overlap',
+  None,
+  'predict: overlap of neighbouring patches (3D), as a fraction of their size; default: eval.overlap.',
+  0,
+  0.99,
+)
+_MIRROR = flags.DEFINE_list(
+  'mirror_axes', [], 'predict: spatial axes to mirror and average over (test-time augmentation).'
+)
+_TARGET = flags.DEFINE_string(
+  'target', 'cpu', 'plan: the accelerator to compile for: cpu, a100_40, a100, h100, h200 or v5e.'
+)
+_DEVICES = flags.DEFINE_string(
+  'devices', '', 'plan: numbers of devices, or meshes data x spatial: 1,8,4x2. Default: 1 to 16.'
+)
+_MEMORY = flags.DEFINE_float('memory_gib', None, 'plan: memory of one device, where it differs from the usual one.')
+_SHARD = flags.DEFINE_string(
+  'shard', '', 'prepare: i/n, from 0: prepare every n-th case from the i-th on. Default: by the SLURM array task.'
+)
+_SCHEDULER = flags.DEFINE_string('scheduler', None, 'prepare: address or scheduler file of a Dask cluster.')
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'Distributed: HOST:PORT of process 0; auto: from the TPU metadata.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'Distributed: number of processes; 1: a single process, whatever the environment says.'
+)
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Distributed: rank of this process, from 0.')
 
 
 def main() -> None:
-  """Entry of the command line: a mistake of the user's ends in one clear line and exit code 2."""
+  """Runs the command line. A user error ends in one line on stderr and exit code 2."""
+  for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character shows its code instead
+    stream.reconfigure(errors='backslashreplace')
+  if len(sys.argv) == 1 or {'-h', '-help', '--help'} & set(sys.argv[1:]):
+    print(command_line.help_text(), end='')
+    sys.exit(0 if sys.argv[1:] else 2)
+  try:
+    sys.argv = command_line.normalise(sys.argv)  # ml_collections reads the overridden keys from sys.argv itself
+  except InputError as error:
+    _fail(str(error))
   app.run(_run, flags_parser=_parse)
 
 
 def _parse(argv: list[str]) -> list[str]:
   try:
-    rest = flags.FLAGS(argv)
+    return flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError, OSError) as error:
     while error.args and isinstance(error.args[0], Exception):
       error = error.args[0]
     lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines() if line.strip()]
-    _fail(
-      f'{lines[0].split("Error whilst")[0]} {lines[-1] if len(lines) > 1 else ""} '
-      '(options: --help; the keys of a config and their defaults: configs/common.py)'
-    )
-  path = (
-    config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0] if flags.FLAGS['config'].present else None
-  )
-  if path is not None and not os.path.isfile(path):
-    near = sorted(glob.glob('configs/*.py'))
-    _fail(
-      f'--config={path}: no such file. '
-      + (f'Use one of {", ".join(near)}.' if near else 'Run from the folder that holds configs/.')
-    )
-  return rest
+    last = lines[-1] if len(lines) > 1 else ''
+    _fail(f'{lines[0].split("Error whilst")[0]} {last} (--help lists the options and where the config keys are)')
 
 
 def _run(argv: list[str]) -> None:
@@ -114,7 +115,7 @@ def _run(argv: list[str]) -> None:
     print('interrupted', file=sys.stderr, flush=True)
     os._exit(130)
   except OSError as error:
-    if error.errno not in _DISK:
+    if error.errno not in _DISK_ERRORS:
       raise
     _fail(
       f'{error.filename or _WORKDIR.value}: cannot be written ({error.strerror}). '
@@ -125,67 +126,77 @@ def _run(argv: list[str]) -> None:
 def _fail(message: str) -> None:
   sys.stdout.flush()
   sys.stderr.flush()
-  # Threads that still read or write (checkpoints, events) would write into this line: it leaves by a way of its own.
+  # Threads that still read or write (checkpoints, events) could print into this line: their stderr is closed first.
   terminal = os.dup(2)
   os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-  os.write(terminal, f'\nerror: {message}\n'.encode())
+  os.write(terminal, f'\nerror: {message}\n'.encode(sys.stderr.encoding or 'utf-8', 'backslashreplace'))
   os._exit(2)
 
 
 def _dispatch() -> None:
-  mode, config, workdir = _MODE.value, _CONFIG.value, _WORKDIR.value
-  absl_logging.set_verbosity(absl_logging.INFO)
-  absl_logging.get_absl_handler().setFormatter(None)
-  for library in ('absl', 'jax'):  # Orbax tells every step of every save, jax every backend that is not there
-    logging.getLogger(library).setLevel(logging.WARNING)
-  if config is not None and config.runtime.deterministic:
-    xla_flags.set_deterministic()  # before the first array
+  _set_up_logging()
+  mode, config = _MODE.value, _CONFIG.value
+  if config is not None:
+    command_line.expand_paths(config)
+    if config.runtime.deterministic:
+      xla_flags.set_deterministic()  # before the first array
+  elif mode in (*_TRAINING_MODES, 'convert', 'plan'):
+    raise InputError('--config', 'is not given', f'--mode={mode} needs one, for instance --config=demo.')
   if mode == 'plan':
-    if config is None:
-      raise InputError('--config', 'is not given', '--mode=plan needs one, for instance --config=configs/demo.py.')
     plan.plan(config, _TARGET.value, _DEVICES.value, _MEMORY.value)
     return
   if _SHARD.value and mode != 'prepare':
     raise InputError(
       '--shard',
-      f'divides the preparing, and this is --mode={mode}',
-      'Prepare the shares with --mode=prepare, then train without --shard.',
+      f'is an option of --mode=prepare, and this is --mode={mode}',
+      'Prepare the shards first, then train without --shard.',
     )
-  place = launchers.resolve_process(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-  if mode in ('all', 'train', 'evaluate', 'predict') or (
-    place and place.process_id is None
-  ):  # which it is, the others know
-    runtime.start(place)
-  elif place and place.process_id:
-    return  # nothing to share out
-  if workdir is None:
-    if _CONFIG.value is None:
-      raise InputError('--workdir', 'is not given', 'Say where the run lies: --workdir=runs/NAME.')
-    path = config_flags.get_config_filename(flags.FLAGS['config'])
-    workdir = os.path.join('runs', os.path.splitext(os.path.basename(path.split(':')[0]))[0])
-  if mode == 'predict':
-    _predict(workdir)
-  elif mode == 'report':
-    runtime.on_process_zero(lambda: _report(workdir))
-  elif mode == 'compare':
-    runtime.on_process_zero(lambda: _compare(workdir.split(',')))
-  elif config is None:
-    raise InputError('--config', 'is not given', f'--mode={mode} needs one, for instance --config=configs/demo.py.')
-  elif mode == 'convert':
-    runtime.on_process_zero(lambda: _convert(config, workdir))
-  else:
+  workdir = _workdir()
+  process = launchers.resolve_process(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  if mode in ('all', 'train', 'evaluate', 'predict') or (process and process.process_id is None):
+    runtime.start(process)
+  elif process and process.process_id:
+    return  # process 0 does the work of these modes alone
+  _keep_compiled_programs(config.runtime.compilation_cache if config is not None else _DEFAULT_CACHE)
+  if mode in _TRAINING_MODES:
     _train_and_score(mode, config, workdir)
+  elif mode == 'predict':
+    _predict(workdir)
+  else:
+    runtime.on_process_zero(lambda: {'report': _report, 'compare': _compare, 'convert': _convert}[mode](workdir))
 
 
-def _cache(folder: str) -> None:
-  """Compiled programs are kept, so that the next start of the same run begins at once."""
+def _set_up_logging() -> None:
+  absl_logging.set_verbosity(absl_logging.INFO)
+  absl_logging.get_absl_handler().setFormatter(None)
+  for library in ('absl', 'jax'):  # Orbax logs every step of every save, jax every backend that is not installed
+    logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def _workdir() -> str:
+  """The folder of the run; of compare, folders separated by commas."""
+  if _WORKDIR.value:
+    return ','.join(os.path.expanduser(folder) for folder in _WORKDIR.value.split(','))
+  if _CONFIG.value is None:
+    raise InputError('--workdir', 'is not given', 'Name the folder of the run: --workdir=runs/NAME.')
+  path = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
+  return os.path.join('runs', os.path.splitext(os.path.basename(path))[0])
+
+
+def _path(flag: flags.FlagHolder, cure: str) -> str:
+  if not flag.value:
+    raise InputError(f'--{flag.name}', 'is not given', cure)
+  return os.path.expanduser(flag.value)
+
+
+def _keep_compiled_programs(folder: str) -> None:
+  """Compiled programs are kept on disk, so that the next start of the same run begins at once."""
   if folder and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     jax.config.update('jax_compilation_cache_dir', os.path.expanduser(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
 def _train_and_score(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
-  _cache(config.runtime.compilation_cache)
   if mode != 'prepare':
     build.check(config, fresh=not run_folder.begun(workdir))  # before any long work
   runtime.check_same('--workdir', workdir)
@@ -202,8 +213,13 @@ def _stages(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
   store_dir = run_folder.store_path(config, workdir)
   if mode in ('all', 'prepare'):
     runtime.on_process_zero(
-      lambda: _prepare(
-        config.data, store_dir, config.runtime.workers, anew=mode == 'prepare', begun=run_folder.begun(workdir)
+      lambda: prepare.prepare(
+        config,
+        workdir,
+        store_dir,
+        anew=mode == 'prepare',
+        shard=_SHARD.value,
+        scheduler=_SCHEDULER.value and os.path.expanduser(_SCHEDULER.value),
       )
     )
   if mode in ('all', 'train'):
@@ -213,44 +229,11 @@ def _stages(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
     runtime.on_process_zero(lambda: _report(workdir))
 
 
-def _prepare(data: ml_collections.ConfigDict, store_dir: str, workers: int, *, anew: bool, begun: bool) -> None:
-  choices = build.data_choices(data)
-  if os.path.exists(os.path.join(store_dir, 'dataset.json')) and not anew:
-    differing = prepare.differences(store_dir, data.dataset, data.root, **choices)
-    if differing:
-      raise InputError(
-        store_dir,
-        f'this store was prepared otherwise: {differing} (in the store, wanted)',
-        'Choose another data.store, or prepare it anew with --mode=prepare.',
-      )
-    new = [] if begun or not os.path.isdir(data.root) else prepare.added(store_dir, data.dataset, data.root, **choices)
-    if not new:  # a run that has begun keeps to the cases it began with
-      return
-    _log.info('%d scans are new in %s (%s ...): preparing them', len(new), data.root, new[0])
-  index = prepare.prepare(
-    data.dataset,
-    data.root,
-    store_dir,
-    workers=workers or None,
-    scheduler=_SCHEDULER.value,
-    shard=dask_cluster.parse_shard(_SHARD.value, os.environ) if anew else None,
-    **choices,
-  )
-  if index is None:  # other shards are still at work
-    return
-  for case_id, reason in index['excluded'].items():
-    _log.warning('left out: %s (%s)', case_id, reason)
-  for note in index['notes']:
-    _log.info('%s', note)
-  _log.info('prepared %s into %s', ', '.join(f'{len(ids)} {part}' for part, ids in index['splits'].items()), store_dir)
-
-
-def _convert(config: ml_collections.ConfigDict, workdir: str) -> None:
-  if not _INPUT.value:
-    raise InputError('--input', 'is not given', 'Give the file of weights: .safetensors, .npz, .pth or .pt.')
-  build.check(config)
-  import_run.import_run(config, workdir, _INPUT.value)
-  print(f'{_INPUT.value} -> {workdir}: predict or evaluate with it, or train on from it.')
+def _convert(workdir: str) -> None:
+  weights = _path(_INPUT, 'Give the file of weights: .safetensors, .npz, .pth or .pt.')
+  build.check(_CONFIG.value)
+  import_run.import_run(_CONFIG.value, workdir, weights)
+  print(f'{weights} -> {workdir}: a run that predicts, evaluates or trains on.')
 
 
 def _report(workdir: str) -> None:
@@ -258,26 +241,20 @@ def _report(workdir: str) -> None:
     print(line)
 
 
-def _compare(workdirs: list[str]) -> None:
-  text = report.compare(workdirs)
+def _compare(workdirs: str) -> None:
+  text = report.compare(workdirs.split(','))
   print(text)
   if _OUTPUT.value:
-    with open(_OUTPUT.value, 'w') as f:
-      f.write(text)
+    atomic_files.write_text(os.path.expanduser(_OUTPUT.value), text)
 
 
 def _predict(workdir: str) -> None:
-  if not (_INPUT.value and _OUTPUT.value):
-    raise InputError(
-      '--input and --output', 'are both needed to predict', 'Give a scan or a folder of scans, and where to write.'
-    )
-  _cache('~/.cache/afw_jax/xla')
   rows = predict.predict(
     workdir,
-    _INPUT.value,
-    _OUTPUT.value,
+    _path(_INPUT, 'Give a scan (.nii, .nii.gz), a DICOM series folder, or a folder of scans.'),
+    _path(_OUTPUT, 'Give a folder for the label maps, or a .nii.gz file for one scan.'),
     which=_CHECKPOINT.value,
-    mirror_axes=tuple(int(a) if a.isdecimal() else a for a in _MIRROR.value),
+    mirror_axes=tuple(int(axis) if axis.isdecimal() else axis for axis in _MIRROR.value),
     largest_component=_LARGEST.value,
     save_probabilities=_PROBABILITIES.value,
     overlap=_OVERLAP.value,

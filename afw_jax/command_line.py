@@ -1,0 +1,98 @@
+"""Command-line arguments before they are parsed: the help screen, configs by name, repeated options, paths with ~."""
+
+import os
+import re
+import textwrap
+
+from afw_jax.config import defaults, shipped
+from afw_jax.errors import InputError
+
+HELP = """\
+afw-jax: abdominal organ segmentation with the Asymmetric Focal Weighted Dice loss
+
+  afw-jax --config=NAME|FILE.py [--workdir=DIR] [--mode=MODE] [--config.KEY=VALUE ...]
+
+modes, each with an example
+  all        prepare, train, evaluate and report (the default); the same command again resumes
+             afw-jax --config=synapse --config.data.root=data/synapse --workdir=runs/synapse
+  prepare    check and resample raw scans into a store that several runs share
+             afw-jax --mode=prepare --config=folder --config.data.root=data/mine --workdir=runs/mine
+  train      afw-jax --mode=train --config=synapse --workdir=runs/synapse --config.train.epochs=10
+  evaluate   score a checkpoint on the test cases, each as a volume on the grid of its scan
+             afw-jax --mode=evaluate --config=synapse --workdir=runs/synapse --config.eval.split=val
+  report     afw-jax --mode=report --workdir=runs/synapse
+  compare    afw-jax --mode=compare --workdir=runs/a,runs/b --output=comparison.md
+  predict    label maps of new scans: a NIfTI file, a DICOM series folder, or a folder of either
+             afw-jax --mode=predict --workdir=runs/synapse --input=scan.nii.gz --output=labels.nii.gz
+             options: --checkpoint=last --largest_component --probabilities --mirror_axes=0,1 --overlap=0.7
+  convert    a run from PyTorch weights of a reference implementation
+             afw-jax --mode=convert --config=synapse --input=weights.pth --workdir=runs/converted
+  plan       memory and communication of a training step, compiled without the hardware
+             afw-jax --mode=plan --config=synapse --target=h100 --devices=1,4,2x4 [--memory_gib=80]
+
+configs      {configs}
+config keys  --config.loss.name=ce_dice --config.model.name=transunet --config.train.batch_size=8 ...
+             all keys and their defaults: {defaults}
+hosts        --coordinator=HOST:PORT --num_processes=N --process_id=I (SLURM, Kubernetes, TPU: detected)
+             to prepare on several: --shard=I/N, or --scheduler=ADDRESS of a Dask cluster
+"""
+
+
+def help_text() -> str:
+  """The help screen."""
+  return HELP.format(configs=_wrapped(shipped.names(), indent=13), defaults=defaults.__file__)
+
+
+def normalise(argv: list[str]) -> list[str]:
+  """The arguments as absl and ml_collections are to see them.
+
+  - `--config=NAME` of a shipped config becomes its path;
+  - of a config key that is given several times the last one counts (ml_collections joins repeated tuples).
+
+  Args:
+    argv: sys.argv.
+
+  Raises:
+    InputError: --config names neither a file nor a shipped config.
+  """
+  end = argv.index('--') if '--' in argv else len(argv)
+  tokens = _joined(argv[1:end])
+  last = {token.split('=')[0]: i for i, token in enumerate(tokens) if token.startswith('--config.')}
+  kept = [token for i, token in enumerate(tokens) if last.get(token.split('=')[0], i) == i]
+  found = [
+    f'--config={shipped.find_config(token.removeprefix("--config="))}' if token.startswith('--config=') else token
+    for token in kept
+  ]
+  return [argv[0], *found, *argv[end:]]
+
+
+def _joined(arguments: list[str]) -> list[str]:
+  """'-config X' and '--config X' as '--config=X', and config keys likewise."""
+  tokens, following = [], iter([*arguments[1:], ''])
+  rest = iter(arguments)
+  for token, after in zip(rest, following):
+    bare = token.lstrip('-')
+    if token.startswith('-') and re.match(r'config[.=]|config$', bare):
+      token = f'--{bare}'
+      if '=' not in token and re.match(r'[^-]|-\d', after):
+        token = f'{token}={after}'
+        next(rest), next(following)
+    tokens.append(token)
+  return tokens
+
+
+def _wrapped(words: list[str], indent: int) -> str:
+  return textwrap.fill(' '.join(words), 100, initial_indent=' ' * indent, subsequent_indent=' ' * indent).strip()
+
+
+def expand_paths(config) -> None:
+  """Replaces a leading ~ in the path options of a config by the home folder, in place.
+
+  Raises:
+    InputError: a path option is not text.
+  """
+  for section, key in (('data', 'root'), ('data', 'store'), ('model', 'pretrained'), ('runtime', 'compilation_cache')):
+    path = config[section][key]
+    if not isinstance(path, str):
+      raise InputError(f'{section}.{key}', f'{path!r} is not a path', 'Give text')
+    config[section][key] = os.path.expanduser(path)
