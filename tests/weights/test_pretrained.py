@@ -1,7 +1,5 @@
 """TransUNet's published encoder: files with the same keys and shapes, made here, give the published network."""
 
-import pathlib
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,8 +13,6 @@ from afw_jax import models
 from afw_jax.errors import InputError
 from afw_jax.models import transunet
 from afw_jax.weights import pretrained
-
-GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 
 
 @pytest.fixture
