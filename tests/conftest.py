@@ -31,8 +31,8 @@ def command(*arguments: str) -> list[str]:
 def environment(**extra: str) -> dict[str, str]:
   """This environment with the package on the path, from wherever the tests are run.
 
-  Programs are compiled with little optimisation: for a few steps that takes a third less time in all. XLA_FLAGS='' compiles
-  as users do.
+  Programs are compiled with little optimisation: for a few steps that takes a third less time in all. With
+  XLA_FLAGS='' they are compiled as for users.
   """
   flags = os.environ.get('XLA_FLAGS', '--xla_backend_optimization_level=0')
   return {**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': flags, **extra}
