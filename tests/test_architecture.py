@@ -47,6 +47,7 @@ LAYERS = {
     'config',
     'workdir',
     'train',
+    'prepare',
     'evaluate',
     'predict',
     'import_run',
@@ -54,7 +55,7 @@ LAYERS = {
     'report',
     'data.preparation.prepare',
   ),
-  'entry': ('main', 'data.phantom.__main__'),
+  'entry': ('main', 'command_line', 'data.phantom.__main__'),
 }
 RANKS = {prefix: rank for rank, prefixes in enumerate(LAYERS.values()) for prefix in prefixes}
 # Foreign libraries and the only modules that may import them; one that is not named here may not be imported at all.
@@ -62,11 +63,11 @@ EVERYWHERE = {'jax', 'numpy', 'scipy', 'tqdm'}
 OWNERS = {
   'flax': ('models', 'weights', 'import_run'),
   'optax': ('training.optimizer', 'training.step'),
-  'ml_collections': (*LAYERS['composition'], 'main'),
-  'absl': ('main', 'data.pipeline', 'weights.pretrained'),
+  'ml_collections': (*LAYERS['composition'], 'main', 'command_line'),
+  'absl': ('main', 'command_line', 'data.pipeline', 'weights.pretrained'),
   'orbax': ('training.checkpoint',),
   'grain': ('data.pipeline',),
-  'nibabel': ('data.formats.nifti',),
+  'nibabel': ('data.formats.nifti_header',),
   'pydicom': ('data.formats.dicom',),
   'PIL': ('data.formats.png_masks',),
   'h5py': ('data.formats.transunet_files',),

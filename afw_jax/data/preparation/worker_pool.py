@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import tqdm
 
+from afw_jax.data import resources
 from afw_jax.errors import InputError
 
 DEATHS = 3  # a case that kills its worker so often is given up
@@ -40,7 +41,7 @@ def run_jobs(function: Callable[[dict], dict], jobs: list[dict], *, workers: int
     Whatever the function raises; no further job is started then.
   """
   if workers is None:
-    workers = _default_workers()
+    workers = default_workers()
   workers = min(workers, len(jobs))
   results = []
   with tqdm.tqdm(total=len(jobs), unit='case', desc='prepare', disable=not progress) as bar:
@@ -97,7 +98,7 @@ def _run_pools(function, jobs, workers, done):
 @contextlib.contextmanager
 def _pool(processes, workers):
   """A pool of fresh interpreters, each with its share of the cores for matrix products."""
-  threads = str(max(1, _cores() // workers))
+  threads = str(max(1, resources.cpu_count() // workers))
   changed = [name for name in _BLAS if name not in os.environ]
   os.environ.update(dict.fromkeys(changed, threads))  # read once, when the worker loads numpy
   try:
@@ -132,10 +133,6 @@ def _start():
   threading.Thread(target=watch, daemon=True).start()
 
 
-def _cores() -> int:
-  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-
-def _default_workers() -> int:
-  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  return max(1, min(_cores(), memory // _BYTES_PER_WORKER))
+def default_workers() -> int:
+  """Processes that the CPUs and the memory available to this one allow."""
+  return max(1, min(resources.cpu_count(), resources.memory_limit() // _BYTES_PER_WORKER))
