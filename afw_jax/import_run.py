@@ -13,7 +13,7 @@ from afw_jax import models
 from afw_jax import workdir as run_folder
 from afw_jax.config import build
 from afw_jax.data.preparation import prepare
-from afw_jax.data.sets import datasets
+from afw_jax.data.sets.lookup import get_spec
 from afw_jax.errors import InputError
 from afw_jax.models.layers import positions
 from afw_jax.training import checkpoint, step
@@ -35,7 +35,7 @@ def import_run(config: ml_collections.ConfigDict, workdir: str, path: str) -> No
   if checkpoint.read_meta(folder) is not None:
     raise InputError(workdir, 'holds a trained run already', 'Choose another --workdir.')
   arrays = files.read(path)
-  spec = datasets.spec(config.data.dataset, config.data.root)
+  spec = get_spec(config.data.dataset, config.data.root)
   num_classes = len(spec.organs) + 1
   model, options = build.network(config, num_classes)
   try:

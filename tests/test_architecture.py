@@ -41,7 +41,6 @@ LAYERS = {
     'report.overlays',
     'report.style',
     'data',
-    'data.sets.layouts',
   ),
   'composition': (
     'config',

@@ -16,8 +16,8 @@ from afw_jax.data.preparation import read_checked, prepare
 from afw_jax.data import store
 root, out, i, n, slow, gate = sys.argv[1:]
 if float(slow):
-  read = checks.read_checked
-  checks.read_checked = lambda *a: time.sleep(float(slow)) or read(*a)
+  read = read_checked.read_checked
+  read_checked.read_checked = lambda *a: time.sleep(float(slow)) or read(*a)
 if gate:
   open(f'{gate}{i}', 'w').close()
 while gate and not all(os.path.exists(f'{gate}{k}') for k in range(int(n))):

@@ -11,7 +11,8 @@ import numpy as np
 from afw_jax.data import crops, resample, store
 from afw_jax.data.formats import volumes
 from afw_jax.data.preparation import dask_cluster, publish, read_checked, selection, worker_pool
-from afw_jax.data.sets import datasets, layouts
+from afw_jax.data.sets import layouts, window
+from afw_jax.data.sets.lookup import get_spec
 from afw_jax.errors import InputError, InputErrors
 
 _log = logging.getLogger('afw_jax')
@@ -48,14 +49,14 @@ def prepare(
   time and in any order, or as workers of a Dask cluster. The store is the same to the bit.
 
   Args:
-    dataset: a name of `datasets.NAMES`.
+    dataset: a name of `lookup.NAMES`.
     root: where the data set lies.
     store_dir: folder of the store; made if need be.
     size: working grid, (h, w) or (d, h, w) voxels; None keeps what the spacing gives.
     spacing_mm: target (z, y, x); None keeps the scan's.
     fit: from the target spacing to the size by 'resize' (interpolation) or 'crop_pad' (centred).
     order: 'cubic' or 'linear' interpolation of the image; labels are always nearest.
-    window: None (the data set's own), 'paper', 'transunet', 'percentile' or (low, high); see `datasets.resolve_window`.
+    window: None (the data set's own), 'paper', 'transunet', 'percentile' or (low, high); see `window.resolve_window`.
     fractions: shares of (train, val, test) for cases whose part is not published or given; None: the data set's own.
       Given for a set with a published train part and no val part, they also divide that part into train and val.
     seed: of the split, and of the choice where `cases` is a number.
@@ -86,7 +87,7 @@ def prepare(
     cases=cases,
     keep_defective=keep_defective,
   )
-  spec = datasets.spec(dataset, os.fspath(root))
+  spec = get_spec(dataset, os.fspath(root))
   options = case_options(spec, request)
   options_hash = _digest(options)
   if scheduler:  # whose workers are in other folders
@@ -182,7 +183,7 @@ def differences(store_dir: str | os.PathLike, dataset: str, root: str | os.PathL
     key: (index['request'].get(key), value) for key, value in wanted.items() if index['request'].get(key) != value
   }
   if not found and root is not None and os.path.isdir(root):
-    options = json.loads(json.dumps(case_options(datasets.spec(dataset, os.fspath(root)), wanted)))
+    options = json.loads(json.dumps(case_options(get_spec(dataset, os.fspath(root)), wanted)))
     found = {
       key: (index['options'].get(key), value) for key, value in options.items() if index['options'].get(key) != value
     }
@@ -195,7 +196,7 @@ def added(store_dir: str | os.PathLike, dataset: str, root: str | os.PathLike, *
   Raises:
     InputError, InputErrors: what is wrong with the files at root.
   """
-  spec, known = datasets.spec(dataset, os.fspath(root)), store.read_index(store_dir)['cases']
+  spec, known = get_spec(dataset, os.fspath(root)), store.read_index(store_dir)['cases']
   files, _, _ = selection.choose(spec, layouts.find_cases(spec, root), make_request(dataset, **choices))
   return [case.id for case in files if case.id not in known]
 
@@ -240,7 +241,7 @@ def case_options(spec, request) -> dict:
     source=spec.source,
     raw_ids={organ: list(ids) for organ, ids in spec.raw_ids.items()},
     ignored_ids=spec.ignored_ids if spec.ignored_ids == 'all' else list(spec.ignored_ids),
-    window=datasets.resolve_window(request['window'], spec),
+    window=window.resolve_window(request['window'], spec.window_hu, in_hu=spec.in_hu, dataset=spec.name),
     **{key: request[key] for key in ('size', 'spacing_mm', 'fit', 'order')},
   )
 
@@ -267,7 +268,7 @@ def to_working(scan: volumes.Volume, options: dict) -> tuple[resample.Resampling
   plan = resample.make_resampling(
     image.shape, scan.spacing_mm, size=options['size'], spacing=spacing, fit=options['fit']
   )
-  return plan, resample.to_working(image, plan, options['order']), datasets.scan_window(image, options['window'])
+  return plan, resample.to_working(image, plan, options['order']), window.scan_window(image, options['window'])
 
 
 def _to_store(case_id, checked, spec, options) -> tuple[dict, dict]:

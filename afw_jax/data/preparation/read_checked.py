@@ -8,8 +8,9 @@ import os
 import numpy as np
 
 from afw_jax.data.formats import volumes
-from afw_jax.data.sets.datasets import NAMES, DatasetSpec, class_table
-from afw_jax.data.sets.layouts import CaseFiles
+from afw_jax.data.sets.case_files import CaseFiles
+from afw_jax.data.sets.lookup import NAMES
+from afw_jax.data.sets.spec import DatasetSpec, class_table
 from afw_jax.errors import InputError
 
 
@@ -53,7 +54,7 @@ def read_checked(case: CaseFiles, spec: DatasetSpec) -> CheckedCase:
   if label is None:
     return CheckedCase(image, None, {}, problems, [])
   classes, voxels, notes = _classes(label, spec, problems)
-  if image is not None and spec.modality == 'CT' and spec.source != 'transunet' and image.array.min() >= 0:
+  if image is not None and spec.in_hu and image.array.min() >= 0:
     notes.append('the scan has no value below 0: are its intensities HU?')
   return CheckedCase(image, None if problems else classes, voxels, problems, notes)
 

@@ -4,11 +4,12 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from afw_jax.data.sets import datasets
+from afw_jax.data.sets.spec import DatasetSpec
+from afw_jax.data.sets.split import split_cases
 from afw_jax.errors import InputError
 
 
-def choose(spec: datasets.DatasetSpec, files: Sequence, request: Mapping) -> tuple[list, dict[str, str], list[str]]:
+def choose(spec: DatasetSpec, files: Sequence, request: Mapping) -> tuple[list, dict[str, str], list[str]]:
   """The cases to use.
 
   Args:
@@ -63,11 +64,11 @@ def choose(spec: datasets.DatasetSpec, files: Sequence, request: Mapping) -> tup
   return files, excluded, notes
 
 
-def split(spec: datasets.DatasetSpec, files: Sequence, request: Mapping) -> tuple[dict[str, list[str]], list[str]]:
+def split(spec: DatasetSpec, files: Sequence, request: Mapping) -> tuple[dict[str, list[str]], list[str]]:
   """(part -> case ids, notes): the published or given parts, else as the shares asked for."""
   given = request['fractions']
   fractions = spec.fractions if given is None else given
-  splits = datasets.split_cases(
+  splits = split_cases(
     [(case.id, case.subject, case.split) for case in files], fractions, request['seed'], resplit_train=given is not None
   )
   missing = {
@@ -96,7 +97,7 @@ def leaks(metas: Mapping[str, dict], splits: Mapping[str, Sequence[str]]) -> lis
   ]
 
 
-def case_notes(spec: datasets.DatasetSpec, metas: Mapping[str, dict], splits: Mapping[str, Sequence[str]]) -> list[str]:
+def case_notes(spec: DatasetSpec, metas: Mapping[str, dict], splits: Mapping[str, Sequence[str]]) -> list[str]:
   """What is odd in the prepared cases."""
   notes = [f'{i}: {note}' for i, meta in metas.items() for note in meta['notes']]
   for i, meta in metas.items():
@@ -110,7 +111,7 @@ def case_notes(spec: datasets.DatasetSpec, metas: Mapping[str, dict], splits: Ma
 
 
 def index(
-  spec: datasets.DatasetSpec,
+  spec: DatasetSpec,
   request: Mapping,
   options: Mapping,
   options_hash: str,

@@ -71,7 +71,7 @@ def test_masks_whose_order_or_number_is_in_doubt(tmp_path):
   refused(tmp_path / 'g', 'has no geometry', read)
   refused(tmp_path / 'g', 'need the DICOM series', read, geometry=volumes.Geometry(shape=g.shape, affine=g.affine))
   (tmp_path / 'empty').mkdir()
-  refused(tmp_path / 'empty', 'no folder of PNG masks', read, geometry=g)
+  refused(tmp_path / 'empty', 'not a folder of PNG masks', read, geometry=g)
   (tmp_path / 'g' / 'notes.txt').write_text('x')
   refused(tmp_path / 'g', 'notes.txt', read, geometry=g)
 

@@ -243,7 +243,7 @@ def test_defective_cases_of_abdomenct1k(tmp_path):
 
 
 def test_transunet_folders(tmp_path, monkeypatch):
-  monkeypatch.setattr('afw_jax.data.sets.layouts.TRANSUNET_TRAIN_SLICES', {})
+  monkeypatch.setattr('afw_jax.data.sets.challenge_layouts.TRANSUNET_TRAIN_SLICES', {})
   image, label = np.random.default_rng(0).random((2, 3, 64, 64), np.float32), np.zeros((2, 3, 64, 64), np.float32)
   label[:, :, 10:30, 20:50], label[:, :, 40:50, 5:20] = 5, 7
   (tmp_path / 'raw' / 'train_npz').mkdir(parents=True)

@@ -18,8 +18,8 @@ import sys, time, resource
 from afw_jax.data.preparation import read_checked, prepare
 root, out, workers, mode = sys.argv[1:]
 if mode == 'slow':
-  read = checks.read_checked
-  checks.read_checked = lambda *a: time.sleep(0.15) or read(*a)
+  read = read_checked.read_checked
+  read_checked.read_checked = lambda *a: time.sleep(0.15) or read(*a)
 if mode == 'no space':
   resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
 prepare.prepare('folder', root, out, size=(32, 32), workers=int(workers), progress=mode == 'bar')
