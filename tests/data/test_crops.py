@@ -224,5 +224,5 @@ def test_senseless_crops(folder, bad):
 
 def test_a_store_of_an_older_version_says_what_to_do(tmp_path):
   store.write_case(tmp_path, 'old', {k: np.zeros((2, 3, 3), np.uint8) for k in ('image', 'label')}, {'window': [0, 1]})
-  with pytest.raises(InputError, match='case old: has no foreground.*--mode=prepare'):
+  with pytest.raises(InputError, match='case old: has no array foreground.*--mode=prepare'):
     CropSource(tmp_path, ['old'], (2, 2, 2))

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 
+from afw_jax.atomic_files import process_name, write_errors
 from afw_jax.data import store
 from afw_jax.errors import InputError
 
@@ -23,7 +24,7 @@ def lock(store_dir: str | os.PathLike, *, shared: bool = False):
     InputError: another process holds it, or it cannot be locked.
   """
   path = pathlib.Path(store_dir)
-  with store.writing(path):
+  with write_errors(path):
     path.mkdir(parents=True, exist_ok=True)
     fd = os.open(path / '.lock', os.O_RDWR | os.O_CREAT, 0o666)
   try:
@@ -78,7 +79,7 @@ def prepared(store_dir: str | os.PathLike, case_id: str, options_hash: str) -> I
 
 def of_others(store_dir: str | os.PathLike, case_ids: Iterable[str], options_hash: str) -> dict[str, tuple[dict, bool]]:
   """Case id -> (meta, staged) of those that other processes have prepared so far."""
-  probe = pathlib.Path(store_dir) / store.STAGING / 'cases' / f'.tmp-probe-{store.process()}'
+  probe = pathlib.Path(store_dir) / store.STAGING / 'cases' / f'.tmp-probe-{process_name()}'
   with contextlib.suppress(FileNotFoundError):  # a change of ours in the folder makes a network disk look at it anew
     probe.mkdir(exist_ok=True)
     probe.rmdir()
@@ -109,7 +110,7 @@ def publish(
   same = written is not None and {k: v for k, v in written.items() if k not in ('format', 'kind')} == index
   if staged or not same:
     if written is not None and not same:  # nobody shall read cases with the index of others
-      with store.writing(path):
+      with write_errors(path):
         (path / 'dataset.json').unlink(missing_ok=True)
     for case_id in staged:
       store.move_case(path / store.STAGING, path, case_id, metas[case_id])

@@ -11,9 +11,9 @@ from afw_jax.errors import InputError
 def work(job):
   """Dies at once, once, or not at all; each death is noted in a file."""
   if job['dies']:
-    with open(job['log'], 'a') as f:
+    with open(job['log'], 'a', encoding='utf-8') as f:
       f.write(job['id'] + '\n')
-    with open(job['log']) as f:
+    with open(job['log'], encoding='utf-8') as f:
       if f.read().split().count(job['id']) <= job['dies']:
         os.kill(os.getpid(), signal.SIGKILL)
   if job.get('error'):

@@ -4,6 +4,7 @@ import h5py
 import numpy as np
 import pytest
 import scipy.ndimage
+from restore_reference import from_working
 from tiny_dataset import SHAPE, SMALL, contents, describe, geometry, label_map, make, scan
 
 from afw_jax.data import resample, store
@@ -58,7 +59,7 @@ def test_what_a_store_holds(tmp_path):
     assert meta['options_hash'] == index['options_hash']
     assert Geometry.from_json(meta['geometry']) == volumes.read_image(root / 'images' / f'c{i}.nii.gz').geometry
     plan = resample.Resampling.from_json(meta['plan'])
-    back = resample.from_working(np.eye(3)[label], plan).argmax(-1)
+    back = from_working(np.eye(3)[label], plan).argmax(-1)
     assert (back == truth).mean() > 0.97
   assert not (tmp_path / 's' / '.staging').exists()
 

@@ -71,7 +71,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
   root = make(tmp_path / 'raw', n=6, shape=(60, 128, 128))
   process = run(tmp_path, root, tmp_path / 's', 1, 'pool')
   wait_until(lambda: staged(tmp_path / 's') >= 1)
-  pids = pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+  pids = pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text(encoding='utf-8').split()
   assert pids
   process.send_signal(signal.SIGKILL)
   process.wait()
@@ -82,7 +82,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
 
 def _alive(pid):
   try:
-    return pathlib.Path(f'/proc/{pid}/stat').read_text().split(') ')[1][0] != 'Z'
+    return pathlib.Path(f'/proc/{pid}/stat').read_text(encoding='utf-8').split(') ')[1][0] != 'Z'
   except FileNotFoundError:
     return False
 
