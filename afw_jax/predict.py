@@ -12,9 +12,9 @@ import numpy as np
 import tqdm
 
 from afw_jax import models, preprocess
-from afw_jax.data import resample
+from afw_jax.data import resample, working_grid
 from afw_jax.data.formats import volumes
-from afw_jax.data.preparation import prepare
+from afw_jax.data.sets.window import scan_window
 from afw_jax.distributed import runtime, sharding
 from afw_jax.errors import InputError
 from afw_jax.inference import segmentation
@@ -122,13 +122,14 @@ def predict_volume(
     (labels (D, H, W) uint8 class ids on the scan's own grid, probabilities (D, H, W, C) float16 or None).
   """
   options = trained.meta['config']['eval']
-  plan, image, window = prepare.to_working(scan, trained.meta['data']['options'])
+  data = trained.meta['data']
+  resampling, image = working_grid.to_working_grid(scan, data['options'])
   labels, probabilities = segmentation.segment(
     trained.predict_step,
     trained.variables,
     image,
-    window,
-    resample.restore_matrices(plan),
+    scan_window(scan.array, data['window']),
+    resample.restore_matrices(resampling),
     window_size=trained.input_size,
     batch_size=batch_size or options['batch_size'],
     overlap=options.get('overlap', 0.5) if overlap is None else overlap,

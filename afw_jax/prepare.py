@@ -7,8 +7,8 @@ import ml_collections
 
 from afw_jax import workdir as run_folder
 from afw_jax.config import build
-from afw_jax.data.preparation import dask_cluster
 from afw_jax.data.preparation import prepare as preparation
+from afw_jax.data.preparation.shard import parse_shard
 from afw_jax.errors import InputError
 
 _log = logging.getLogger('afw_jax')
@@ -52,7 +52,7 @@ def prepare(
     store_dir,
     workers=config.runtime.workers or None,
     scheduler=scheduler,
-    shard=dask_cluster.parse_shard(shard, os.environ) if anew else None,
+    shard=parse_shard(shard, os.environ) if anew else None,
     **choices,
   )
   if index is None:  # other shards are still at work

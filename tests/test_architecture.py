@@ -128,6 +128,22 @@ def test_nothing_imports_in_a_circle():
   graphlib.TopologicalSorter({name: imports(name)[0] - {name} for name in MODULES}).prepare()
 
 
+def reachable(name: str) -> set[str]:
+  """All modules of this package that importing a module runs."""
+  found, todo = set(), [name]
+  while todo:
+    for target in imports(todo.pop())[0] - found:
+      found.add(target)
+      todo.append(target)
+  return found
+
+
+def test_prediction_does_not_need_the_preparation_of_data_sets():
+  assert 'data.working_grid' in reachable('predict')
+  for forbidden in ('data.preparation', 'data.sets.lookup', 'data.sets.layouts'):
+    assert not [name for name in reachable('predict') if within(name, [forbidden])]
+
+
 @pytest.mark.parametrize('name', MODULES)
 def test_each_foreign_library_has_an_owner(name):
   for library in imports(name)[1] - EVERYWHERE:

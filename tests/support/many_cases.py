@@ -10,14 +10,21 @@ from tiny_dataset import describe, geometry
 from afw_jax.data.formats import volumes
 
 CHOICES = dict(size=(8, 8), spacing_mm=(None, None, None))
+ARRAY_TASK = dict(
+  SLURM_ARRAY_TASK_ID='7',
+  SLURM_ARRAY_TASK_COUNT='3',
+  SLURM_ARRAY_TASK_MIN='5',
+  SLURM_ARRAY_TASK_MAX='9',
+  SLURM_ARRAY_TASK_STEP='2',
+)
 SCRIPT = """
 import os, sys, time
-from afw_jax.data.preparation import read_checked, prepare
+from afw_jax.data.preparation import load_case, prepare
 from afw_jax.data import store
 root, out, i, n, slow, gate = sys.argv[1:]
 if float(slow):
-  read = read_checked.read_checked
-  read_checked.read_checked = lambda *a: time.sleep(float(slow)) or read(*a)
+  read = load_case.load_and_validate
+  load_case.load_and_validate = lambda *a: time.sleep(float(slow)) or read(*a)
 if gate:
   open(f'{gate}{i}', 'w').close()
 while gate and not all(os.path.exists(f'{gate}{k}') for k in range(int(n))):

@@ -6,11 +6,8 @@ import logging
 import os
 from collections.abc import Sequence
 
-import numpy as np
-
-from afw_jax.data import crops, resample, store
-from afw_jax.data.formats import volumes
-from afw_jax.data.preparation import dask_cluster, publish, read_checked, selection, worker_pool
+from afw_jax.data import crops, resample, store, working_grid
+from afw_jax.data.preparation import dask_cluster, load_case, publish, selection, worker_pool
 from afw_jax.data.sets import layouts, window
 from afw_jax.data.sets.lookup import get_spec
 from afw_jax.errors import InputError, InputErrors
@@ -210,13 +207,13 @@ def prepare_case(job: dict) -> dict:
   case, spec, options = job['case'], job['spec'], job['options']
   result = {'id': job['id'], 'problems': [], 'meta': None, 'staged': True}
   try:
-    digests = read_checked.source_digests(case)
+    digests = load_case.source_digests(case)
   except InputError as e:
     return {**result, 'problems': [e]}
   for meta, staged in publish.prepared(job['store'], case.id, job['options_hash']):
     if meta['source_sha256'] == digests:
       return {**result, 'meta': meta, 'staged': staged}
-  checked = read_checked.read_checked(case, spec)
+  checked = load_case.load_and_validate(case, spec)
   if checked.problems:
     return {**result, 'problems': checked.problems}
   try:
@@ -246,34 +243,9 @@ def case_options(spec, request) -> dict:
   )
 
 
-def to_working(scan: volumes.Volume, options: dict) -> tuple[resample.Resampling, np.ndarray, tuple[float, float]]:
-  """A scan as it enters a store or a trained network.
-
-  Args:
-    scan: as `volumes.read_image` gives it.
-    options: of the store, INDEX['options'].
-
-  Returns:
-    (plan, (d, h, w) image on the working grid, (low, high) window).
-
-  Raises:
-    InputError: the scan carries no voxel size and the grid is cropped at a spacing.
-  """
-  spacing = options['spacing_mm']
-  if not scan.geometry.has_mm:
-    if options['fit'] == 'crop_pad':
-      raise InputError(scan.source, 'carries no voxel size, so it cannot be cropped at a spacing', "Use fit='resize'")
-    spacing = (None, None, None)
-  image = np.ascontiguousarray(scan.array)
-  plan = resample.make_resampling(
-    image.shape, scan.spacing_mm, size=options['size'], spacing=spacing, fit=options['fit']
-  )
-  return plan, resample.to_working(image, plan, options['order']), window.scan_window(image, options['window'])
-
-
 def _to_store(case_id, checked, spec, options) -> tuple[dict, dict]:
   scan, geometry = checked.image, checked.image.geometry
-  plan, image, window = to_working(scan, options)
+  plan, image = working_grid.to_working_grid(scan, options)
   arrays = {'image': image, 'label': resample.to_working(checked.classes, plan, 0), 'native_label': checked.classes}
   arrays['foreground'] = crops.foreground_voxels(arrays['label'], case_id)
   meta = dict(
@@ -284,11 +256,11 @@ def _to_store(case_id, checked, spec, options) -> tuple[dict, dict]:
     geometry=geometry.to_json(),
     plan=plan.to_json(),
     order=options['order'],
-    window=list(window),
+    window=list(window.scan_window(scan.array, options['window'])),
     voxels=checked.voxels,
-    working_voxels=read_checked.count_organs(arrays['label'], spec.organs),
+    working_voxels=load_case.count_organs(arrays['label'], spec.organs),
     intensity_range=[float(scan.array.min()), float(scan.array.max())],
-    voxels_sha256=read_checked.voxels_digest(scan.array),
+    voxels_sha256=load_case.voxels_digest(scan.array),
   )
   return arrays, meta
 

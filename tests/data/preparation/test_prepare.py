@@ -10,7 +10,7 @@ from tiny_dataset import SHAPE, SMALL, contents, describe, geometry, label_map, 
 from afw_jax.data import resample, store
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.geometry import Geometry
-from afw_jax.data.preparation import prepare, read_checked
+from afw_jax.data.preparation import load_case, prepare
 from afw_jax.errors import InputError, InputErrors
 
 
@@ -74,8 +74,8 @@ def test_processes_make_the_same_store(tmp_path):
 def test_a_second_run_reads_nothing_again_and_changed_choices_do(tmp_path, monkeypatch):
   root = make(tmp_path / 'raw')
   first = prepare.prepare('folder', root, tmp_path / 's', **SMALL)
-  read, reads = read_checked.read_checked, []
-  monkeypatch.setattr(read_checked, 'read_checked', lambda case, spec: reads.append(case.id) or read(case, spec))
+  read, reads = load_case.load_and_validate, []
+  monkeypatch.setattr(load_case, 'load_and_validate', lambda case, spec: reads.append(case.id) or read(case, spec))
   assert prepare.prepare('folder', root, tmp_path / 's', **SMALL) == first and not reads
   dealt = prepare.prepare('folder', root, tmp_path / 's', fractions=(1, 1, 0), **SMALL)['splits']
   assert dealt != first['splits'] and not reads
@@ -141,7 +141,7 @@ def test_crop_linear_percentiles_and_a_subset(tmp_path):
 
 def test_other_labels_become_background(tmp_path):
   root = make(tmp_path / 'raw', labels={'background': 0, 'spleen': 7})
-  assert 'ids that my data does not know: 1 (' in problems_of('folder', root, tmp_path / 's', workers=1)[0]
+  assert 'ids that are unknown to my data: 1 (' in problems_of('folder', root, tmp_path / 's', workers=1)[0]
   describe(root, labels={'background': 0, 'spleen': 7}, other_labels='background')
   index = prepare.prepare('folder', root, tmp_path / 's', **SMALL)
   assert index['labels'] == {'spleen': 1}
@@ -172,8 +172,8 @@ def test_every_problem_is_told_at_once_and_good_cases_are_kept(tmp_path, monkeyp
   with pytest.raises(InputError):
     store.read_index(tmp_path / 's')
   make(root, n=5)
-  read, reads = read_checked.read_checked, []
-  monkeypatch.setattr(read_checked, 'read_checked', lambda case, spec: reads.append(case.id) or read(case, spec))
+  read, reads = load_case.load_and_validate, []
+  monkeypatch.setattr(load_case, 'load_and_validate', lambda case, spec: reads.append(case.id) or read(case, spec))
   prepare.prepare('folder', root, tmp_path / 's', **SMALL)
   assert sorted(reads) == ['c0', 'c1', 'c2', 'c3', 'c4']  # c5 and c6 were fine
 
@@ -263,7 +263,7 @@ def test_transunet_folders(tmp_path, monkeypatch):
     for e in (expected, expected.transpose(0, 2, 1))
     for k in range(4)
   )
-  assert 'carries no voxel size' in problems_of('synapse', tmp_path / 'raw', tmp_path / 't', fit='crop_pad')[0]
+  assert 'has no voxel size' in problems_of('synapse', tmp_path / 'raw', tmp_path / 't', fit='crop_pad')[0]
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from afw_jax.errors import InputError
 
 SCRIPT = """
 import sys, time, resource
-from afw_jax.data.preparation import read_checked, prepare
+from afw_jax.data.preparation import load_case, prepare
 root, out, workers, mode = sys.argv[1:]
 if mode == 'slow':
-  read = read_checked.read_checked
-  read_checked.read_checked = lambda *a: time.sleep(0.15) or read(*a)
+  read = load_case.load_and_validate
+  load_case.load_and_validate = lambda *a: time.sleep(0.15) or read(*a)
 if mode == 'no space':
   resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
 prepare.prepare('folder', root, out, size=(32, 32), workers=int(workers), progress=mode == 'bar')

@@ -3,12 +3,12 @@
 import time
 
 import pytest
-from many_cases import CHOICES, ended, make_many, start_shard
+from many_cases import ARRAY_TASK, CHOICES, ended, make_many, start_shard
 from tiny_dataset import contents
 
 from afw_jax.data import store
 from afw_jax.data.formats import volumes
-from afw_jax.data.preparation import dask_cluster, prepare, publish, read_checked
+from afw_jax.data.preparation import load_case, prepare, publish
 from afw_jax.errors import InputError
 
 MANY = 1000
@@ -113,7 +113,7 @@ def test_a_shard_again_changes_nothing_and_reads_no_scan(tmp_path, monkeypatch):
   root = make_many(tmp_path / 'raw', 5)
   index = prepare_here(root, tmp_path / 's', shard=(0, 1))
   before = contents(tmp_path / 's')
-  monkeypatch.setattr(read_checked, 'read_checked', None)
+  monkeypatch.setattr(load_case, 'load_and_validate', None)
   for i in range(7):  # more shards than cases: some have nothing to do
     assert prepare_here(root, tmp_path / 's', shard=(i, 7)) == index
   assert contents(tmp_path / 's') == before
@@ -148,40 +148,7 @@ def test_scans_that_were_added(tmp_path):
   assert prepare.added(tmp_path / 's', 'folder', root, **CHOICES) == ['new']
 
 
-SLURM = dict(
-  SLURM_ARRAY_TASK_ID='7',
-  SLURM_ARRAY_TASK_COUNT='3',
-  SLURM_ARRAY_TASK_MIN='5',
-  SLURM_ARRAY_TASK_MAX='9',
-  SLURM_ARRAY_TASK_STEP='2',
-)
-
-
-@pytest.mark.parametrize(
-  'text, environment, shard',
-  [
-    ('', {}, None),
-    ('2/8', {}, (2, 8)),
-    ('0/1', SLURM, (0, 1)),
-    ('', SLURM, (1, 3)),
-    ('', SLURM | {'SLURM_ARRAY_TASK_ID': '9'}, (2, 3)),
-    ('', {'SLURM_ARRAY_TASK_ID': '4'}, (0, 1)),
-  ],
-)
-def test_which_share(text, environment, shard):
-  assert dask_cluster.parse_shard(text, environment) == shard
-
-
-@pytest.mark.parametrize(
-  'text, environment',
-  [('8/8', {}), ('1', {}), ('-1/2', {}), ('a/b', {}), ('0/0', {}), ('', SLURM | {'SLURM_ARRAY_TASK_STEP': '1'})],
-)
-def test_no_such_share(text, environment):
-  with pytest.raises(InputError, match='i/n'):
-    dask_cluster.parse_shard(text, environment)
-
-
-def test_array_jobs_at_the_door_and_scans_added_later(tmp_path, run_main):
+def test_array_jobs_on_the_command_line_and_scans_added_later(tmp_path, run_main):
   root = make_many(tmp_path / 'raw', 5)
   arguments = (
     '--config=configs/folder.py',
@@ -191,7 +158,7 @@ def test_array_jobs_at_the_door_and_scans_added_later(tmp_path, run_main):
     f'--workdir={tmp_path}/run',
     '--config.runtime.workers=1',
   )
-  task = SLURM | {'SLURM_ARRAY_TASK_ID': '9'}
+  task = ARRAY_TASK | {'SLURM_ARRAY_TASK_ID': '9'}
   said = run_main(*arguments, '--mode=prepare', **task).stderr
   assert 'shard 2/3 is done; 4 of 5 cases are not ready yet' in said and not (tmp_path / 's' / 'dataset.json').exists()
   said = run_main(*arguments, '--mode=prepare', '--shard=0/1', **task).stderr
