@@ -12,9 +12,11 @@ import numpy as np
 import tqdm
 
 from afw_jax import metrics, predict
+from afw_jax.config import build
 from afw_jax.data import resample, store
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.geometry import Geometry
+from afw_jax.data.selection import Selection, data_record, record_differences
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError
 from afw_jax.inference import segmentation
@@ -47,13 +49,14 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
       f'its checkpoint knows {trained.organs}, the data has {tuple(index["organs"])}',
       'Evaluate on the data set that it was trained for.',
     )
-  if trained.meta['data']['options'] != index['options']:
+  selection = build.selection(config, index, trained.meta)
+  if record_differences(trained.meta['data'], data_record(index, selection), ['options']):
     raise InputError(
       store_dir,
       'was prepared otherwise than the data this network was trained on (grid, window or labels)',
       'Evaluate with the data options of its config.json.',
     )
-  split, case_ids = choose_split(index, options.split)
+  split, case_ids = choose_split(index['name'], selection.splits, options.split)
   _log.info('evaluating %d cases of split %s with checkpoint step %d', len(case_ids), split, trained.meta['step'])
   # Until all is scored the results of an earlier evaluation stay as they are, and never mix with these.
   staging = os.path.join(workdir, '.evaluating')
@@ -70,7 +73,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
     mininterval=0.1 if sys.stderr.isatty() else 30,
   ):
     case = store.read_case(store_dir, case_id, verify=True)
-    labels = label_case(trained, case, options)
+    labels = label_case(trained, case, selection.windows[case_id], options)
     geometry = Geometry.from_json(case.meta['geometry'])
     scores = metrics.score_case(
       labels,
@@ -99,7 +102,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
 
   if importlib.util.find_spec('matplotlib'):
     mean_dsc = {case_id: dsc for part in runtime.gather(mean_dsc) for case_id, dsc in part.items()}
-    _draw(trained, store_dir, {case_id: mean_dsc[case_id] for case_id in case_ids}, folders['pictures'], options)
+    mean_dsc = {case_id: mean_dsc[case_id] for case_id in case_ids}
+    _draw(trained, store_dir, selection, mean_dsc, folders['pictures'], options)
   else:
     _log.warning('no pictures: matplotlib is not installed (pip install ".[viz]")')
   runtime.barrier()
@@ -121,43 +125,48 @@ def _publish(workdir: str, staging: str, folders: dict[str, str]) -> None:
 
 
 def _draw(
-  trained: predict.Trained, store_dir: str, mean_dsc: dict[str, float], folder: str, options: ml_collections.ConfigDict
+  trained: predict.Trained,
+  store_dir: str,
+  selection: Selection,
+  mean_dsc: dict[str, float],
+  folder: str,
+  options: ml_collections.ConfigDict,
 ) -> None:
   """Overlays of cases from the worst to the best."""
   ranked = sorted(mean_dsc, key=mean_dsc.get)
   chosen = {ranked[round(i)]: None for i in np.linspace(0, len(ranked) - 1, min(options.num_pictures, len(ranked)))}
   for case_id in runtime.local_items(list(chosen)):
-    case = store.read_case(store_dir, case_id)
-    draw_case(
-      os.path.join(folder, f'{case_id}.png'), trained, case, label_case(trained, case, options), mean_dsc[case_id]
-    )
+    case, window = store.read_case(store_dir, case_id), selection.windows[case_id]
+    labels = label_case(trained, case, window, options)
+    draw_case(os.path.join(folder, f'{case_id}.png'), trained, case, window, labels, mean_dsc[case_id])
 
 
-def choose_split(index: dict, wanted: str) -> tuple[str, list[str]]:
+def choose_split(name: str, splits: dict[str, list[str]], wanted: str) -> tuple[str, list[str]]:
   """The split to score; where a set publishes no test part, the validation part, saying so."""
-  splits = index['splits']
   if wanted not in splits:
     raise InputError('eval.split', f'{wanted!r} is no split', f'Use one of {sorted(splits)}.')
   if wanted == 'test' and not splits['test'] and splits['val']:
-    _log.warning('%s has no test split: the validation split is scored, which also chose the checkpoint', index['name'])
+    _log.warning('%s has no test split: the validation split is scored, which also chose the checkpoint', name)
     wanted = 'val'
   if not splits[wanted]:
     raise InputError(
       'eval.split',
-      f'the split {wanted!r} of {index["name"]} has no case',
+      f'the split {wanted!r} of {name} has no case',
       'Choose another with --config.eval.split, or give it a share with data.fractions.',
     )
   return wanted, splits[wanted]
 
 
-def label_case(trained: predict.Trained, case: store.Case, options: ml_collections.ConfigDict) -> np.ndarray:
+def label_case(
+  trained: predict.Trained, case: store.Case, window: tuple[float, float], options: ml_collections.ConfigDict
+) -> np.ndarray:
   """(D, H, W) class ids of a prepared case on its own grid."""
   labels, _ = segmentation.segment(
     trained.predict_step,
     trained.variables,
     case.arrays['image'],
-    case.meta['window'],
-    resample.restore_matrices(resample.Resampling.from_json(case.meta['plan'])),
+    window,
+    resample.restore_matrices(resample.Resampling.from_json(case.meta['resampling'])),
     window_size=trained.input_size,
     batch_size=options.batch_size,
     overlap=options.overlap,
@@ -165,16 +174,23 @@ def label_case(trained: predict.Trained, case: store.Case, options: ml_collectio
   return segmentation.largest_components(labels, len(trained.organs) + 1) if options.largest_component else labels
 
 
-def draw_case(path: str, trained: predict.Trained, case: store.Case, labels: np.ndarray, dsc: float) -> None:
+def draw_case(
+  path: str,
+  trained: predict.Trained,
+  case: store.Case,
+  window: tuple[float, float],
+  labels: np.ndarray,
+  dsc: float,
+) -> None:
   """Truth and prediction over the working-grid image."""
-  low, high = case.meta['window']
+  low, high = window
   image = np.clip((np.asarray(case.arrays['image'], np.float32) - low) / (high - low), 0, 1)
   overlays.case_sheet(
     path,
     image,
     {
       'truth': np.asarray(case.arrays['label']),
-      'prediction': resample.to_working(labels, resample.Resampling.from_json(case.meta['plan']), 0),
+      'prediction': resample.to_working(labels, resample.Resampling.from_json(case.meta['resampling']), 0),
     },
     trained.organs,
     title=f'{case.id}   mean DSC {dsc:.3f}',

@@ -17,6 +17,7 @@ import tqdm
 from afw_jax import preprocess
 from afw_jax.config import build
 from afw_jax.data import pipeline, store
+from afw_jax.data.selection import data_record, record_differences
 from afw_jax.distributed import runtime, sharding, signals
 from afw_jax.errors import InputError
 from afw_jax.inference import validation
@@ -40,11 +41,18 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   """
   # -- data
   index = store.read_index(store_dir)
+  folder = os.path.join(workdir, 'checkpoints')
+  last, best = os.path.join(folder, 'last'), os.path.join(folder, 'best')
+  recorded = checkpoint.read_meta(last)
+  selection = build.selection(config, index, recorded)
+  data = data_record(index, selection)
+  _check_same_data(last, recorded, data)
   class_names = ('background', *index['organs'])
   size = build.input_size(config)
   source = pipeline.make_source(
     store_dir,
-    index['splits']['train'],
+    selection.splits['train'],
+    selection.windows,
     patch_size=tuple(config.train.patch_size) or None,
     foreground=config.train.foreground,
     crops_per_case=config.train.crops_per_case,
@@ -70,9 +78,6 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), abstract)
 
   # -- resume
-  folder = os.path.join(workdir, 'checkpoints')
-  last, best = os.path.join(folder, 'last'), os.path.join(folder, 'best')
-  _check_same_data(last, index)
   restored = checkpoint.restore_state(last, abstract)
   if restored:
     state, meta = restored
@@ -93,7 +98,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
     'config': json.loads(config.to_json_best_effort()),
     'total_steps': total_steps,
     'model': {'name': config.model.name, 'num_classes': len(class_names), 'options': model_options, 'input_size': size},
-    'data': {k: index[k] for k in ('name', 'modality', 'organs', 'output_ids', 'window', 'options', 'splits')},
+    'data': data,
   }
 
   # -- steps
@@ -160,6 +165,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
       runtime.local_copy(step.variables_of(state), own),
       store_dir,
       index,
+      selection,
       window_size=size,
       batch_size=config.eval.batch_size,
       overlap=config.eval.overlap,
@@ -192,7 +198,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
 
       consume(*pending)  # a checkpoint never holds what a non-finite step made
       pending = None
-      due = validate_now and bool(index['splits']['val'])
+      due = validate_now and bool(selection.splits['val'])
       if due and not exit_code:
         validate(done)
         due = False
@@ -225,13 +231,12 @@ def _with_pretrained(
   return state._replace(params={**state.params, 'net': net}, batch_stats=batch_stats)
 
 
-def _check_same_data(folder: str, index: dict) -> None:
-  """The config of a workdir is fixed, but the data behind it can change: a checkpoint goes on with its own only."""
-  meta = checkpoint.read_meta(folder)
-  for key in ('organs', 'options', 'splits'):
-    if meta and meta['data'][key] not in (None, index[key]):  # None: converted weights, trained on nobody knows what
-      raise InputError(
-        folder,
-        f'its checkpoints were trained with {key} {meta["data"][key]}, the data now has {index[key]}',
-        'Choose another --workdir for the changed data.',
-      )
+def _check_same_data(folder: str, recorded: dict | None, data: dict) -> None:
+  """Raises InputError if a checkpoint was trained on other data than the run has now."""
+  recorded = recorded['data'] if recorded else data
+  for key, (was, now) in record_differences(recorded, data, ('organs', 'options', 'splits')).items():
+    raise InputError(
+      folder,
+      f'its checkpoints were trained with {key} {was}, the data now has {now}',
+      'Choose another --workdir for the changed data.',
+    )

@@ -26,6 +26,7 @@ LAYERS = {
     'training.affine3d',
     'report.stats',
     'data.sets',
+    'data.selection',
     'data.phantom.anatomy',
     'distributed.xla_flags',
   ),

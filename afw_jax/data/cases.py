@@ -1,7 +1,7 @@
 """Random access to the cases of a store, a limited number of them memory-mapped at a time."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,10 +17,12 @@ class Cases:
   Args:
     store_dir: a prepared store.
     case_ids: ids of cases in the store.
+    windows: case id -> (low, high) of its intensity window.
     needs: names of the arrays that every case must have.
 
   Attributes:
     ids: the case ids.
+    windows: case id -> (low, high).
     shapes: case id -> (D, H, W) of the working grid.
     dtype: common dtype of the images in a batch: int16, or float32 if any scan is float32.
     open: case id -> `store.Case`, cached.
@@ -29,8 +31,15 @@ class Cases:
     InputError: no case ids, or a case that is missing, damaged or lacks an array.
   """
 
-  def __init__(self, store_dir: str, case_ids: Sequence[str], needs: Sequence[str] = ('image', 'label')):
+  def __init__(
+    self,
+    store_dir: str,
+    case_ids: Sequence[str],
+    windows: Mapping[str, Sequence[float]],
+    needs: Sequence[str] = ('image', 'label'),
+  ):
     self.store_dir, self.ids, self.needs = str(store_dir), tuple(case_ids), tuple(needs)
+    self.windows = {case_id: tuple(map(float, windows[case_id])) for case_id in self.ids}
     if not self.ids:
       raise InputError(store_dir, 'there is no case to train on', 'Put at least one case into the training split')
     self.shapes, dtypes = {}, set()
@@ -49,7 +58,7 @@ class Cases:
     self.open = functools.lru_cache(OPEN)(functools.partial(store.read_case, self.store_dir))
 
   def __reduce__(self):
-    return type(self), (self.store_dir, self.ids, self.needs)
+    return type(self), (self.store_dir, self.ids, self.windows, self.needs)
 
   def check_equal(self, axes: slice, what: str, cure: str) -> None:
     """Raises InputError for the first case whose shape along these axes differs from that of the others."""

@@ -1,7 +1,7 @@
 """Random crops of volumes, a given fraction of them around organs; reads only the voxels of the crop."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -73,6 +73,7 @@ class CropSource:
   Args:
     store_dir: a prepared store.
     case_ids: ids of cases in the store.
+    windows: case id -> (low, high) of its intensity window.
     patch_size: (d, h, w) voxels of a crop. Smaller volumes are padded evenly at both ends, the image with the low end
       of its intensity window, the label map with background.
     foreground: probability that a crop contains a random voxel of a random organ of the case, at a random position
@@ -90,6 +91,7 @@ class CropSource:
     self,
     store_dir: str,
     case_ids: Sequence[str],
+    windows: Mapping[str, Sequence[float]],
     patch_size: Sequence[int],
     *,
     foreground: float = 1 / 3,
@@ -102,7 +104,7 @@ class CropSource:
     if crops_per_case != int(crops_per_case) or crops_per_case < 1:
       raise InputError(f'crops_per_case {crops_per_case}', 'is not a valid number', 'Give a whole number, 1 or more')
     self.patch_size, self.foreground, self.crops_per_case = tuple(map(int, patch_size)), foreground, int(crops_per_case)
-    self.cases = Cases(store_dir, case_ids, ('image', 'label', 'foreground'))
+    self.cases = Cases(store_dir, case_ids, windows, ('image', 'label', 'foreground'))
     self.records = [(case_id, k) for case_id in self.cases.ids for k in range(self.crops_per_case)]
 
   def __len__(self) -> int:
@@ -126,13 +128,11 @@ class CropSource:
       voxel = voxels[rng.integers(len(voxels))]
       low, high = np.maximum(low, voxel - size + 1), np.minimum(high, voxel)
     start = rng.integers(low, high + 1)
-    window = np.asarray(case.meta['window'], np.float32)
-    image = read_crop(
-      case.arrays['image'], start, self.patch_size, darkest(case.meta['window'], case.arrays['image'].dtype)
-    )
+    fill = darkest(self.cases.windows[case.id], case.arrays['image'].dtype)
+    image = read_crop(case.arrays['image'], start, self.patch_size, fill)
     return {
       'image': image.astype(self.cases.dtype, copy=False)[..., None],
       'label': read_crop(case.arrays['label'], start, self.patch_size, 0),
-      'window': window,
+      'window': np.asarray(self.cases.windows[case.id], np.float32),
       **element,
     }

@@ -1,6 +1,6 @@
 """Training batches as a pure function of (seed, step): one global order of samples, divided among the ranks (Grain)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import grain
 import numpy as np
@@ -20,6 +20,7 @@ class SliceSource:
   Args:
     store_dir: a prepared store.
     case_ids: ids of cases in the store.
+    windows: case id -> (low, high) of its intensity window.
 
   Attributes:
     records: one (case id, slice number) for each slice; 'index' of a batch refers to this list.
@@ -28,8 +29,8 @@ class SliceSource:
     InputError: no case ids, or slices of different shapes, which cannot be batched.
   """
 
-  def __init__(self, store_dir: str, case_ids: Sequence[str]):
-    self.cases = Cases(store_dir, case_ids)
+  def __init__(self, store_dir: str, case_ids: Sequence[str], windows: Mapping[str, Sequence[float]]):
+    self.cases = Cases(store_dir, case_ids, windows)
     self.cases.check_equal(slice(1, 3), 'slices are', 'Prepare every case with the same options into a new store')
     self.records = [(case_id, z) for case_id, shape in self.cases.shapes.items() for z in range(shape[0])]
 
@@ -50,6 +51,7 @@ class VolumeSource:
   Args:
     store_dir: a prepared store.
     case_ids: ids of cases in the store.
+    windows: case id -> (low, high) of its intensity window.
 
   Attributes:
     records: one (case id,) for each volume.
@@ -58,8 +60,8 @@ class VolumeSource:
     InputError: no case ids, or volumes of different shapes, which cannot be batched.
   """
 
-  def __init__(self, store_dir: str, case_ids: Sequence[str]):
-    self.cases = Cases(store_dir, case_ids)
+  def __init__(self, store_dir: str, case_ids: Sequence[str], windows: Mapping[str, Sequence[float]]):
+    self.cases = Cases(store_dir, case_ids, windows)
     self.cases.check_equal(
       slice(None),
       'volumes are',
@@ -86,7 +88,7 @@ def _element(cases: Cases, case_id: str, part, index) -> dict[str, np.ndarray]:
   return {
     'image': np.array(case.arrays['image'][part], cases.dtype)[..., None],  # copies from the memory map
     'label': np.array(case.arrays['label'][part]),
-    'window': np.asarray(case.meta['window'], np.float32),
+    'window': np.asarray(cases.windows[case_id], np.float32),
     'index': np.int32(index),
   }
 
@@ -94,6 +96,7 @@ def _element(cases: Cases, case_id: str, part, index) -> dict[str, np.ndarray]:
 def make_source(
   store_dir: str,
   case_ids: Sequence[str],
+  windows: Mapping[str, Sequence[float]],
   patch_size: Sequence[int] | None = None,
   *,
   foreground: float = 1 / 3,
@@ -104,6 +107,7 @@ def make_source(
   Args:
     store_dir: a prepared store.
     case_ids: ids of cases in the store.
+    windows: case id -> (low, high) of its intensity window.
     patch_size: (d, h, w) of random crops, for any working size; None: whole slices or volumes.
     foreground: see `CropSource`.
     crops_per_case: see `CropSource`.
@@ -115,9 +119,9 @@ def make_source(
     InputError: no complete store, no case ids, or samples of different shapes, which cannot be batched.
   """
   if patch_size:
-    return CropSource(store_dir, case_ids, patch_size, foreground=foreground, crops_per_case=crops_per_case)
+    return CropSource(store_dir, case_ids, windows, patch_size, foreground=foreground, crops_per_case=crops_per_case)
   size = store.read_index(store_dir)['options']['size']
-  return (VolumeSource if len(size) == 3 else SliceSource)(store_dir, case_ids)
+  return (VolumeSource if len(size) == 3 else SliceSource)(store_dir, case_ids, windows)
 
 
 def steps_per_epoch(n_records: int, batch_size: int) -> int:

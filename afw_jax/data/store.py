@@ -15,7 +15,7 @@ import numpy as np
 from afw_jax.atomic_files import process_name, read_json, to_json, write_errors, write_json
 from afw_jax.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 KIND = 'afw_jax store'
 STAGING = '.staging'  # a store inside the store, for cases that are not published yet
 TEMPORARY = '.tmp-'  # prefix of files and folders that are being written
@@ -144,14 +144,27 @@ def read_index(store: str | os.PathLike) -> dict:
   Raises:
     InputError: no complete store, a damaged index, or a store of another format.
   """
+  path, index = _read_index(store)
+  if index.get('format') != FORMAT:
+    raise InputError(path, f'is of format {index.get("format")}, not {FORMAT}', 'Prepare the data set again')
+  return index
+
+
+def has_other_format(store: str | os.PathLike) -> bool:
+  """Whether the folder is a store that was prepared by a version with another format."""
+  try:
+    return _read_index(store)[1].get('format') != FORMAT
+  except InputError:
+    return False
+
+
+def _read_index(store: str | os.PathLike) -> tuple[pathlib.Path, dict]:
   path = pathlib.Path(store) / 'dataset.json'
   missing = 'no such file: there is no prepared store, or its preparation did not finish'
   index = read_json(path, missing=missing, cure=_PREPARE)
   if index.get('kind') != KIND:
     raise InputError(path, 'is not the index of a store', 'Choose another folder for the store')
-  if index.get('format') != FORMAT:
-    raise InputError(path, f'is of format {index.get("format")}, not {FORMAT}', 'Prepare the data set again')
-  return index
+  return path, index
 
 
 def move_case(source: str | os.PathLike, store: str | os.PathLike, case_id: str, meta: dict) -> None:

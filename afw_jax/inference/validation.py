@@ -8,12 +8,21 @@ import tqdm
 
 from afw_jax import metrics
 from afw_jax.data import resample, store
+from afw_jax.data.selection import Selection
 from afw_jax.distributed import runtime
 from afw_jax.inference import segmentation
 
 
 def validate(
-  predict_step, variables, store_dir: str, index: dict, *, window_size: Sequence[int], batch_size: int, overlap: float
+  predict_step,
+  variables,
+  store_dir: str,
+  index: dict,
+  selection: Selection,
+  *,
+  window_size: Sequence[int],
+  batch_size: int,
+  overlap: float,
 ) -> dict[str, float]:
   """DSC of every validation case as a volume on its own grid, averaged over cases for each organ; each process takes a share.
 
@@ -21,13 +30,14 @@ def validate(
     predict_step: jitted.
     variables: of the network, on this process's devices.
     store_dir: the prepared data.
-    index: of the store; its split 'val' is scored.
+    index: of the store.
+    selection: of the run; its split 'val' is scored.
     window_size, batch_size, overlap: as in `inference.segment`.
 
   Returns:
     {'val/dsc': mean over organs, 'val/dsc/<organ>': ...}; organs in no case are left out.
   """
-  cases, scores = index['splits']['val'], {}
+  cases, scores = selection.splits['val'], {}
   for case_id in tqdm.tqdm(
     runtime.local_items(cases),
     desc='validate',
@@ -39,8 +49,8 @@ def validate(
       predict_step,
       variables,
       case.arrays['image'],
-      case.meta['window'],
-      resample.restore_matrices(resample.Resampling.from_json(case.meta['plan'])),
+      selection.windows[case_id],
+      resample.restore_matrices(resample.Resampling.from_json(case.meta['resampling'])),
       window_size=window_size,
       batch_size=batch_size,
       overlap=overlap,

@@ -4,6 +4,7 @@ import concurrent.futures
 import errno
 import json
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from afw_jax.data.preparation import publish
 from afw_jax.errors import InputError
 
 ARRAYS = {'image': np.arange(2 * 5 * 4, dtype=np.int16).reshape(2, 5, 4), 'label': np.ones((2, 5, 4), np.uint8)}
-META = {'options_hash': 'abc', 'window': [50.0, 350.0]}
+META = {'options_hash': 'abc', 'percentile_window': [50.0, 350.0]}
 
 
 def is_complete(root, case_id, options_hash):
@@ -32,7 +33,7 @@ def files(root):
 def test_round_trip(tmp_path):
   written = store.write_case(tmp_path, 'c 1', ARRAYS, META)
   case = store.read_case(tmp_path, 'c 1', verify=True)
-  assert case.id == 'c 1' and case.meta == written and case.meta['window'] == [50.0, 350.0]
+  assert case.id == 'c 1' and case.meta == written and case.meta['percentile_window'] == [50.0, 350.0]
   for name, array in ARRAYS.items():
     np.testing.assert_array_equal(case.arrays[name], array)
     assert isinstance(case.arrays[name], np.memmap) and case.arrays[name].dtype == array.dtype
@@ -157,23 +158,29 @@ def test_leftovers_go_and_cases_stay(tmp_path):
   assert files(tmp_path) == ['cases/c/case.json', 'cases/c/image.npy', 'cases/c/label.npy']
 
 
-def test_one_writer_at_a_time(tmp_path):
-  with publish.lock(tmp_path), pytest.raises(InputError, match='another process'), publish.lock(tmp_path):
-    pass
-  with publish.lock(tmp_path):
-    pass
+def holds(tmp_path, shared):
+  """Whether a second process gets the lock while another one holds it, shared or not."""
+  waiting = threading.Event()
+
+  def take():
+    with publish.lock(tmp_path, shared=shared):
+      waiting.set()
+
+  thread = threading.Thread(target=take)
+  thread.start()
+  taken = waiting.wait(0.3)
+  return taken, thread
 
 
-def test_shards_write_together_but_not_beside_a_writer_of_everything(tmp_path):
-  with (
-    publish.lock(tmp_path, shared=True),
-    publish.lock(tmp_path, shared=True),
-    pytest.raises(InputError, match='another process'),
-    publish.lock(tmp_path),
-  ):
-    pass
-  with publish.lock(tmp_path), pytest.raises(InputError, match='another process'), publish.lock(tmp_path, shared=True):
-    pass
+@pytest.mark.parametrize(
+  'first, second, together', [(False, False, False), (True, True, True), (False, True, False), (True, False, False)]
+)
+def test_one_writer_at_a_time_and_shards_together(tmp_path, first, second, together):
+  with publish.lock(tmp_path, shared=first):
+    taken, thread = holds(tmp_path, second)
+    assert taken is together
+  thread.join(10)
+  assert not thread.is_alive()
 
 
 def test_many_threads_may_open_cases_at_once(tmp_path):
