@@ -12,8 +12,8 @@ from flax import traverse_util
 from afw_jax import models
 from afw_jax import workdir as run_folder
 from afw_jax.config import build
-from afw_jax.data.preparation import prepare
-from afw_jax.data.sets import datasets
+from afw_jax.data.sets.lookup import get_spec
+from afw_jax.data.sets.window import resolve_window
 from afw_jax.errors import InputError
 from afw_jax.models.layers import positions
 from afw_jax.training import checkpoint, checkpoint_writer, step
@@ -35,7 +35,7 @@ def import_run(config: ml_collections.ConfigDict, workdir: str, path: str) -> No
   folder = os.path.join(workdir, 'checkpoints', 'last')
   _check_empty(workdir, folder)
   arrays = files.read(path)
-  spec = datasets.spec(config.data.dataset, config.data.root)
+  spec = get_spec(config.data.dataset, config.data.root)
   num_classes = len(spec.organs) + 1
   model, options = build.network(config, num_classes)
   try:
@@ -44,8 +44,9 @@ def import_run(config: ml_collections.ConfigDict, workdir: str, path: str) -> No
     raise InputError(path, f'{error.where}: {error.problem}', error.cure) from error
   size = build.input_size(config)
   variables = _fit(path, config.model.name, model, variables, size)
-  request = prepare.make_request(config.data.dataset, **build.data_choices(config.data))
-  data_options = json.loads(json.dumps(prepare.case_options(spec, request)))
+  window = build.selection_options(config.data).window
+  window = resolve_window(window, spec.window_hu, in_hu=spec.in_hu, dataset=spec.name)
+  data_options = json.loads(json.dumps({**build.store_options(config.data).to_json(spec), 'window': window}))
   params = {'net': variables['params'], 'log_sigma_sq': jnp.zeros((num_classes,), jnp.float32)}
   tx = build.sgd(config, build.schedule(config, 1))
   state = step.TrainState(jnp.zeros((), jnp.int32), params, variables.get('batch_stats', {}), jax.jit(tx.init)(params))

@@ -28,6 +28,7 @@ LAYERS = {
     'report.notes',
     'report.stats',
     'data.sets',
+    'data.selection',
     'data.phantom.anatomy',
     'distributed.xla_flags',
   ),
@@ -43,7 +44,6 @@ LAYERS = {
     'report.overlays',
     'report.style',
     'data',
-    'data.sets.layouts',
   ),
   'composition': (
     'config',
@@ -51,6 +51,7 @@ LAYERS = {
     'workdir',
     'prepare',
     'train',
+    'prepare',
     'evaluate',
     'predict',
     'import_run',
@@ -58,7 +59,7 @@ LAYERS = {
     'report',
     'data.preparation.prepare',
   ),
-  'entry': ('main', 'data.phantom.__main__'),
+  'entry': ('main', 'command_line', 'data.phantom.__main__'),
 }
 RANKS = {prefix: rank for rank, prefixes in enumerate(LAYERS.values()) for prefix in prefixes}
 # Foreign libraries and the only modules that may import them; one that is not named here may not be imported at all.
@@ -70,7 +71,7 @@ OWNERS = {
   'absl': ('main', 'data.pipeline', 'weights.pretrained'),
   'orbax': ('training.checkpoint', 'training.checkpoint_writer'),
   'grain': ('data.pipeline',),
-  'nibabel': ('data.formats.nifti',),
+  'nibabel': ('data.formats.nifti_header',),
   'pydicom': ('data.formats.dicom',),
   'PIL': ('data.formats.png_masks',),
   'h5py': ('data.formats.transunet_files',),
@@ -130,6 +131,22 @@ def test_imports_point_down(name):
 
 def test_nothing_imports_in_a_circle():
   graphlib.TopologicalSorter({name: imports(name)[0] - {name} for name in MODULES}).prepare()
+
+
+def reachable(name: str) -> set[str]:
+  """All modules of this package that importing a module runs."""
+  found, todo = set(), [name]
+  while todo:
+    for target in imports(todo.pop())[0] - found:
+      found.add(target)
+      todo.append(target)
+  return found
+
+
+def test_prediction_does_not_need_the_preparation_of_data_sets():
+  assert 'data.working_grid' in reachable('predict')
+  for forbidden in ('data.preparation', 'data.sets.lookup', 'data.sets.layouts'):
+    assert not [name for name in reachable('predict') if within(name, [forbidden])]
 
 
 @pytest.mark.parametrize('name', MODULES)

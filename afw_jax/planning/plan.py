@@ -19,7 +19,7 @@ import tqdm
 from afw_jax import models
 from afw_jax.config import build
 from afw_jax.config.program import make_program
-from afw_jax.data.sets import datasets
+from afw_jax.data.sets.lookup import get_spec
 from afw_jax.distributed import sharding
 from afw_jax.errors import InputError, InputErrors
 from afw_jax.planning import accelerators, collectives
@@ -117,7 +117,7 @@ def mesh_of(choice: str, batch_size: int, side: int, rows: int, data: int = -1, 
 
 def program(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, *, micro_batches: int, unroll: bool):
   """(training step, its arguments as shapes on the mesh) of a config, as `train.train` runs it."""
-  spec = datasets.spec(config.data.dataset, config.data.root if config.data.dataset == 'folder' else None)
+  spec = get_spec(config.data.dataset, config.data.root if config.data.dataset == 'folder' else None)
   made = make_program(
     config,
     mesh,
