@@ -12,11 +12,12 @@ from flax import traverse_util
 from afw_jax import models
 from afw_jax import workdir as run_folder
 from afw_jax.config import build
-from afw_jax.data.preparation import prepare
-from afw_jax.data.sets import datasets
+from afw_jax.data.sets.lookup import get_spec
+from afw_jax.data.sets.spec import DatasetSpec
+from afw_jax.data.sets.window import resolve_window
 from afw_jax.errors import InputError
 from afw_jax.models.layers import positions
-from afw_jax.training import checkpoint, step
+from afw_jax.training import checkpoint, checkpoint_writer, step
 from afw_jax.weights import convert, files
 
 
@@ -31,10 +32,10 @@ def import_run(config: ml_collections.ConfigDict, workdir: str, path: str) -> No
   Raises:
     InputError: a file that cannot be read, weights of another network, or a workdir that holds a trained run.
   """
+  workdir = os.path.expanduser(workdir)
   folder = os.path.join(workdir, 'checkpoints', 'last')
-  if checkpoint.read_meta(folder) is not None:
-    raise InputError(workdir, 'already holds a trained run', 'Choose another --workdir.')
-  spec = datasets.spec(config.data.dataset, config.data.root)
+  _check_untrained(workdir, folder)
+  spec = get_spec(config.data.dataset, config.data.root)
   num_classes, size = len(spec.organs) + 1, build.input_size(config)
   model, options = build.network(config, num_classes)
   variables = _fit(path, config.model.name, model, _read(path, config.model.name, num_classes, options), size)
@@ -50,17 +51,22 @@ def import_run(config: ml_collections.ConfigDict, workdir: str, path: str) -> No
     'data': _describe_data(config, spec),
   }
 
-  run_folder.claim(workdir, config)
-  manager = checkpoint.open_manager(folder, keep=2)
-  checkpoint.save(manager, state, meta)
-  checkpoint.finish(manager)
-  manager.close()
+  with run_folder.claimed(workdir, config, alone=True):
+    _check_untrained(workdir, folder)  # again: another run may have used the workdir meanwhile
+    with checkpoint_writer.opened(folder, keep=2) as manager:
+      checkpoint_writer.save(manager, state, meta)
 
 
-def _describe_data(config: ml_collections.ConfigDict, spec: datasets.DatasetSpec) -> dict:
+def _check_untrained(workdir: str, folder: str) -> None:
+  if checkpoint.read_meta(folder) is not None:
+    raise InputError(workdir, 'already holds a trained run', 'Choose another --workdir.')
+
+
+def _describe_data(config: ml_collections.ConfigDict, spec: DatasetSpec) -> dict:
   """The entry 'data' of a checkpoint, as training writes it; without the cases, which are not known."""
-  request = prepare.make_request(config.data.dataset, **build.data_choices(config.data))
-  options = json.loads(json.dumps(prepare.case_options(spec, request)))
+  window = build.selection_options(config.data).window
+  window = resolve_window(window, spec.window_hu, in_hu=spec.in_hu, dataset=spec.name)
+  options = json.loads(json.dumps({**build.store_options(config.data).to_json(spec), 'window': window}))
   return {
     'name': spec.name,
     'modality': spec.modality,

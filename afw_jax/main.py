@@ -4,7 +4,6 @@ afw-jax --config=synapse --workdir=runs/synapse              (installed; `afw-ja
 python -m afw_jax.main --config=configs/synapse.py ...       (the same, in a clone)
 """
 
-import contextlib
 import errno
 import logging
 import os
@@ -32,7 +31,7 @@ from afw_jax import workdir as run_folder  # noqa: E402
 from afw_jax.config import build  # noqa: E402
 from afw_jax.distributed import launchers, runtime  # noqa: E402
 from afw_jax.planning import plan  # noqa: E402
-from afw_jax.report import report  # noqa: E402
+from afw_jax.report import comparison, report  # noqa: E402
 
 MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'compare', 'predict', 'convert', 'plan')
 _TRAINING_MODES = ('all', 'prepare', 'train', 'evaluate')
@@ -205,13 +204,7 @@ def _keep_compiled_programs(folder: str) -> None:
 def _train_and_score(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
   if mode != 'prepare':
     build.check(config, fresh=not run_folder.begun(workdir))  # before any long work
-  runtime.check_same('--workdir', workdir)
-  runtime.check_same('--config', config.to_json_best_effort())
-  runtime.on_process_zero(lambda: run_folder.claim(workdir, config))
-  runtime.check_shared(os.path.join(workdir, 'config.json'))
-  with (
-    run_folder.hold(workdir) if mode in ('all', 'train') and runtime.process_index() == 0 else contextlib.nullcontext()
-  ):
+  with run_folder.claimed(workdir, config, hold=mode != 'prepare'):  # a preparation writes into the store only
     _stages(mode, config, workdir)
 
 
@@ -248,7 +241,7 @@ def _report(workdir: str) -> None:
 
 
 def _compare(workdirs: str) -> None:
-  text = report.compare(workdirs.split(','))
+  text = comparison.compare(workdirs.split(','))
   print(text)
   if _OUTPUT.value:
     atomic_files.write_text(os.path.expanduser(_OUTPUT.value), text)

@@ -1,36 +1,39 @@
-"""Prediction: a scan (NIfTI file, DICOM folder, or a folder of scans) in, its label NIfTI on its own grid out."""
+"""Prediction: label maps of new scans (NIfTI files, DICOM series, or folders of them) by the network of a run."""
 
 import csv
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from afw_jax import models, preprocess
-from afw_jax.data import resample
+from afw_jax import atomic_files, models
+from afw_jax.data import working_grid
+from afw_jax.data.formats import scans as scan_files
 from afw_jax.data.formats import volumes
-from afw_jax.data.preparation import prepare
+from afw_jax.data.sets.window import scan_window
 from afw_jax.distributed import runtime, sharding
 from afw_jax.errors import InputError
-from afw_jax.inference import segmentation
-from afw_jax.training import checkpoint, metric_writer, step
+from afw_jax.inference import forward, segmentation
+from afw_jax.training import checkpoint
 
 
-class Trained(NamedTuple):
-  """A network with all that a scan needs of it: nothing of this comes from the person who predicts.
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """The network of a trained run, with everything that is needed to segment a scan.
 
   Attributes:
-    predict_step: jitted, (variables, raw image, window) -> probabilities.
+    predict_step: jitted, (variables, raw image (B, *S, 1), window (B, 2)) -> probabilities (B, *S, C).
     variables: of the network.
-    meta: the checkpoint's meta: config, model, data (organs, window, options of the working grid).
+    meta: of the checkpoint: config, model, data (organs, window, options of the working grid).
   """
 
-  predict_step: Any
+  predict_step: forward.PredictStep
   variables: Any
   meta: dict
 
@@ -46,11 +49,11 @@ class Trained(NamedTuple):
 
   @property
   def input_size(self) -> tuple[int, ...]:
-    """Spatial shape the network was trained on: (h, w) slices or (d, h, w) windows."""
+    """Spatial shape the network was trained on: (h, w) of slices, (d, h, w) of volumes or crops."""
     return tuple(self.meta['model']['input_size'])
 
-  def on_file(self, labels: np.ndarray) -> np.ndarray:
-    """Class ids -> the ids that the data set's label files use."""
+  def file_ids(self, labels: np.ndarray) -> np.ndarray:
+    """Class ids -> the ids in the label files of the data set, uint8 of the same shape."""
     table = np.zeros(len(self.organs) + 1, np.uint8)
     for organ, c in self.labels.items():
       table[c] = self.meta['data']['output_ids'][organ]
@@ -58,18 +61,19 @@ class Trained(NamedTuple):
 
 
 def load(workdir: str, *, which: str = 'best', mirror_axes: Sequence[int] = ()) -> Trained:
-  """The trained network of a run, on all devices of this process.
+  """Loads the network of a trained run onto all devices of this process.
 
   Args:
     workdir: of the run.
-    which: 'best' (by validation DSC; where nothing was validated, the last) or 'last'.
-    mirror_axes: spatial axes to average over.
+    which: 'best' (by validation DSC; the last one where nothing was validated) or 'last' checkpoint.
+    mirror_axes: spatial axes to average predictions over; see `forward.mirror_averaged`.
 
   Raises:
-    InputError: no checkpoint, a torn one, or one of another network.
+    InputError: there is no checkpoint, it is torn or altered, or it is of another network.
   """
   if which not in ('best', 'last'):
-    raise InputError('eval.checkpoint', f'{which!r} is no kind of checkpoint', "Use 'best' or 'last'.")
+    raise InputError('eval.checkpoint', f'{which!r} is not a valid checkpoint', "Use 'best' or 'last'.")
+  workdir = os.path.expanduser(workdir)
   folder = os.path.join(workdir, 'checkpoints', which)
   if which == 'best' and not (os.path.isdir(folder) and os.listdir(folder)):
     folder = os.path.join(workdir, 'checkpoints', 'last')
@@ -79,24 +83,18 @@ def load(workdir: str, *, which: str = 'best', mirror_axes: Sequence[int] = ()) 
       workdir, 'there is no checkpoint in it', 'Train first (--mode=train), or give the --workdir of a finished run.'
     )
   network = meta['model']
-  own = runtime.local_mesh(
-    meta['config'].get('mesh', {}).get('spatial', 1)
-  )  # what was trained divided may fit no other way
+  # A volume that was divided over several devices in training may be too large for one.
+  mesh = runtime.local_mesh(meta['config'].get('mesh', {}).get('spatial', 1))
   model = models.build(
-    network['name'], num_classes=network['num_classes'], constrain=sharding.make_constrain(own), **network['options']
+    network['name'], num_classes=network['num_classes'], constrain=sharding.make_constrain(mesh), **network['options']
   )
   image = jax.ShapeDtypeStruct((1, *network['input_size'], 1), jnp.float32)
-  shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
-  abstract = {
-    'net': shapes['params'],
-    'batch_stats': shapes.get('batch_stats', {}),
-    'log_sigma_sq': jax.ShapeDtypeStruct((network['num_classes'],), jnp.float32),
-  }
-  everywhere = sharding.replicated(own)
+  abstract = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+  everywhere = sharding.replicated(mesh)
   abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), abstract)
   variables, meta = checkpoint.restore_variables(folder, abstract)
-  forward = segmentation.mirror_averaged(step.make_predict_step(model, preprocess.apply_window), mirror_axes)
-  return Trained(sharding.jit_over_mesh(own, forward), variables, meta)
+  predict_step = forward.mirror_averaged(forward.make_predict_step(model), mirror_axes)
+  return Trained(sharding.jit_over_mesh(mesh, predict_step), variables, meta)
 
 
 def predict_volume(
@@ -108,35 +106,40 @@ def predict_volume(
   largest_component: bool = False,
   keep_probabilities: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-  """The label map of a scan that was read with `volumes.read_image`.
+  """Segments a scan that was read with `volumes.read_image`.
 
   Args:
     trained: from `load`.
     scan: in the internal orientation.
-    batch_size: slices or windows per call of the network; None: eval.batch_size of its training.
-    overlap: share of a window's side that its neighbour covers again (slices have no windows); None: eval.overlap of its training.
-    largest_component: keep the largest connected part of each organ only.
-    keep_probabilities: also return them.
+    batch_size: slices or sliding windows per call of the network; None: eval.batch_size of the run.
+    overlap: of neighbouring sliding windows, as a share of their side; None: eval.overlap of the run.
+    largest_component: keep only the largest connected component of each organ.
+    keep_probabilities: also return the probabilities.
 
   Returns:
     (labels (D, H, W) uint8 class ids on the scan's own grid, probabilities (D, H, W, C) float16 or None).
+
+  Raises:
+    InputError: the scan carries no voxel size and the working grid needs one.
   """
-  options = trained.meta['config']['eval']
-  plan, image, window = prepare.to_working(scan, trained.meta['data']['options'])
-  labels, probabilities = segmentation.segment(
+  config = trained.meta['config']['eval']
+  data = trained.meta['data']
+  resampling, image = working_grid.to_working_grid(scan, data['options'])
+  options = segmentation.Options(
+    trained.input_size,
+    batch_size=batch_size or config['batch_size'],
+    overlap=config.get('overlap', 0.5) if overlap is None else overlap,
+    largest_component=largest_component,
+  )
+  return segmentation.segment_volume(
     trained.predict_step,
     trained.variables,
     image,
-    window,
-    resample.restore_matrices(plan),
-    window_size=trained.input_size,
-    batch_size=batch_size or options['batch_size'],
-    overlap=options.get('overlap', 0.5) if overlap is None else overlap,
+    scan_window(scan.array, data['window']),
+    resampling,
+    options,
     keep_probabilities=keep_probabilities,
   )
-  if largest_component:
-    labels = segmentation.largest_components(labels, len(trained.organs) + 1)
-  return labels, probabilities
 
 
 def predict(
@@ -151,32 +154,31 @@ def predict(
   batch_size: int | None = None,
   overlap: float | None = None,
 ) -> list[dict]:
-  """Predicts one scan or a folder of scans; of several processes each takes a share.
+  """Segments one scan or a folder of scans; of several processes each takes a part of them.
 
   Args:
     workdir: of the trained run; window, grid and organ names come from its checkpoint.
-    input_path: .nii/.nii.gz file, DICOM series folder, or a folder of either.
+    input_path: .nii or .nii.gz file, folder of a DICOM series, or a folder of either.
     output: a folder, or a .nii.gz file where the input is one scan.
     which, mirror_axes, largest_component, batch_size, overlap: as in `load` and `predict_volume`.
     save_probabilities: also write <scan>_probability_<organ>.nii.gz.
 
   Returns:
-    One {'scan':, 'output':, 'volume_ml': {organ: mL}} per scan; the same table is written as volumes.csv and .json.
-    Of several processes each returns all.
+    One {'scan':, 'output':, 'volume_ml': {organ: mL}} per scan; the same table is written as volumes.csv and
+    volumes.json. Every process returns all of them.
 
   Raises:
-    InputError: nothing to predict, or a scan that cannot be trusted; what was predicted before it is kept.
+    InputError: no scan was found, or one cannot be read; the predictions made before it are kept.
   """
-  scans = find_scans(input_path)
+  workdir, input_path, output = (os.path.expanduser(path) for path in (workdir, input_path, output))
+  scans = scan_files.find_scans(input_path)
   to_file = output.endswith(('.nii', '.nii.gz'))
   if to_file and len(scans) > 1:
     raise InputError(output, f'{len(scans)} scans cannot go into one file', 'Give a folder as --output.')
   trained = load(workdir, which=which, mirror_axes=mirror_axes)
   folder = os.path.dirname(os.path.abspath(output)) if to_file else output
-  try:
+  with atomic_files.write_errors(folder):
     os.makedirs(folder, exist_ok=True)
-  except OSError as error:
-    raise InputError(folder, f'cannot be made ({error})', 'Choose another --output.') from error
   if runtime.process_count() > 1:
     runtime.on_process_zero(lambda: _write_volumes(folder, [], trained.organs))
     runtime.check_same('--output', os.path.abspath(folder))
@@ -189,33 +191,16 @@ def predict(
     disable=runtime.process_index() > 0 or (len(scans) == 1 and not sys.stderr.isatty()),
   ):
     target = output if to_file else os.path.join(folder, f'{name}.nii.gz')
-    if os.path.exists(target) and os.path.exists(path) and os.path.samefile(target, path):
-      raise InputError(target, 'the output would overwrite the scan', 'Choose another --output.')
-    scan = volumes.read_image(path)
-    labels, probabilities = predict_volume(
+    volume_ml = _predict_file(
       trained,
-      scan,
+      path,
+      target,
+      save_probabilities=save_probabilities,
       batch_size=batch_size,
       overlap=overlap,
       largest_component=largest_component,
-      keep_probabilities=save_probabilities,
     )
-    volumes.write_label(target, trained.on_file(labels), scan.geometry)
-    if save_probabilities:
-      stem = target.removesuffix('.gz').removesuffix('.nii')
-      for organ, c in trained.labels.items():
-        volumes.write_image(
-          f'{stem}_probability_{organ}.nii.gz', probabilities[..., c].astype(np.float32), scan.geometry
-        )
-    voxel_ml = float(np.prod(scan.spacing_mm)) / 1000
-    counts = np.bincount(labels.ravel(), minlength=len(trained.organs) + 1)
-    rows.append(
-      {
-        'scan': name,
-        'output': target,
-        'volume_ml': {o: round(float(counts[c]) * voxel_ml, 3) for o, c in trained.labels.items()},
-      }
-    )
+    rows.append({'scan': name, 'output': target, 'volume_ml': volume_ml})
     if runtime.process_index() == 0:
       _write_volumes(folder, rows, trained.organs)  # after every scan: an error in the next one loses nothing
   by_name = {row['scan']: row for part in runtime.gather(rows) for row in part}
@@ -225,60 +210,26 @@ def predict(
   return rows
 
 
-def find_scans(path: str) -> dict[str, str]:
-  """The scans at a path, name -> path: the NIfTI files and DICOM series folders in a folder, or the one thing itself.
-
-  Raises:
-    InputError: nothing there.
-  """
-  if not os.path.exists(path):
-    raise InputError(
-      path, 'no such file or folder', 'Give a scan (.nii, .nii.gz), a DICOM series folder, or a folder of scans.'
-    )
-  if not os.path.isdir(path):
-    return {_stem(path): path}
-  entries = sorted(e for e in os.listdir(path) if not e.startswith('.'))
-  files = [e for e in entries if e.endswith(('.nii', '.nii.gz'))]
-  folders = [e for e in entries if os.path.isdir(os.path.join(path, e))]
-  if files:  # beside them, folders of series; what else lies there is not a scan
-    chosen = sorted(files + [e for e in folders if _holds_dicom(os.path.join(path, e))])
-  else:
-    chosen = folders if len(folders) == len(entries) else []
-  if not entries:
-    raise InputError(
-      path, 'the folder is empty', 'Give a scan (.nii, .nii.gz), a DICOM series folder, or a folder of scans.'
-    )
-  if not chosen:  # files that are not NIfTI: a DICOM series, or volumes.read_image says what is wrong
-    return {os.path.basename(os.path.abspath(path)): path}
-  scans = {}
-  for entry in chosen:
-    if _stem(entry) in scans:
-      raise InputError(
-        os.path.join(path, entry), f'two scans are called {_stem(entry)}', 'Rename or remove one of them.'
-      )
-    scans[_stem(entry)] = os.path.join(path, entry)
-  return scans
-
-
-def _holds_dicom(folder: str) -> bool:
-  """Whether a file in it carries DICOM's mark."""
-  for entry in os.scandir(folder):
-    if entry.is_file():
-      with open(entry.path, 'rb') as f:
-        if f.read(132)[128:] == b'DICM':
-          return True
-  return False
-
-
-def _stem(path: str) -> str:
-  return os.path.basename(os.path.abspath(path)).removesuffix('.gz').removesuffix('.nii')
+def _predict_file(trained: Trained, path: str, target: str, *, save_probabilities: bool, **options) -> dict[str, float]:
+  """Segments the scan at `path`, writes its label map to `target`, and returns the volume of each organ in mL."""
+  if os.path.exists(target) and os.path.exists(path) and os.path.samefile(target, path):
+    raise InputError(target, 'the output would overwrite the scan', 'Choose another --output.')
+  scan = volumes.read_image(path)
+  labels, probabilities = predict_volume(trained, scan, keep_probabilities=save_probabilities, **options)
+  volumes.write_label(target, trained.file_ids(labels), scan.geometry)
+  if probabilities is not None:
+    stem = target.removesuffix('.gz').removesuffix('.nii')
+    for organ, c in trained.labels.items():
+      name = f'{stem}_probability_{organ}.nii.gz'
+      volumes.write_image(name, probabilities[..., c].astype(np.float32), scan.geometry)
+  voxel_ml = float(np.prod(scan.spacing_mm)) / 1000
+  counts = np.bincount(labels.ravel(), minlength=len(trained.organs) + 1)
+  return {organ: round(float(counts[c]) * voxel_ml, 3) for organ, c in trained.labels.items()}
 
 
 def _write_volumes(folder: str, rows: list[dict], organs: Sequence[str]) -> None:
-  metric_writer.write_json(os.path.join(folder, 'volumes.json'), {'unit': 'mL', 'scans': rows})
-  path = os.path.join(folder, 'volumes.csv')
-  with open(path + '.tmp', 'w', newline='') as f:
-    table = csv.writer(f)
+  atomic_files.write_json(os.path.join(folder, 'volumes.json'), {'unit': 'mL', 'scans': rows})
+  with atomic_files.replace_atomically(os.path.join(folder, 'volumes.csv'), newline='') as file:
+    table = csv.writer(file)
     table.writerow(['scan', *(f'{organ}_ml' for organ in organs)])
     table.writerows([row['scan'], *row['volume_ml'].values()] for row in rows)
-  os.replace(path + '.tmp', path)

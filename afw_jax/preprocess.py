@@ -1,4 +1,4 @@
-"""From a raw batch to what the network sees: the intensity window, then the augmentation."""
+"""Preprocessing on the device: the intensity window (HU range) of a raw batch, then the augmentation."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ Augment = Callable[[jax.Array, dict], dict]
 
 
 def apply_window(image, window):
-  """Raw intensities to [0, 1]: clip((image - low) / (high - low), 0, 1).
+  """Maps raw intensities to [0, 1]: clip((image - low) / (high - low), 0, 1).
 
   Args:
     image: (B, *S, 1), any real dtype (HU for CT).
@@ -23,7 +23,14 @@ def apply_window(image, window):
 
 
 def make_preprocess(augment: Augment) -> Augment:
-  """(key, raw batch with 'image', 'label' and 'window') -> the batch that the network sees: windowed, then augmented."""
+  """Builds the preprocessing of a training batch: window, then augmentation.
+
+  Args:
+    augment: (key, batch) -> batch.
+
+  Returns:
+    (key, raw batch with 'image', 'label' and 'window') -> batch with 'image' in [0, 1] and 'label'.
+  """
   return lambda key, batch: augment(
     key, {'image': apply_window(batch['image'], batch['window']), 'label': batch['label']}
   )

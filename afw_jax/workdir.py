@@ -1,27 +1,46 @@
-"""The folder of a run: it belongs to one config, and says which."""
+"""The working directory of a run: config.json, environment.json and the lock that keeps it to one run at a time."""
 
 import contextlib
-import difflib
 import fcntl
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
+import platform
+import time
 from collections.abc import Iterator
 
+import jax
 import ml_collections
 
-from afw_jax.errors import InputError
-from afw_jax.training import metric_writer
+import afw_jax
+from afw_jax import atomic_files
+from afw_jax.distributed import runtime
+from afw_jax.errors import InputError, did_you_mean
 
 _log = logging.getLogger('afw_jax')
 
+PACKAGES = (
+  'afw_jax',
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'grain',
+  'numpy',
+  'scipy',
+  'nibabel',
+  'pydicom',
+)
+_PATIENCE_S = 10  # for those that lock the workdir for a moment only
 # What may change between two starts in one workdir without changing what was trained.
 FREE = ('eval', 'mesh', 'runtime', 'data.root', 'data.store')
 
 
 def _used(config: dict) -> dict:
-  """Without the options of networks, losses and augmentations that are not the chosen ones: they train nothing."""
+  """The config without the options of networks, losses and augmentations that are not used."""
   chosen = lambda part: {k: v for k, v in part.items() if not isinstance(v, dict) or k == part.get('name')}
   return {
     **config,
@@ -38,55 +57,114 @@ def _flat(tree: dict, prefix: str = '') -> dict:
   return out
 
 
-def claim(workdir: str, config: ml_collections.ConfigDict) -> None:
-  """Writes config.json and environment.json, or checks that the config is the one the workdir was made with.
+@contextlib.contextmanager
+def claimed(
+  workdir: str, config: ml_collections.ConfigDict, *, hold: bool = True, alone: bool = False
+) -> Iterator[None]:
+  """Makes a workdir the one of this config, and keeps other runs out of it while the block runs.
+
+  The workdir is locked first, then its config.json is compared with `config`, and only then config.json and
+  environment.json are written: a run that is refused changes nothing. The operating system frees the lock when the
+  process ends, however it ends. Of several processes of one run, process 0 holds the lock.
+
+  Args:
+    workdir: made if missing.
+    config: of the run.
+    hold: False frees the lock before the block runs, which then must not write into the workdir. So the shares of one
+      preparation, which write into the store only, may start at the same time.
+    alone: True where only this process comes here, and not all processes of the run.
 
   Raises:
-    InputError: the workdir belongs to another config; names every difference.
+    InputError: another run uses the workdir, it belongs to another config (every difference is named), it cannot be
+      written, or the processes of this run were given different workdirs or configs.
   """
+  workdir = os.path.expanduser(workdir)
+  with contextlib.ExitStack() as lock:
+
+    def claim() -> None:
+      file = lock.enter_context(_locked(workdir, patience_s=0 if hold else _PATIENCE_S))
+      _claim(workdir, config)
+      os.ftruncate(file, 0)
+      os.pwrite(file, atomic_files.process_name().encode(), 0)  # for the error of a run that finds it locked
+
+    if alone:
+      claim()
+    else:
+      runtime.check_same('--workdir', workdir)
+      runtime.check_same('--config', config.to_json_best_effort())
+      runtime.on_process_zero(claim)
+      runtime.check_shared(os.path.join(workdir, 'config.json'))
+    if not hold:
+      lock.close()
+    yield
+
+
+@contextlib.contextmanager
+def _locked(workdir: str, *, patience_s: float) -> Iterator[int]:
+  """Holds the lock of WORKDIR/.lock; yields its file descriptor."""
+  path = os.path.join(workdir, '.lock')
+  with atomic_files.write_errors(path):
+    os.makedirs(workdir, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+  try:
+    _lock(file, workdir, time.monotonic() + patience_s)
+    yield file
+  finally:
+    os.close(file)
+
+
+def _lock(file: int, workdir: str, deadline: float) -> None:
+  while True:
+    try:
+      return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      if time.monotonic() > deadline:
+        holder = os.pread(file, 200, 0).decode(errors='replace') or 'which has just started'
+        raise InputError(
+          workdir, f'is in use by another process ({holder})', 'Wait until it ends, or choose another --workdir.'
+        ) from error
+    except OSError as error:  # some network file systems have no locks
+      return _log.warning('%s cannot be locked (%s): make sure that no two runs use it', workdir, error.strerror)
+    time.sleep(0.02)
+
+
+def _claim(workdir: str, config: ml_collections.ConfigDict) -> None:
   path = os.path.join(workdir, 'config.json')
   new = json.loads(config.to_json_best_effort())
-  if os.path.exists(path):
+  if os.path.exists(path) and begun(workdir):  # where nothing was trained yet, the new config takes over
     old, now = _flat(_used(read_config(workdir))), _flat(_used(new))
     differing = [
       f'{k} was {old.get(k, "absent")!r}, is {now.get(k, "absent")!r}'
       for k in sorted(old | now)
       if old.get(k, '') != now.get(k, '')
     ]
-    if differing and begun(workdir):  # a workdir in which nothing was trained yet takes the new config
+    if differing:
       raise InputError(
         path,
         'this workdir belongs to another config: ' + '; '.join(differing),
         'Choose another --workdir, or start with the values it was made with.',
       )
-  metric_writer.write_json(path, new)
-  metric_writer.write_json(os.path.join(workdir, 'environment.json'), metric_writer.environment())
+  atomic_files.write_json(path, new)
+  atomic_files.write_json(os.path.join(workdir, 'environment.json'), environment())
 
 
-@contextlib.contextmanager
-def hold(workdir: str) -> Iterator[None]:
-  """Keeps the workdir to the one process that trains in it; the system lets go of it when that ends, however it ends.
-
-  Raises:
-    InputError: another one trains in it.
-  """
-  path = os.path.join(workdir, '.lock')
-  with open(path, 'w') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise InputError(
-        workdir,
-        'another process is training in it',
-        f'Wait for it or choose another --workdir. If none is, remove {path}.',
-      ) from error
-    except OSError as error:  # some network disks know no locks
-      _log.warning('%s cannot be locked (%s): see that no two runs use it', workdir, error.strerror)
-    yield
+def environment() -> dict:
+  """Versions of the packages, devices, and the flags that decide the bits of a run."""
+  installed = {d.metadata['Name']: d.version for d in importlib.metadata.distributions()}
+  return {
+    'python': platform.python_version(),
+    'platform': platform.platform(),
+    'cpu_count': os.cpu_count(),
+    'packages': {name: installed.get(name, 'not installed') for name in PACKAGES} | {'afw_jax': afw_jax.__version__},
+    'devices': [str(d) for d in jax.devices()],
+    'processes': jax.process_count(),
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
+    'nproc': os.environ.get('NPROC', ''),
+  }
 
 
 def begun(workdir: str) -> bool:
-  """Whether something was trained in it."""
+  """Whether a workdir holds a checkpoint."""
   last = os.path.join(workdir, 'checkpoints', 'last')
   return os.path.isdir(last) and bool(os.listdir(last))
 
@@ -95,18 +173,17 @@ def read_config(workdir: str) -> dict:
   """The config a workdir was made with.
 
   Raises:
-    InputError: there is none.
+    InputError: there is none, or it is damaged.
   """
   path = os.path.join(workdir, 'config.json')
   if not os.path.exists(path):
     known = [d for d in _siblings(workdir) if os.path.exists(os.path.join(d, 'config.json'))]
-    near = difflib.get_close_matches(workdir, known, n=1, cutoff=0.5)
-    hint = f' Did you mean {near[0]}?' if near else ''
     raise InputError(
-      workdir, 'this is not the workdir of a run (it has no config.json)', f'Give the --workdir of a trained run.{hint}'
+      workdir,
+      'is not the workdir of a run (it has no config.json)',
+      f'{did_you_mean(workdir, known)}Give the --workdir of a trained run.',
     )
-  with open(path) as f:
-    return json.load(f)
+  return atomic_files.read_json(path, cure='Restore a copy of it, or choose another --workdir.')
 
 
 def _siblings(workdir: str) -> list[str]:
@@ -115,10 +192,11 @@ def _siblings(workdir: str) -> list[str]:
 
 
 def store_path(config: ml_collections.ConfigDict, workdir: str) -> str:
-  """Where the prepared scans of this config lie; runs with the same data share one store."""
+  """Folder of the prepared scans of a config; runs that need the same voxels share one store."""
   if config.data.store:
     return config.data.store
-  options = {k: v for k, v in json.loads(config.data.to_json_best_effort()).items() if k != 'store'}
+  options = json.loads(config.data.to_json_best_effort())
+  options = {key: options[key] for key in ('dataset', 'size', 'spacing_mm', 'fit', 'interpolation')}
   options['root'] = os.path.abspath(config.data.root)
   digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
   return os.path.join(os.path.dirname(os.path.abspath(workdir)), 'stores', f'{config.data.dataset}-{digest}')

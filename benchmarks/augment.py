@@ -1,8 +1,8 @@
-"""Augmentation on the device against scipy on the same slices: 24 images and label maps of 224 x 224, rotated.
+"""Benchmark of augmentation on the device against scipy: 24 images and label maps of 224 x 224, rotated.
 
   PYTHONPATH=. python benchmarks/augment.py
 
-Prints images per second, interleaved and best of several, and how far the linear image is from scipy's.
+Prints images per second (best of several interleaved rounds) and the largest difference to scipy's linear images.
 """
 
 import time
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
-from afw_jax.training import augment
+from afw_jax.training import affine2d, augment
 
 BATCH, SIDE, ROUNDS = 24, 224, 7
 
@@ -32,7 +32,7 @@ def main():
   angles = rng.uniform(-30, 30, BATCH).astype(np.float32)
   batch = {'image': jnp.asarray(image)[..., None], 'label': jnp.asarray(label)}
 
-  rotate = jax.jit(jax.vmap(lambda i, m, a: augment.resample(i, m, augment.rotation(a))))
+  rotate = jax.jit(jax.vmap(lambda i, m, a: affine2d.resample(i, m, affine2d.rotation(a))))
   paper, extended = (jax.jit(augment.make_augment(name)) for name in ('paper', 'extended'))
   key = jax.random.key(0)
   jobs = {

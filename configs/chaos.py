@@ -1,8 +1,7 @@
 """CHAOS MR (T2-SPIR), four organs, at a size that two CPU cores train in about 20 minutes.
 
-    python -m afw_jax.main --config=configs/chaos.py --config.data.root=data/chaos --workdir=runs/chaos_afw
-    python -m afw_jax.main --config=configs/chaos.py --config.data.root=data/chaos --workdir=runs/chaos_dice \
-        --config.loss.name=ce_dice
+    afw-jax --config=chaos --config.data.root=data/chaos --workdir=runs/chaos_afw
+    afw-jax --config=chaos --config.data.root=data/chaos --workdir=runs/chaos_dice --config.loss.name=ce_dice
 
 data.root is the challenge's Train_Sets (MR/<id>/T2SPIR/...) or a folder with images/ and labels/ as NIfTI. CHAOS has no
 public test labels: three quarters train, one quarter (seeded) validates, and the report says so. The paper's own CHAOS

@@ -1,13 +1,16 @@
 """A synthetic abdomen, trained in minutes on a CPU.
 
-bash launch/demo.sh
+    python -m afw_jax.data.phantom --output runs/demo-data
+    afw-jax --config=demo
+
+In a clone `bash launch/demo.sh` does both, and predicts a new scan.
 """
 
 from afw_jax.config import default_config
 
 
 def get_config():
-  """A narrow UNet on 16 phantoms."""
+  """A narrow UNet on the slices of 16 phantoms."""
   config = default_config()
   config.data.dataset = 'folder'
   config.data.root = 'runs/demo-data'

@@ -1,14 +1,14 @@
-"""The synthetic abdomens of configs/demo.py as volumes, in 3D, trained in minutes on a CPU.
+"""The synthetic abdomens of the config `demo` as volumes: a 3D network, trained in minutes on a CPU.
 
-.venv/bin/python -m afw_jax.data.phantom --output runs/demo-data
-.venv/bin/python -m afw_jax.main --config=configs/demo_3d.py --workdir=runs/demo-3d
+python -m afw_jax.data.phantom --output runs/demo-data
+afw-jax --config=demo_3d --workdir=runs/demo-3d
 """
 
 from afw_jax.config import default_config
 
 
 def get_config():
-  """A small UNETR on 16 whole phantoms, one a step: many small steps learn more in the time than few large ones."""
+  """A small UNETR on 16 whole phantoms, one per step: many small steps learn more in the time than few large ones."""
   config = default_config()
   config.data.dataset = 'folder'
   config.data.root = 'runs/demo-data'

@@ -1,6 +1,6 @@
 """Synapse as the authors' released code trains it (TransUNet's recipe).
 
-    python -m afw_jax.main --config=configs/synapse_released.py --config.data.root=data/synapse --workdir=runs/released
+    afw-jax --config=synapse_released --config.data.root=data/synapse --workdir=runs/released
 
 TransUNet's window and 512 -> 224 zoom without resampling to millimetres, three input channels, 0.5 CE + 0.5 AFW with
 squared denominators, weight decay 1e-4 on everything, the learning rate lowered every step, TransUNet's metrics.

@@ -1,4 +1,4 @@
-"""What several tests share: the command line on a small synthetic data set."""
+"""Fixtures that several tests share: the command line on a small synthetic data set, and a finished run."""
 
 import os
 import pathlib
@@ -24,15 +24,15 @@ SMALL = (
 
 
 def command(*arguments: str) -> list[str]:
-  """The door, as a user opens it."""
+  """The command line, as a user calls it."""
   return [sys.executable, '-m', 'afw_jax.main', *map(str, arguments)]
 
 
 def environment(**extra: str) -> dict[str, str]:
   """This environment with the package on the path, from wherever the tests are run.
 
-  Programs are compiled with little optimisation, which takes a third less time than compiling well and running a few steps;
-  XLA_FLAGS='' compiles as users do.
+  Programs are compiled with little optimisation: for a few steps that takes a third less time in all. With
+  XLA_FLAGS='' they are compiled as for users.
   """
   flags = os.environ.get('XLA_FLAGS', '--xla_backend_optimization_level=0')
   return {**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': flags, **extra}

@@ -1,7 +1,8 @@
-"""Scans in, scores out: the whole way through the command line, on small phantoms."""
+"""From scans to scores through the command line, on small phantoms."""
 
 import csv
 import json
+import os
 import shutil
 
 import nibabel as nib
@@ -41,7 +42,7 @@ def test_metrics_have_every_step_once(trained):
   assert [r['step'] for r in records if 'val/dsc' in r] == [8, 16, 24]
   first = records[0]
   assert {f'weight/{c}' for c in ('background', *ORGANS)} <= set(first) and first['data_wait_s'] >= 0
-  rate = json.loads((trained / 'config.json').read_text())['optimizer']['learning_rate']
+  rate = json.loads((trained / 'config.json').read_text(encoding='utf-8'))['optimizer']['learning_rate']
   assert first['train/lr'] == pytest.approx(rate) and records[-2]['train/loss'] < first['train/loss']
 
 
@@ -55,7 +56,7 @@ def test_predictions_lie_on_the_scans_grid(trained, phantoms):
 
 def test_scores_are_those_of_the_written_label_maps(trained, phantoms):
   for path in (trained / 'cases').glob('*.json'):
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text(encoding='utf-8'))
     pred = np.asarray(nib.load(trained / 'predictions' / f'{record["case"]}.nii.gz').dataobj)
     true = np.asarray(nib.load(phantoms / 'labels' / f'{record["case"]}.nii.gz').dataobj)
     for c, organ in enumerate(ORGANS, 1):
@@ -65,10 +66,10 @@ def test_scores_are_those_of_the_written_label_maps(trained, phantoms):
 
 
 def test_again_goes_on_at_once_and_changes_nothing(trained, demo, run_main):
-  before = sorted((p.name, p.read_text()) for p in (trained / 'cases').glob('*.json'))
+  before = sorted((p.name, p.read_text(encoding='utf-8')) for p in (trained / 'cases').glob('*.json'))
   done = run_main(*demo, f'--workdir={trained}')
   assert 'finished already' in done.stderr
-  assert sorted((p.name, p.read_text()) for p in (trained / 'cases').glob('*.json')) == before
+  assert sorted((p.name, p.read_text(encoding='utf-8')) for p in (trained / 'cases').glob('*.json')) == before
 
 
 def test_predict_on_a_new_scan(trained, phantoms, run_main, tmp_path):
@@ -85,7 +86,7 @@ def test_predict_on_a_new_scan(trained, phantoms, run_main, tmp_path):
   label = nib.load(tmp_path / 'out' / 'new_000.nii.gz')
   assert label.shape == scan.shape and np.array_equal(label.affine, scan.affine)
   voxel_ml = abs(np.linalg.det(scan.affine[:3, :3])) / 1000
-  with open(tmp_path / 'out' / 'volumes.csv') as f:
+  with open(tmp_path / 'out' / 'volumes.csv', encoding='utf-8') as f:
     row = next(csv.DictReader(f))
   for c, organ in enumerate(ORGANS, 1):
     assert float(row[f'{organ}_ml']) == pytest.approx((np.asarray(label.dataobj) == c).sum() * voxel_ml, abs=2e-3)
@@ -108,6 +109,15 @@ def test_the_python_call_does_the_same(trained, phantoms, run_main, tmp_path):
   np.testing.assert_array_equal(labels, volumes.read_label(tmp_path / 'one.nii.gz').array)
 
 
+def test_paths_in_the_home_folder(trained, phantoms, tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(trained.parent))
+  (trained.parent / 'scans').symlink_to(phantoms / 'imagesTs')
+  rows = predict.predict(f'~/{trained.name}', '~/scans', '~/out')
+  assert (trained.parent / 'out' / 'new_000.nii.gz').exists() and not os.path.exists('~')
+  assert [row['output'] for row in rows] == [f'{trained.parent}/out/new_000.nii.gz']
+  assert predict.load(f'~/{trained.name}').organs == ORGANS
+
+
 def test_evaluate_again_under_another_convention(trained, demo, run_main):
   run_main(
     *demo,
@@ -116,12 +126,12 @@ def test_evaluate_again_under_another_convention(trained, demo, run_main):
     '--config.eval.convention=transunet',
     '--config.eval.checkpoint=last',
   )
-  assert 'transunet' in (trained / 'report' / 'report.md').read_text()
+  assert 'transunet' in (trained / 'report' / 'report.md').read_text(encoding='utf-8')
   run_main(*demo, f'--workdir={trained}', '--mode=evaluate')
 
 
 def test_two_runs_are_compared_on_the_same_cases(trained, run_main, tmp_path):
   shutil.copytree(trained, tmp_path / 'other')
   done = run_main('--mode=compare', f'--workdir={trained},{tmp_path}/other', f'--output={tmp_path}/compare.md')
-  text = (tmp_path / 'compare.md').read_text()
+  text = (tmp_path / 'compare.md').read_text(encoding='utf-8')
   assert text.strip() == done.stdout.strip() and '2 common case(s)' in text and 'Wilcoxon' in text and '+0.00' in text

@@ -1,4 +1,4 @@
-"""The 3D networks through the same door: volumes and crops in, label maps on the scans' own grids out."""
+"""The 3D networks through the command line: from volumes and crops to label maps on the grids of the scans."""
 
 import json
 import os
@@ -96,7 +96,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(run, run_main, tmp_path):
   run_main(*arguments, '--mode=train')
 
   def fingerprint(folder):
-    return json.loads((folder / 'checkpoints' / 'last' / '6' / 'meta' / 'metadata').read_text())['fingerprint']
+    return json.loads((folder / 'checkpoints' / 'last' / '6' / 'meta' / 'metadata').read_text(encoding='utf-8'))[
+      'fingerprint'
+    ]
 
   assert fingerprint(other) == fingerprint(workdir)
 

@@ -1,4 +1,4 @@
-"""The main job on real scans: overfit one CT and predict it back on its own grid; train on MR end to end."""
+"""Real scans: a network that overfits one CT predicts it back on its own grid; MR scans are trained on end to end."""
 
 import json
 import os
@@ -37,7 +37,7 @@ ORGANS = {
 
 @pytest.fixture(scope='module')
 def overfitted(tmp_path_factory, run_main):
-  """One CT with eight of its 117 organs, learned by heart: with equal weights and gamma 1, CE + the sum of the Dice terms.
+  """One CT with eight of its 117 organs, overfitted, with equal weights and gamma 1: CE + the sum of the Dice terms.
 
   In these few steps the learned weights with gamma 0.25 leave out the pancreas: they favour what is already learned.
   """
@@ -138,9 +138,9 @@ def test_mr_scans_train_end_to_end(tmp_path, run_main, network):
     '--config.eval.batch_size=2',
     *network,
   )
-  records = [json.loads(p.read_text()) for p in (tmp_path / 'run' / 'cases').glob('*.json')]
+  records = [json.loads(p.read_text(encoding='utf-8')) for p in (tmp_path / 'run' / 'cases').glob('*.json')]
   assert len(records) == 1 and records[0]['split'] == 'val'  # CHAOS has no test labels: three to train, one to validate
   assert set(records[0]['scores']) == {'liver', 'right_kidney', 'left_kidney', 'spleen'}
-  assert 'val' in (tmp_path / 'run' / 'report' / 'report.md').read_text()
+  assert 'val' in (tmp_path / 'run' / 'report' / 'report.md').read_text(encoding='utf-8')
   label = volumes.read_label(next((tmp_path / 'run' / 'predictions').glob('*.nii.gz')))
   volumes.check_pair(volumes.read_image(f'{REAL}/chaos_mr_t2/images/{records[0]["case"]}.nii.gz'), label)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import ml_collections
 
 from afw_jax import losses, metrics, models, preprocess
+from afw_jax.data.preparation.options import StoreOptions
+from afw_jax.data.selection import Selection, SelectionOptions, recorded_selection, select
 from afw_jax.distributed import sharding
 from afw_jax.errors import InputError
 from afw_jax.training import accumulation, augment, optimizer
@@ -106,19 +108,32 @@ def sgd(config: ml_collections.ConfigDict, rate):
   )
 
 
-def data_choices(data: ml_collections.ConfigDict) -> dict:
-  """What `prepare.prepare` needs of `config.data`; axes that size and spacing leave out are those of the scan."""
-  return dict(
-    size=data.size,
+def store_options(data: ml_collections.ConfigDict) -> StoreOptions:
+  """The options of the store of `config.data`; axes that size and spacing leave out are those of the scan."""
+  return StoreOptions(
+    data.dataset,
+    size=tuple(data.size),
     spacing_mm=(None,) * (3 - len(data.spacing_mm)) + tuple(data.spacing_mm),
     fit=data.fit,
     order=data.interpolation,
+  )
+
+
+def selection_options(data: ml_collections.ConfigDict) -> SelectionOptions:
+  """The options of `config.data` that select cases of a store."""
+  return SelectionOptions(
     window=_window(data.window),
-    fractions=data.fractions or None,
+    fractions=tuple(data.fractions) or None,
     seed=data.split_seed,
     cases=data.num_cases or None,
     keep_defective=data.keep_defective,
   )
+
+
+def selection(config: ml_collections.ConfigDict, index: dict, checkpoint_meta: dict | None = None) -> Selection:
+  """The cases that a run uses: those recorded in its checkpoint, or those that its config selects from the store."""
+  recorded = checkpoint_meta and recorded_selection(index, checkpoint_meta['data'])
+  return recorded or select(index, selection_options(config.data))
 
 
 def check(config: ml_collections.ConfigDict, *, fresh: bool = True) -> None:

@@ -10,6 +10,11 @@ import jax
 _LOST = ('Gloo', 'NCCL', 'coordination service', 'Barrier failed', 'heartbeat')
 
 
+def lost_another(error: BaseException) -> bool:
+  """Whether an error in this process means that another process of the run failed."""
+  return any(words in str(error) for words in _LOST)
+
+
 def end_all(kind: type[BaseException], error: BaseException, trace) -> None:
   """Reports an uncaught exception with the rank of this process and exits with code 1; for `sys.excepthook`.
 
@@ -17,7 +22,7 @@ def end_all(kind: type[BaseException], error: BaseException, trace) -> None:
   """
   sys.stdout.flush()
   rank = f'process {jax.process_index()} of {jax.process_count()}'
-  if any(words in str(error) for words in _LOST):
+  if lost_another(error):
     message = (
       f'{rank} lost the connection to another process, whose own output says why ({str(error).splitlines()[0][:200]}). '
       'Start all processes again with the same command: the run resumes from its last checkpoint.'

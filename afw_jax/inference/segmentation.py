@@ -1,65 +1,51 @@
-"""From a network to the label map of a whole volume: slices or windows in batches, mirror averaging, back onto the source grid."""
+"""Segmentation of whole volumes: slices or sliding windows through a network, label map on the scan's own grid."""
 
-import functools
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
+from afw_jax.data import resample
 from afw_jax.errors import InputError
+from afw_jax.inference.forward import Array, PredictStep, PyTree
 from afw_jax.inference.sliding_window import predict_windows
 
-Array = jax.Array
-PyTree = Any
-# (variables, image (B, *S, 1) raw, window (B, 2)) -> probabilities (B, *S, C)
-PredictStep = Callable[[PyTree, Array, Array], Array]
+Matrices = tuple[np.ndarray, np.ndarray, np.ndarray]
 
-_ROWS = 8  # slices of the source grid made at a time
+_ROWS = 8  # slices of the scan's grid made at a time
 
 
-def mirror_averaged(predict_step: PredictStep, axes: Sequence[int]) -> PredictStep:
-  """The mean over every combination of mirrored spatial axes (test-time augmentation).
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How a volume is put through a network.
 
-  Args:
-    predict_step: the network's forward pass.
-    axes: spatial axes to mirror, 0 the first after the batch; () leaves it as it is.
-
-  Raises:
-    InputError: an axis named twice or that no image has; from the result, on its first call, one this image has not.
+  Attributes:
+    input_size: spatial shape that the network sees at once: (h, w) for slices, (d, h, w) for sliding windows.
+    batch_size: slices or sliding windows per call of the network.
+    overlap: of neighbouring sliding windows along each axis, as a share of their side, in [0, 1); slices have none.
+    largest_component: keep only the largest connected component of each organ.
   """
-  if not axes:
-    return predict_step
-  if len(set(axes)) != len(axes) or not set(axes) <= {0, 1, 2}:
-    raise InputError(
-      'mirror_axes',
-      f'{tuple(axes)} are not axes of an image',
-      'Name each once: of a slice 0 (front-back), 1 (left-right); of a volume 0 (down-up), 1, 2.',
-    )
-  flips = [tuple(a + 1 for a in c) for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
 
-  def averaged(variables, image, window):
-    if max(axes) >= image.ndim - 2:
-      raise InputError('mirror_axes', f'a slice has no axis {max(axes)}', 'Use 0 (front-back), 1 (left-right) or both.')
-    total = sum(jnp.flip(predict_step(variables, jnp.flip(image, f), window), f) for f in flips)
-    return total / len(flips)
-
-  return averaged
+  input_size: tuple[int, ...]
+  batch_size: int = 8
+  overlap: float = 0.5
+  largest_component: bool = False
 
 
 def predict_slices(
   predict_step: PredictStep, variables: PyTree, image: np.ndarray, window: Sequence[float], *, batch_size: int
 ) -> Iterator[tuple[int, Array]]:
-  """Runs a 2D network over a volume.
+  """Runs a 2D network over the slices of a volume.
 
   Args:
     predict_step: jitted.
     variables: of the network.
     image: (D, h, w) raw intensities on the working grid.
-    window: (lo, hi) of this scan.
+    window: (low, high) intensities of this scan.
     batch_size: slices per call; the last call is padded, so there is one compilation.
 
   Yields:
@@ -72,17 +58,31 @@ def predict_slices(
     yield start, predict_step(variables, padded[..., None], bounds)[: len(part)]
 
 
-def _grouped(stream: Iterator[tuple[int, Array]], matrix: np.ndarray) -> Iterator[tuple]:
-  """Regroups working slices for so many rows of `matrix` (D0, D) at a time, holding no more of them than rows to come need.
+class _Block(NamedTuple):
+  """Slices of the working grid from which some slices of the scan's grid are interpolated.
 
-  Yields:
-    (first row, rows, tuple of slices (h, w, C), (_ROWS, number of slices) float32 | None where they are the rows); the
-    tuple is always as long, and of the matrix what exceeds the rows is zero: one compilation.
+  The number of working slices is the same in every block, and `weights` is padded with rows of zeros, so that
+  `_restore` is compiled once.
+
+  Attributes:
+    first: first slice of the scan's grid.
+    count: slices of the scan's grid.
+    slices: of the working grid, (h, w, C) each.
+    weights: (_ROWS, len(slices)) float32; None where both grids have the same slices.
   """
+
+  first: int
+  count: int
+  slices: tuple[Array, ...]
+  weights: np.ndarray | None
+
+
+def _blocks(stream: Iterator[tuple[int, Array]], matrix: np.ndarray) -> Iterator[_Block]:
+  """Groups working slices for _ROWS rows of `matrix` (D0, D) at a time, holding only those that later rows need."""
   same = _identity_as_none(matrix) is None
   used = matrix != 0
   low, high = used.argmax(1), used.shape[1] - 1 - used[:, ::-1].argmax(1)
-  unseen = np.flatnonzero(~used.any(1))  # beyond the field of view: any slice does, of those held there
+  unseen = np.flatnonzero(~used.any(1))  # outside the field of view: any slice that is held will do
   low[unseen] = high[unseen] = np.where(unseen < used.any(1).argmax(), 0, used.shape[1] - 1)
   blocks = [(r, low[r : r + _ROWS].min(), high[r : r + _ROWS].max()) for r in range(0, len(matrix), _ROWS)]
   wide = _ROWS if same else max(last - first + 1 for _, first, last in blocks)
@@ -90,11 +90,11 @@ def _grouped(stream: Iterator[tuple[int, Array]], matrix: np.ndarray) -> Iterato
   row, first, last = next(todo)
   for start, part in stream:
     held |= enumerate(_slices(part), start)
-    while row is not None and last in held:
+    while row < len(matrix) and last in held:
       rows = matrix[row : row + _ROWS, first : last + 1]
       weights = None if same else np.pad(rows, ((0, _ROWS - len(rows)), (0, wide - rows.shape[1]))).astype(np.float32)
-      yield row, len(rows), tuple(held[min(z, last)] for z in range(first, first + wide)), weights
-      row, first, last = next(todo, (None, used.shape[1], None))
+      yield _Block(row, len(rows), tuple(held[min(z, last)] for z in range(first, first + wide)), weights)
+      row, first, last = next(todo, (len(matrix), used.shape[1], 0))
     held = {z: part for z, part in held.items() if z >= first}
 
 
@@ -109,7 +109,12 @@ def _identity_as_none(matrix: np.ndarray) -> np.ndarray | None:
 def _restore(
   slices: tuple[Array, ...], along_z: Array | None, rows: Array | None, columns: Array | None
 ) -> tuple[Array, Array]:
-  """Working slices (h, w, C) -> probabilities (n, H, W, C) and labels (n, H, W) on the source grid; None is the identity."""
+  """Working slices (h, w, C) -> probabilities (n, H, W, C) and labels (n, H, W) on the scan's grid.
+
+  Args:
+    slices: the working slices.
+    along_z, rows, columns: interpolation matrices along the axes; None is the identity.
+  """
   out = jnp.stack(slices)
   for equation, matrix in (('Dd,dhwc->Dhwc', along_z), ('Hh,nhwc->nHwc', rows), ('Ww,nHwc->nHWc', columns)):
     if matrix is not None:
@@ -123,67 +128,109 @@ def segment(
   variables: PyTree,
   image: np.ndarray,
   window: Sequence[float],
-  matrices: tuple[np.ndarray, np.ndarray, np.ndarray],
+  matrices: Matrices,
+  options: Options,
   *,
-  window_size: Sequence[int],
-  batch_size: int = 8,
-  overlap: float = 0.5,
   keep_probabilities: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-  """The label map of one scan on its own grid, some slices at a time.
+  """The label map of one scan on its own grid, computed a few slices at a time.
 
   Args:
     predict_step: jitted.
     variables: of the network.
     image: (D, h, w) raw intensities on the working grid.
-    window: (lo, hi) intensities of this scan.
-    matrices: (D0, D), (H, h) and (W, w), working grid -> source grid, from `resample.restore_matrices`.
-    window_size: what the network sees at once: (h, w), slices; (d, h, w), windows of the volume, which may be all of it.
-    batch_size: slices or windows per call.
-    overlap: of neighbouring windows along each axis, in [0, 1).
-    keep_probabilities: also return them, (D0, H, W, C) float16.
+    window: (low, high) intensities of this scan.
+    matrices: (D0, D), (H, h) and (W, w), working grid -> scan's grid, from `resample.restore_matrices`.
+    options: how the volume is put through the network.
+    keep_probabilities: also return the probabilities.
 
   Returns:
-    (labels (D0, H, W) uint8 class ids, probabilities or None).
+    (labels (D0, H, W) uint8 class ids, probabilities (D0, H, W, C) float16 or None).
+
+  Raises:
+    InputError: options.input_size or options.overlap are not valid.
   """
-  if len(window_size) not in (2, 3):
-    raise InputError(f'window_size {tuple(window_size)}', 'is no size', 'Give (h, w) or (d, h, w).')
-  predict = (
-    predict_slices
-    if len(window_size) == 2
-    else functools.partial(predict_windows, window_size=window_size, overlap=overlap)
-  )
-  working = predict(predict_step, variables, image, window, batch_size=batch_size)
-  rows, columns = (_identity_as_none(m) for m in matrices[1:])
-  rows, columns = (m if m is None else jnp.asarray(m) for m in (rows, columns))
+  size = options.input_size
+  if len(size) not in (2, 3):
+    raise InputError(f'input_size {tuple(size)}', 'is not a valid size', 'Give (h, w) or (d, h, w).')
+  if len(size) == 2:
+    working = predict_slices(predict_step, variables, image, window, batch_size=options.batch_size)
+  else:
+    working = predict_windows(
+      predict_step, variables, image, window, window_size=size, overlap=options.overlap, batch_size=options.batch_size
+    )
+  rows, columns = (m if m is None else jnp.asarray(m) for m in map(_identity_as_none, matrices[1:]))
   labels = np.empty([len(m) for m in matrices], np.uint8)
-  kept, ready = None, None
-  for first, count, slices, along_z in _grouped(working, np.asarray(matrices[0])):
-    probabilities, found = _restore(slices, along_z, rows, columns)
+  kept: np.ndarray | None = None
+  ready: tuple[slice, Array] | None = None
+  for block in _blocks(working, np.asarray(matrices[0])):
+    probabilities, found = _restore(block.slices, block.weights, rows, columns)
+    part = slice(block.first, block.first + block.count)
     if keep_probabilities:
       if kept is None:
         kept = np.empty((*labels.shape, probabilities.shape[-1]), np.float16)
-      kept[first : first + count] = np.asarray(probabilities)[:count]
-    if ready is not None:  # fetch one block late, so that the device is never idle
-      labels[ready[0] : ready[0] + ready[1]] = np.asarray(ready[2])[: ready[1]]
-    ready = (first, count, found)
-  labels[ready[0] :] = np.asarray(ready[2])[: ready[1]]
+      kept[part] = np.asarray(probabilities)[: block.count]
+    if ready is not None:  # copied one block late, so that the device is never idle
+      _copy(labels, *ready)
+    ready = part, found
+  if ready is not None:
+    _copy(labels, *ready)
   return labels, kept
 
 
-def largest_components(labels: np.ndarray, num_classes: int) -> np.ndarray:
+def _copy(labels: np.ndarray, part: slice, found: Array) -> None:
+  labels[part] = np.asarray(found)[: part.stop - part.start]
+
+
+def segment_volume(
+  predict_step: PredictStep,
+  variables: PyTree,
+  image: np.ndarray,
+  window: Sequence[float],
+  resampling: resample.Resampling,
+  options: Options,
+  *,
+  keep_probabilities: bool = False,
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """The final label map of one scan: `segment` on its own grid, then the clean-up that the options ask for.
+
+  Args:
+    predict_step: jitted.
+    variables: of the network.
+    image: (d, h, w) raw intensities on the working grid.
+    window: (low, high) intensities of this scan.
+    resampling: how the scan was brought to the working grid.
+    options: how the volume is put through the network.
+    keep_probabilities: also return the probabilities, as they are before the clean-up.
+
+  Returns:
+    (labels (D, H, W) uint8 class ids, probabilities (D, H, W, C) float16 or None).
+
+  Raises:
+    InputError: options.input_size or options.overlap are not valid.
+  """
+  matrices = resample.restore_matrices(resampling)
+  labels, probabilities = segment(
+    predict_step, variables, image, window, matrices, options, keep_probabilities=keep_probabilities
+  )
+  return largest_components(labels) if options.largest_component else labels, probabilities
+
+
+def largest_components(labels: np.ndarray) -> np.ndarray:
   """Keeps the largest 26-connected component of every organ; the rest becomes background.
 
   Args:
-    labels: (D, H, W) class ids.
-    num_classes: C, background included.
+    labels: (D, H, W) integer class ids, 0 the background.
+
+  Returns:
+    A new array of the same shape and dtype.
   """
   out = labels.copy()
-  for c, box in enumerate(ndimage.find_objects(labels, max_label=num_classes - 1), 1):
+  for c, box in enumerate(ndimage.find_objects(labels), 1):
     if box is None:
       continue
     organ = labels[box] == c
-    parts, n = ndimage.label(organ, structure=np.ones((3,) * labels.ndim))
+    parts, n = cast(tuple[np.ndarray, int], ndimage.label(organ, structure=np.ones((3,) * labels.ndim)))
     if n > 1:
       sizes = np.bincount(parts.ravel())
       sizes[0] = 0

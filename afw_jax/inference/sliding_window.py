@@ -1,7 +1,8 @@
-"""Sliding windows: a volume of any size through a network that sees windows of one size, slices streamed as they are done.
+"""Sliding-window inference: a volume of any size through a network with an input of fixed size, in bounded memory.
 
-Windows overlap and are averaged with gaussian weights, as in nnU-Net (Isensee et al., Nature Methods 2021). Only the
-slices that windows still to come can reach are held, in a ring as deep as a window, on the device.
+Windows overlap and are averaged with gaussian weights, as in nnU-Net (Isensee F., Jaeger P. F., Kohl S. A. A.,
+Petersen J., Maier-Hein K. H., Nature Methods 18, 203-211, 2021, doi 10.1038/s41592-020-01008-z). Only the slices that
+later windows can still reach are held on the device, in a ring buffer as deep as a window; the others are passed on.
 """
 
 import functools
@@ -17,20 +18,19 @@ import tqdm
 
 from afw_jax.data.crops import darkest, read_crop
 from afw_jax.errors import InputError
+from afw_jax.inference.forward import Array, PredictStep, PyTree
 
-Array = jax.Array
-
-_BLOCK = 8  # slices given away at a time
-_PATIENCE_S = 3  # a prediction that takes longer shows a bar
+_BLOCK = 8  # slices passed on at a time
+_PATIENCE_S = 3  # a prediction that takes longer shows a progress bar
 
 
 def window_starts(size: int, window: int, overlap: float) -> list[int]:
-  """First voxels of the windows along one axis: no further apart than (1 - overlap) windows, evenly, the last at the end.
+  """First voxel of each window along one axis: evenly spaced, at most (1 - overlap) windows apart, the last at the end.
 
   Args:
-    size: voxels of the volume; one window where it is not longer than that.
+    size: voxels of the volume; a volume that is not longer than the window gets one.
     window: voxels of the window.
-    overlap: share of the window that neighbours have in common at least, in [0, 1).
+    overlap: least overlap of neighbours, as a share of the window, in [0, 1).
   """
   room = max(size - window, 0)
   steps = math.ceil(room / max(window * (1 - overlap), 1) - 1e-9)
@@ -38,17 +38,17 @@ def window_starts(size: int, window: int, overlap: float) -> list[int]:
 
 
 def gaussian_weights(window: int) -> np.ndarray:
-  """(window,) float32 weights along one axis: a gaussian of sigma window / 8 about voxel window // 2, which weighs 1.
+  """(window,) float32 weights along one axis: a gaussian of sigma window / 8, with the value 1 at voxel window // 2.
 
-  A window's weights are the product over its axes. In float32 none is zero (the least is exp(-24)), so none needs
-  replacing by the smallest other, as in half precision.
+  The weights of a window are the product over its axes. In float32 none of them is zero (the smallest is exp(-24)), so
+  that none has to be replaced, as in half precision.
   """
   return np.exp(-0.5 * ((np.arange(window) - window // 2) / (window / 8)) ** 2).astype(np.float32)
 
 
 def predict_windows(
-  predict_step,
-  variables,
+  predict_step: PredictStep,
+  variables: PyTree,
   image: np.ndarray,
   window: Sequence[float],
   *,
@@ -61,9 +61,9 @@ def predict_windows(
   Args:
     predict_step: jitted, (variables, image (B, d, h, w, 1) raw, window (B, 2)) -> probabilities (B, d, h, w, C).
     variables: of the network.
-    image: (D, H, W) raw intensities on the working grid, may be memory-mapped. What it lacks to a window is filled
-      evenly at both ends with the low end of the intensity window.
-    window: (lo, hi) intensities of this scan.
+    image: (D, H, W) raw intensities on the working grid, may be memory-mapped. Where it is smaller than a window it is
+      padded evenly at both ends with the low end of the intensity window.
+    window: (low, high) intensities of this scan.
     window_size: (d, h, w) voxels of the sliding window.
     overlap: of neighbouring windows along each axis, in [0, 1).
     batch_size: windows per call; the last call is padded, so there is one compilation.
@@ -72,14 +72,14 @@ def predict_windows(
     (first slice, probabilities (n, H, W, C) float32 on the device), in z order, each slice once.
 
   Raises:
-    InputError: a window size or overlap that makes no sense.
+    InputError: the window size or the overlap is not valid.
   """
   if len(window_size) != 3 or any(n != int(n) or n < 1 for n in window_size):
     raise InputError(
-      f'window_size {tuple(window_size)}', 'is no size of a window', 'Give whole numbers (d, h, w) above 0.'
+      f'window_size {tuple(window_size)}', 'is not a valid size', 'Give whole numbers (d, h, w) above 0.'
     )
   if not 0 <= overlap < 1:
-    raise InputError('overlap', f'{overlap} is no share of a window', 'Use 0 or more, below 1.')
+    raise InputError('overlap', f'{overlap} is not a valid share of a window', 'Use 0 or more, below 1.')
   window_size = tuple(map(int, window_size))
   before = [max(n - m, 0) // 2 for n, m in zip(window_size, image.shape)]
   starts = [window_starts(m, n, overlap) for n, m in zip(window_size, image.shape)]
@@ -90,29 +90,43 @@ def predict_windows(
     for first in firsts:
       total[first : first + len(weight)] += weight
   rows, columns = (slice(b, b + m) for b, m in zip(before[1:], image.shape[1:]))
-  depth, block = len(totals[0]), min(_BLOCK, window_size[0])
-  predictions = _predicted(predict_step, variables, image, window, window_size, before, starts, batch_size)
-  sums, given = None, 0  # slices of the filled volume
-  for corners, predicted in itertools.chain(predictions, [([(depth, 0, 0)], None)]):  # at the end all slices are done
+  block = min(_BLOCK, window_size[0])
+
+  def finished(sums: Array, first: int, last: int) -> Iterator[tuple[int, Array]]:
+    """The weighted means of the slices [first, last) of the padded volume, without the padding."""
+    for start in range(first, last, block):
+      stop = min(start + block, last)
+      share = np.ones(block, np.float32)
+      share[: stop - start] = totals[0][start:stop]
+      means = _means(sums, start, share, totals[1], totals[2])
+      low, high = max(start, before[0]), min(stop, before[0] + image.shape[0])
+      if low < high:
+        yield low - before[0], means[low - start : high - start, rows, columns]
+
+  sums, given = None, 0  # slices of the padded volume that were passed on
+  for corners, predicted in _predicted(predict_step, variables, image, window, window_size, before, starts, batch_size):
     if sums is None:
       sums = jnp.zeros((window_size[0], len(totals[1]), len(totals[2]), predicted.shape[-1]), jnp.float32)
     for b, (z, y, x) in enumerate(corners):
-      for first in range(given, z, block):
-        last = min(first + block, z)
-        share = np.ones(block, np.float32)
-        share[: last - first] = totals[0][first:last]
-        means = _means(sums, first, share, totals[1], totals[2])
-        low, high = max(first, before[0]), min(last, before[0] + image.shape[0])
-        if low < high:
-          yield low - before[0], means[low - first : high - first, rows, columns]
-      if z > given:
+      if z > given:  # no later window reaches the slices before z
+        yield from finished(sums, given, z)
         sums, given = _emptied(sums, given, z - given), z
-      if predicted is not None:
-        sums = _add(sums, predicted, b, z, y, x, *weights)
+      sums = _add(sums, predicted, b, z, y, x, *weights)
+  if sums is not None:
+    yield from finished(sums, given, len(totals[0]))
 
 
-def _predicted(predict_step, variables, image, window, size, before, starts, batch_size):
-  """(corners of some windows, their probabilities on the device), z slowest; one call ahead of what is asked for."""
+def _predicted(
+  predict_step: PredictStep,
+  variables: PyTree,
+  image: np.ndarray,
+  window: Sequence[float],
+  size: Sequence[int],
+  before: Sequence[int],
+  starts: Sequence[Sequence[int]],
+  batch_size: int,
+) -> Iterator[tuple[list, Array]]:
+  """(corners of some windows, their probabilities on the device), z slowest; computes one call ahead."""
   corners = list(itertools.product(*starts))
   batch_size = min(batch_size, len(corners))
   bounds = np.broadcast_to(np.asarray(window, np.float32), (batch_size, 2))
@@ -123,7 +137,7 @@ def _predicted(predict_step, variables, image, window, size, before, starts, bat
   ) as bar:
     for i in range(0, len(corners), batch_size):
       part = corners[i : i + batch_size]
-      crops = [read_crop(image, np.subtract(corner, before), size, outside) for corner in part]
+      crops = [read_crop(image, [c - b for c, b in zip(corner, before)], size, outside) for corner in part]
       crops += crops[-1:] * (batch_size - len(part))
       coming = (part, predict_step(variables, np.stack(crops)[..., None], bounds))
       if pending:
@@ -131,7 +145,8 @@ def _predicted(predict_step, variables, image, window, size, before, starts, bat
         jax.block_until_ready(pending[1])  # never more than two calls under way: their results take memory
         bar.update(len(pending[0]))
       pending = coming
-    yield pending
+    if pending:
+      yield pending
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -146,14 +161,14 @@ def _add(sums: Array, predicted: Array, b: Array, z: Array, y: Array, x: Array, 
 
 @jax.jit
 def _means(sums: Array, first: Array, share: Array, rows: Array, columns: Array) -> Array:
-  """As many slices from `first` on as there are shares: their sums by the summed weights, a product over axes."""
+  """The weighted means of len(share) slices from `first` on; the summed weights are a product over axes."""
   taken = sums[(first + jnp.arange(len(share))) % len(sums)]
   return taken / (share[:, None, None, None] * (rows[:, None] * columns)[..., None])
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _emptied(sums: Array, first: Array, count: Array) -> Array:
-  """Makes room for slices to come."""
+  """Sets `count` slices from `first` on to zero, for the slices that take their place in the ring."""
 
   def empty(i, sums):
     return jax.lax.dynamic_update_index_in_dim(sums, jnp.zeros_like(sums[0]), (first + i) % len(sums), 0)

@@ -1,7 +1,7 @@
-"""The score that chooses the best checkpoint."""
+"""Validation during training: the mean Dice similarity coefficient (DSC) that chooses the best checkpoint."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tqdm
@@ -10,44 +10,53 @@ from afw_jax import metrics
 from afw_jax.data import resample, store
 from afw_jax.distributed import runtime
 from afw_jax.inference import segmentation
+from afw_jax.inference.forward import PredictStep, PyTree
 
 
 def validate(
-  predict_step, variables, store_dir: str, index: dict, *, window_size: Sequence[int], batch_size: int, overlap: float
+  predict_step: PredictStep,
+  variables: PyTree,
+  store_dir: str,
+  case_ids: Sequence[str],
+  windows: Mapping[str, tuple[float, float]],
+  *,
+  organs: Sequence[str],
+  options: segmentation.Options,
 ) -> dict[str, float]:
-  """DSC of every validation case as a volume on its own grid, averaged over cases for each organ; each process takes a share.
+  """DSC of each case as a volume on its own grid, averaged over cases for each organ; every process scores a part.
 
   Args:
     predict_step: jitted.
     variables: of the network, on this process's devices.
     store_dir: the prepared data.
-    index: of the store; its split 'val' is scored.
-    window_size, batch_size, overlap: as in `inference.segment`.
+    case_ids: cases to score.
+    windows: case id -> (low, high) of its intensity window.
+    organs: names of the classes 1..C-1.
+    options: how a volume is put through the network.
 
   Returns:
-    {'val/dsc': mean over organs, 'val/dsc/<organ>': ...}; organs in no case are left out.
+    {'val/dsc': mean over organs, 'val/dsc/<organ>': ...}. Organs that no case has and that are predicted in none are
+    left out; the mean is nan where that leaves no organ.
   """
-  cases, scores = index['splits']['val'], {}
+  scores = {}
   for case_id in tqdm.tqdm(
-    runtime.local_items(cases),
+    runtime.local_items(case_ids),
     desc='validate',
     leave=False,
     disable=runtime.process_index() > 0 or not sys.stderr.isatty(),
   ):
     case = store.read_case(store_dir, case_id)
-    labels, _ = segmentation.segment(
+    labels, _ = segmentation.segment_volume(
       predict_step,
       variables,
       case.arrays['image'],
-      case.meta['window'],
-      resample.restore_matrices(resample.Resampling.from_json(case.meta['plan'])),
-      window_size=window_size,
-      batch_size=batch_size,
-      overlap=overlap,
+      windows[case_id],
+      resample.Resampling.from_json(case.meta['resampling']),
+      options,
     )
-    scores[case_id] = metrics.dice_per_class(labels, case.arrays['native_label'], len(index['organs']) + 1)[1:].tolist()
+    scores[case_id] = metrics.dice_per_class(labels, case.arrays['native_label'], len(organs) + 1)[1:].tolist()
   merged = {case_id: score for part in runtime.gather(scores) for case_id, score in part.items()}
-  scores = np.array([merged[case_id] for case_id in cases])
-  seen = ~np.isnan(scores).all(0)
-  mean = {organ: float(np.nanmean(scores[:, i])) for i, organ in enumerate(index['organs']) if seen[i]}
-  return {'val/dsc': float(np.mean(list(mean.values()))), **{f'val/dsc/{k}': v for k, v in mean.items()}}
+  table = np.array([merged[case_id] for case_id in case_ids])
+  mean = {organ: float(np.nanmean(dsc)) for organ, dsc in zip(organs, table.T) if not np.isnan(dsc).all()}
+  overall = float(np.mean(list(mean.values()))) if mean else float('nan')
+  return {'val/dsc': overall, **{f'val/dsc/{organ}': dsc for organ, dsc in mean.items()}}

@@ -1,6 +1,5 @@
 """Compiles the training step of a config for one mesh; reads memory, communication and operations off the program."""
 
-import functools
 import time
 
 import jax
@@ -8,10 +7,10 @@ import jax.numpy as jnp
 import ml_collections
 
 from afw_jax.config import build
-from afw_jax.data.sets import datasets
+from afw_jax.config.program import make_program
+from afw_jax.data.sets.lookup import get_spec
 from afw_jax.distributed import sharding
 from afw_jax.planning import accelerators, collectives
-from afw_jax.training import accumulation, step
 
 
 def measure(
@@ -78,24 +77,18 @@ def program(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, *, micro
   Raises:
     InputError: the config cannot be trained on this mesh.
   """
-  spec = datasets.spec(config.data.dataset, config.data.root if config.data.dataset == 'folder' else None)
-  class_names = ('background', *spec.organs)
-  model, _ = build.network(config, len(class_names), constrain=sharding.make_constrain(mesh))
-  build.check_mesh(config, mesh, model)
-  accumulation.check(micro_batches, config.train.batch_size, mesh.shape['data'])
-  loss_fn = build.loss(config, model, class_names)
-  tx = build.sgd(config, build.schedule(config, max(config.train.steps_per_epoch, 1)))
-
-  everywhere = sharding.replicated(mesh)
-  shaped = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), tree)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  init = functools.partial(step.init_state, model, tx, num_classes=len(class_names))
-  state = jax.eval_shape(init, key, image=jax.ShapeDtypeStruct((1, *build.input_size(config), 1), jnp.float32))
-  train_step = step.make_train_step(
-    model, loss_fn, tx, build.preparation(config, mesh), micro_batches=micro_batches, unroll=unroll
+  spec = get_spec(config.data.dataset, config.data.root if config.data.dataset == 'folder' else None)
+  made = make_program(
+    config,
+    mesh,
+    ('background', *spec.organs),
+    max(config.train.steps_per_epoch, 1),
+    micro_batches=micro_batches,
+    unroll=unroll,
   )
-  jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(everywhere, everywhere))
-  return jitted, (shaped(state), _batch(config, spec.modality, mesh), shaped(key))
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
+  return made.train_step, (made.abstract_state(), _batch(config, spec.modality, mesh), key)
 
 
 def _batch(config: ml_collections.ConfigDict, modality: str, mesh: jax.sharding.Mesh) -> dict:

@@ -1,1 +1,1 @@
-"""Reports of runs: tables with confidence intervals, figures, overlays and comparisons."""
+"""Reports of evaluated runs: tables with confidence intervals, figures, overlays and comparisons."""

@@ -1,4 +1,4 @@
-"""Pictures of a run: overlays on slices (from `overlays`), training curves, learned weights, and Figure 2 of the paper."""
+"""Figures of a run: training curves, learned class weights, and the focused Dice loss (Figure 2 of the paper)."""
 
 import os
 from collections.abc import Iterable
@@ -8,21 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from afw_jax.losses import afw_dice_terms
-from afw_jax.report.overlays import case_sheet, overlay
 from afw_jax.report.style import colour, new_figure, save
-
-__all__ = ['case_sheet', 'curves', 'draw_run', 'gamma_figure', 'learned_weights', 'overlay']
 
 _GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _DASHES = ('-', (0, (5, 1.5)), (0, (1.5, 1.2)))
 
 
 def curves(path: str, records: Iterable[dict]) -> str:
-  """Training loss, and validation DSC of each organ, against the step.
+  """Draws the training loss, and the validation DSC of each organ, against the step.
 
   Args:
-    path: of the PNG to write.
-    records: of metrics.jsonl; the keys 'step', 'train/loss', 'val/dsc' and 'val/dsc/<organ>' are drawn.
+    path: path of the PNG to write.
+    records: of metrics.jsonl; the keys 'step', 'train/loss', 'val/dsc' and 'val/dsc/<organ>' are drawn, None as a gap.
 
   Returns:
     path.
@@ -51,8 +48,9 @@ def curves(path: str, records: Iterable[dict]) -> str:
   steps, dsc = _series(records, 'val/dsc')
   if len(dsc):
     right.plot(steps, dsc, color='black', linewidth=2.6, marker='o', markersize=3.5, label='mean')
-    best = int(np.nanargmax(dsc))
-    title += f' (best mean {dsc[best]:.3f}, step {steps[best]})'
+    if not np.isnan(dsc).all():
+      best = int(np.nanargmax(dsc))
+      title += f' (best mean {dsc[best]:.3f}, step {steps[best]})'
     right.legend(loc='center left', bbox_to_anchor=(1.01, 0.5), frameon=False)
     right.set_ylim(-0.02, 1.05)
   _dress(right, title, 'DSC', empty=not len(dsc))
@@ -60,11 +58,11 @@ def curves(path: str, records: Iterable[dict]) -> str:
 
 
 def learned_weights(path: str, records: Iterable[dict]) -> str:
-  """The weights 1 / sigma_c^2 that AFW-Dice learned for each class, against the step.
+  """Draws the weight 1 / sigma_c^2 that AFW-Dice learned for each class against the step (paper Eq. 6).
 
   Args:
-    path: of the PNG to write.
-    records: of metrics.jsonl; the keys 'step' and 'weight/<class>' are drawn.
+    path: path of the PNG to write.
+    records: of metrics.jsonl; the keys 'step' and 'weight/<class>' are drawn, None as a gap.
 
   Returns:
     path.
@@ -79,7 +77,8 @@ def learned_weights(path: str, records: Iterable[dict]) -> str:
     steps, weight = _series(records, f'weight/{name}')
     i = organs.index(name) if name in organs else -1
     style = {'color': colour(i + 1), 'linestyle': _dash(i) if i >= 0 else (0, (6, 2)), 'linewidth': 1.8}
-    axes.plot(steps, weight, label=f'{name} ({weight[-1]:.2f})' if len(weight) else name, **style)
+    known = weight[~np.isnan(weight)]
+    axes.plot(steps, weight, label=f'{name} ({known[-1]:.2f})' if len(known) else name, **style)
     low, high = min(low, np.nanmin(weight, initial=1)), max(high, np.nanmax(weight, initial=1))
   axes.axhline(1, color='#b0b0b0', linewidth=0.8, zorder=0)
   if classes:
@@ -91,11 +90,11 @@ def learned_weights(path: str, records: Iterable[dict]) -> str:
 
 
 def gamma_figure(path: str, *, gammas: Iterable[float] = _GAMMAS) -> str:
-  """Figure 2 of the paper: the focused Dice loss (1 - Dice)^gamma against Dice.
+  """Draws Figure 2 of the paper: the focused Dice loss (1 - Dice)^gamma against Dice.
 
   Args:
-    path: of the PNG to write.
-    gammas: one line each.
+    path: path of the PNG to write.
+    gammas: exponents, one line for each.
 
   Returns:
     path.
@@ -113,10 +112,10 @@ def gamma_figure(path: str, *, gammas: Iterable[float] = _GAMMAS) -> str:
 
 
 def focused_loss(gamma: float) -> tuple[np.ndarray, np.ndarray]:
-  """What `losses.afw_dice_terms` makes of one pixel of a focused class as its probability goes from 0 to 1.
+  """The focused term of `losses.afw_dice_terms` for a class of one pixel whose probability goes from 0 to 1.
 
   Args:
-    gamma: focus exponent.
+    gamma: exponent of the focused classes.
 
   Returns:
     (Dice from 0 to 1, loss), (801,) each.
@@ -129,10 +128,14 @@ def focused_loss(gamma: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_run(folder: str, records: list[dict]) -> dict[str, str]:
-  """Draws what a training's records allow into a folder: curves, learned weights (where there are any), Figure 2.
+  """Draws the training curves into a folder and, for AFW-Dice, the learned weights and Figure 2 of the paper.
+
+  Args:
+    folder: where the PNG files go.
+    records: of metrics.jsonl; what they do not contain is not drawn.
 
   Returns:
-    name -> path of 'curves', 'learned_weights' and 'gamma'.
+    name -> path of the figures that were drawn: 'curves', 'learned_weights', 'gamma'.
   """
   paths = {}
   if any('train/loss' in r or 'val/dsc' in r for r in records):
@@ -149,7 +152,7 @@ def _series(records: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _names(records: list[dict], prefix: str) -> list[str]:
-  """What follows the prefix in the records' keys, in the order of first appearance."""
+  """The keys of the records that start with a prefix, without it, in the order of first appearance."""
   return list(dict.fromkeys(key.removeprefix(prefix) for r in records for key in r if key.startswith(prefix)))
 
 

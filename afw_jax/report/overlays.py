@@ -1,4 +1,4 @@
-"""Slices of a scan with the organs of truth and prediction drawn over them."""
+"""Overlays: slices of a scan with the organs of truth and prediction drawn over them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,10 +22,10 @@ def overlay(
   title: str = '',
   spacing_mm: tuple[float, float] | None = None,
 ) -> str:
-  """One slice: the image, and beside it the image with the organs of each mask.
+  """Draws one slice: the image, and beside it the image with the organs of each mask.
 
   Args:
-    path: of the PNG to write.
+    path: path of the PNG to write.
     image: (H, W) in [0, 1].
     masks: name ('truth', 'prediction', a loss, ...) -> (H, W) integer classes; class c is organs[c - 1].
     organs: names of the classes 1, 2, ...
@@ -49,13 +49,13 @@ def case_sheet(
   spacing_mm: tuple[float, ...] | None = None,
   num_slices: int = 3,
 ) -> str:
-  """A few axial slices of one case, from the slice where prediction and truth agree best to where they agree worst.
+  """Draws a few axial slices of one case, from the highest to the lowest agreement of prediction and truth (DSC).
 
-  Slices are taken among those that hold at least a third as much organ as the fullest one, so that neither
-  end is a slice that only touches an organ. With one mask, or no such slice, they are spread evenly.
+  Only slices with at least a third of the organ voxels of the fullest slice are considered, so that no slice that
+  barely touches an organ is chosen. With one mask only, or without organs, the slices are spread evenly.
 
   Args:
-    path: of the PNG to write.
+    path: path of the PNG to write.
     image: (D, H, W) in [0, 1], z first.
     masks: name -> (D, H, W) integer classes; the first is taken as truth, the second as prediction.
     organs: names of the classes 1, 2, ...
@@ -74,12 +74,15 @@ def case_sheet(
 def choose_slices(
   true: np.ndarray, pred: np.ndarray | None = None, *, num_classes: int, num_slices: int = 3
 ) -> list[tuple[int, str]]:
-  """(slice number, caption) of the best, the middle and the worst slices of a case, best first.
+  """Chooses slices of a case from the highest to the lowest DSC, evenly over the ranking.
 
   Args:
-    true, pred: (D, H, W) integer classes.
+    true, pred: (D, H, W) integer classes; without `pred` the slices are spread evenly over the organs.
     num_classes: C, background included.
-    num_slices: how many.
+    num_slices: number of slices wanted; there may be fewer.
+
+  Returns:
+    (slice number, caption) of each, highest DSC first.
   """
   amount = np.count_nonzero(true, axis=(1, 2))
   if pred is not None:
@@ -103,10 +106,10 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _sheet(path, image, masks, organs, rows, title, spacing) -> str:
-  """Rows of panels: image, then image under each mask; one legend below with the organs that are drawn."""
+  """Draws one row for each slice: the image, then the image with each mask; below, a legend of the organs drawn."""
   for name, mask in masks.items():
     if mask.shape != image.shape:
-      raise InputError(name, f'has shape {mask.shape}, the image {image.shape}', 'Draw both on one grid.')
+      raise InputError(name, f'has shape {mask.shape}, the image {image.shape}', 'Resample both to one grid first.')
   height, width = image.shape[1:]
   aspect = spacing[0] / spacing[1] if spacing else 1.0
   tall = height * aspect / width
@@ -155,14 +158,14 @@ def _sheet(path, image, masks, organs, rows, title, spacing) -> str:
 
 
 def _draw_mask(axes, mask: np.ndarray, classes: list[int], points_per_pixel: float) -> None:
-  """Each class as a translucent area, its contour, and its number where it is thickest (colour alone is not enough)."""
+  """Draws each class as a translucent area with its contour and, for colour-blind readers, its number."""
   tint = np.zeros((*mask.shape, 4))
   for c in classes:
     area = mask == c
     if not area.any():
       continue
     tint[area] = (*rgb(c), _FILL)
-    # np.pad: an organ at the edge of the slice gets a closed contour
+    # padded, so that the contour of an organ at the edge of the slice is closed
     axes.contour(
       np.arange(-1, mask.shape[1] + 1),
       np.arange(-1, mask.shape[0] + 1),
@@ -173,7 +176,7 @@ def _draw_mask(axes, mask: np.ndarray, classes: list[int], points_per_pixel: flo
     )
     depth = distance_transform_edt(np.pad(area, 1))[1:-1, 1:-1]
     y, x = np.unravel_index(np.argmax(depth), depth.shape)
-    small = depth.max() * points_per_pixel < 6  # the number would hide the organ: set it beside
+    small = depth.max() * points_per_pixel < 6  # the number would hide the organ: it is drawn beside it
     axes.annotate(
       str(c),
       (x, y),

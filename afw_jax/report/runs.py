@@ -1,21 +1,40 @@
-"""The scores a run left in its workdir, read back as arrays."""
+"""Reads the scores of an evaluated run from its workdir as arrays."""
 
 import glob
-import json
 import os
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from afw_jax import atomic_files
 from afw_jax.errors import InputError
 from afw_jax.metrics import SCORES, UNITS
 
 FLAGS = ('missed', 'false_positive', 'absent')
 VOLUMES = ('true_voxels', 'pred_voxels', 'true_ml', 'pred_ml')
+SETTINGS = ('checkpoint', 'mirror_axes', 'overlap', 'largest_component')
+# Scores that are infinite for an organ in one of the two masks only. JSON has no infinity: the files hold null.
+INFINITE = {'monai': ('hd_mm', 'assd_mm')}
+_CURE = 'Run --mode=evaluate again.'
 
 
 class Run(NamedTuple):
-  """Scores of one run: `scores`, `flags` and `volumes` map a name to an (N cases, O organs) array."""
+  """The scores of one run.
+
+  Attributes:
+    workdir: folder of the run.
+    dataset, network, loss, loss_options: from its config; 'not recorded' where the config does not say.
+    split: the split that was scored.
+    convention, unit, nsd_tolerance: of the metrics; unit is that of the distances.
+    settings: how the label maps were predicted, the keys `SETTINGS`; {} in files that do not record it.
+    cases: (N,) case ids, sorted.
+    organs: (O,) organ names.
+    training_splits: (N,) see `training_split`.
+    spacings_mm: (N,) voxel size of each scan, (z, y, x); None in files that do not record it.
+    scores, flags, volumes: name -> (N, O) array, the names `metrics.SCORES`, `FLAGS` and `VOLUMES`. Scores that a
+      convention leaves undefined are nan.
+  """
 
   workdir: str
   dataset: str
@@ -26,8 +45,11 @@ class Run(NamedTuple):
   convention: str
   unit: str
   nsd_tolerance: object
+  settings: dict
   cases: tuple[str, ...]
   organs: tuple[str, ...]
+  training_splits: tuple[str | None, ...]
+  spacings_mm: tuple[tuple[float, ...] | None, ...]
   scores: dict[str, np.ndarray]
   flags: dict[str, np.ndarray]
   volumes: dict[str, np.ndarray]
@@ -35,6 +57,19 @@ class Run(NamedTuple):
   def mean_over_organs(self, score: str) -> np.ndarray:
     """(N,) mean of one score over the organs of each case that have one; nan where none has."""
     return nan_mean(self.scores[score], axis=1)
+
+  def only(self, cases: Sequence[str]) -> 'Run':
+    """The same run with some of its cases, in the order given."""
+    rows = [self.cases.index(case) for case in cases]
+    pick = lambda named: {name: table[rows] for name, table in named.items()}
+    return self._replace(
+      cases=tuple(cases),
+      training_splits=tuple(self.training_splits[row] for row in rows),
+      spacings_mm=tuple(self.spacings_mm[row] for row in rows),
+      scores=pick(self.scores),
+      flags=pick(self.flags),
+      volumes=pick(self.volumes),
+    )
 
 
 def nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
@@ -44,31 +79,68 @@ def nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
   return np.where(number > 0, np.where(counted, values, 0).sum(axis) / np.maximum(number, 1), np.nan)
 
 
+def training_split(splits: Mapping[str, Sequence[str]] | None, case: str) -> str | None:
+  """The split that a case belonged to when the network was trained.
+
+  Args:
+    splits: split -> case ids, as the checkpoint records them; None where it does not (imported weights).
+    case: id of the case.
+
+  Returns:
+    'train', 'val' or 'test'; 'none' for a case of no split; None where the splits are not recorded.
+  """
+  if splits is None:
+    return None
+  return next((name for name, cases in splits.items() if case in cases), 'none')
+
+
+def check_unseen(where: str, split: str, training_splits: Mapping[str, str | None]) -> None:
+  """Checks that cases of another name than 'train' or 'val' were not used to train the network or to choose it.
+
+  Args:
+    where: workdir of the run, for the error.
+    split: the split that the cases are scored as.
+    training_splits: case -> its `training_split`.
+
+  Raises:
+    InputError: a case was used in training under another split.
+  """
+  for case, used in training_splits.items():
+    if used in ('train', 'val') and used != split:
+      raise InputError(
+        where,
+        f'case {case} would be scored as {split!r}, but belonged to {used!r} when this network was trained',
+        'Restore the splits of that training, or score this case under its own split (--config.eval.split). '
+        'If it is another scan of the same name, rename it.',
+      )
+
+
 def read_run(workdir: str) -> Run:
   """Reads WORKDIR/config.json and WORKDIR/cases/*.json.
 
   Returns:
-    Run, cases sorted by name, organs in the order of the files' list 'organs' (without one: of the scores).
+    Run, with the organs in the order of the files' list 'organs' (without one: of the scores).
 
   Raises:
-    InputError: a file is missing or torn, or the cases were not scored alike (convention, tolerance, split, organs).
+    InputError: a file is missing or damaged, or the cases were not scored alike (convention, tolerance, split, organs,
+      checkpoint), or a case was used to train the network and is scored as if it were not.
   """
-  config = _read(os.path.join(workdir, 'config.json'), 'Give the --workdir of a trained run.')
+  config = atomic_files.read_json(
+    os.path.join(workdir, 'config.json'), cure='Give the --workdir of a trained and evaluated run.'
+  )
   paths = sorted(glob.glob(os.path.join(glob.escape(workdir), 'cases', '*.json')))
   if not paths:
-    raise InputError(os.path.join(workdir, 'cases'), 'holds no scores', 'Run --mode=evaluate first.')
-  records = [_read(path, 'Run --mode=evaluate again.') for path in paths]
+    raise InputError(os.path.join(workdir, 'cases'), 'contains no scores', 'Run --mode=evaluate first.')
+  records = [atomic_files.read_json(path, cure=_CURE) for path in paths]
   for path, record in zip(paths, records):
     _check(path, record, paths[0], records[0])
   cases = tuple(str(r['case']) for r in records)
   if len(set(cases)) < len(cases):
-    raise InputError(os.path.join(workdir, 'cases'), 'holds a case twice', 'Run --mode=evaluate again.')
+    raise InputError(os.path.join(workdir, 'cases'), 'contains a case twice', _CURE)
+  split = records[0].get('split', 'not recorded')
+  used = {case: record.get('training_split') for case, record in zip(cases, records)}
+  check_unseen(workdir, split, used)
   organs = tuple(records[0].get('organs', records[0]['scores']))
-
-  def table(name, dtype=np.float64):
-    values = [[r['scores'][organ].get(name) for organ in organs] for r in records]
-    return np.array([[np.nan if v is None else v for v in row] for row in values], np.float64).astype(dtype)
-
   loss = _setting(config, 'loss', 'name')
   section = config.get('loss')
   return Run(
@@ -77,56 +149,64 @@ def read_run(workdir: str) -> Run:
     network=_setting(config, 'model', 'name'),
     loss=loss,
     loss_options=section.get(loss) or {} if isinstance(section, dict) else {},
-    split=records[0].get('split', 'not recorded'),
+    split=split,
     convention=records[0]['convention'],
     unit=_unit(records),
     nsd_tolerance=records[0].get('nsd_tolerance_mm'),
+    settings=records[0].get('settings', {}),
     cases=cases,
     organs=organs,
-    scores={name: table(name) for name in SCORES},
-    flags={name: table(name, bool) for name in FLAGS},
-    volumes={name: table(name) for name in VOLUMES},
+    training_splits=tuple(used.values()),
+    spacings_mm=tuple(r.get('spacing_mm') and tuple(r['spacing_mm']) for r in records),
+    scores={name: _table(records, organs, name) for name in SCORES},
+    flags={name: _table(records, organs, name).astype(bool) for name in FLAGS},
+    volumes={name: _table(records, organs, name) for name in VOLUMES},
   )
 
 
-def _read(path: str, cure: str) -> dict:
-  try:
-    with open(path) as f:
-      value = json.load(f)
-  except FileNotFoundError as error:
-    raise InputError(path, 'does not exist', cure) from error
-  except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-    raise InputError(path, f'cannot be read ({error})', cure) from error
-  if not isinstance(value, dict):
-    raise InputError(path, 'holds no JSON object', cure)
-  return value
+def _table(records: list[dict], organs: tuple[str, ...], name: str) -> np.ndarray:
+  """(N, O) values of one name, null as nan or as the infinity that it stands for."""
+  infinite = name in INFINITE.get(records[0]['convention'], ())
+
+  def value(scores: dict) -> float:
+    if scores.get(name) is not None:
+      return scores[name]
+    return np.inf if infinite and (scores['missed'] or scores['false_positive']) else np.nan
+
+  return np.array([[value(r['scores'][organ]) for organ in organs] for r in records], np.float64)
 
 
 def _check(path: str, record: dict, first_path: str, first: dict) -> None:
-  cure = 'Run --mode=evaluate again.'
   if lacking := [key for key in ('case', 'convention', 'scores') if key not in record]:
-    raise InputError(path, f'lacks {", ".join(lacking)}', cure)
+    raise InputError(path, f'lacks {", ".join(lacking)}', _CURE)
   if record['convention'] not in UNITS:
-    raise InputError(path, f'names the unknown convention {record["convention"]!r}', cure)
-  for key in ('convention', 'nsd_tolerance_mm', 'split'):
+    raise InputError(
+      path,
+      f'the metric convention {record["convention"]!r} is unknown',
+      f'Evaluate again with --config.eval.convention, one of {", ".join(UNITS)}.',
+    )
+  for key in ('convention', 'nsd_tolerance_mm', 'split', 'settings', 'checkpoint_step'):
     if record.get(key) != first.get(key):
       raise InputError(
-        path, f'has {key} {record.get(key)!r}, {first_path} has {first.get(key)!r}: they cannot share a table', cure
+        path, f'has {key} {record.get(key)!r}, {first_path} has {first.get(key)!r}: they cannot share a table', _CURE
       )
   if not record['scores'] or set(record['scores']) != set(first['scores']):
-    raise InputError(path, f'scores {sorted(record["scores"])}, {first_path} {sorted(first["scores"])}', cure)
+    raise InputError(path, f'scores {sorted(record["scores"])}, {first_path} {sorted(first["scores"])}', _CURE)
   if set(record.get('organs', record['scores'])) != set(record['scores']):
-    raise InputError(path, f'lists the organs {record["organs"]}, but scores {sorted(record["scores"])}', cure)
-  if bad := [organ for organ, values in record['scores'].items() if not {*SCORES, *FLAGS} <= set(values)]:
-    raise InputError(path, f'lacks scores of {", ".join(bad)}', cure)
+    raise InputError(path, f'lists the organs {record["organs"]}, but scores {sorted(record["scores"])}', _CURE)
+  for organ, values in record['scores'].items():
+    if not {*SCORES, *FLAGS} <= set(values):
+      raise InputError(path, f'lacks scores of {organ}', _CURE)
+    if bad := [name for name in FLAGS if not isinstance(values[name], bool)]:
+      raise InputError(path, f'{bad[0]} of {organ} is {values[bad[0]]!r}, not true or false', _CURE)
 
 
 def _unit(records: list[dict]) -> str:
-  """mm, or voxels where the convention ignores spacing or the source files carry none."""
+  """mm, or voxels where the convention ignores spacing or the scans have none."""
   if UNITS[records[0]['convention']] == 'voxels':
     return 'voxels'
   with_mm = {bool(r.get('has_mm', True)) for r in records}
-  return {(True,): 'mm', (False,): 'voxels'}.get(tuple(with_mm), 'mm or voxels (some files carry no spacing)')
+  return {(True,): 'mm', (False,): 'voxels'}.get(tuple(with_mm), 'mm or voxels (some scans have no spacing)')
 
 
 def _setting(config: dict, section: str, key: str) -> str:

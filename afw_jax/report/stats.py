@@ -1,4 +1,4 @@
-"""Uncertainty of a mean over cases, and the paired comparison of two runs on the same cases."""
+"""Statistics over cases: mean with a bootstrap confidence interval, and the paired comparison of two runs."""
 
 import math
 from typing import NamedTuple
@@ -10,7 +10,7 @@ RESAMPLES = 5000
 
 
 class Summary(NamedTuple):
-  """Mean over cases, sample standard deviation (nan for one case), confidence interval of the mean, cases counted."""
+  """Mean over cases, sample standard deviation (nan for one case), confidence interval of the mean, number of cases."""
 
   mean: float
   sd: float
@@ -20,7 +20,7 @@ class Summary(NamedTuple):
 
 
 class Paired(NamedTuple):
-  """Mean of the differences, its confidence interval, two-sided p of Wilcoxon's test, its least possible p, cases."""
+  """Mean difference, its confidence interval, two-sided p-value of Wilcoxon's test, the least p possible, cases."""
 
   difference: float
   low: float
@@ -31,15 +31,17 @@ class Paired(NamedTuple):
 
 
 def summarise(values: np.ndarray, *, level: float = 0.95, seed: int = 0) -> Summary:
-  """Mean, standard deviation and percentile-bootstrap interval of the mean; nans are skipped and not counted.
+  """Mean, standard deviation and percentile bootstrap interval of the mean; nan values are left out.
+
+  Reference: B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
 
   Args:
     values: (N,) one number per case.
-    level: coverage aimed at; with few cases the true coverage is lower (about 0.80 for 4 cases).
+    level: nominal coverage of the interval; with few cases the true one is lower (about 0.80 for 4 cases).
     seed: of the resampling; the same values and seed give the same interval.
 
   Returns:
-    Summary; the interval is nan with fewer than two cases, and without spread where a value is infinite.
+    Summary; standard deviation and interval are nan with fewer than two cases, or where a value is infinite.
   """
   values = np.asarray(values, np.float64)
   values = values[~np.isnan(values)]
@@ -56,13 +58,15 @@ def summarise(values: np.ndarray, *, level: float = 0.95, seed: int = 0) -> Summ
 def paired(first: np.ndarray, second: np.ndarray, *, level: float = 0.95, seed: int = 0) -> Paired:
   """Compares two runs case by case: second minus first, with a paired bootstrap and Wilcoxon's signed-rank test.
 
+  Reference: F. Wilcoxon, Individual comparisons by ranking methods, Biometrics Bulletin 1(6):80-83, 1945.
+
   Args:
     first, second: (N,) scores of the same cases in the same order; cases with a nan or infinity in either are skipped.
     level, seed: as in `summarise`.
 
   Returns:
     Paired; p is 1 where all differences are 0, and nan with fewer than two cases. With n cases p cannot fall below
-    2 / 2^n (`least_p`): below six cases no difference whatever reaches 0.05.
+    2 / 2^n (`least_p`): with fewer than six cases no difference reaches 0.05.
   """
   differences = np.asarray(second, np.float64) - np.asarray(first, np.float64)
   differences = differences[np.isfinite(differences)]

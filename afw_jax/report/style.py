@@ -1,10 +1,12 @@
-"""The sheet every picture is drawn on: matplotlib without pyplot (no global state), written whole; the organ colours."""
+"""Figures with matplotlib (without pyplot, which keeps global state): creating, colours of the organs, saving."""
 
+import contextlib
 import os
 
+from afw_jax.atomic_files import process_name, write_errors
 from afw_jax.errors import InputError
 
-# Thirteen colours a search kept apart for normal, deuteranope, protanope and tritanope eyes, readable on black and on white.
+# Thirteen colours that stay distinct in normal vision, deuteranopia, protanopia and tritanopia, on black and on white.
 COLOURS = (
   '#df9f00', '#40dfdf', '#8020ff', '#bf4060', '#4060bf', '#df0020', '#80bf80',
   '#df9fff', '#9f4080', '#bfbf60', '#df40ff', '#008020', '#bf809f',
@@ -13,7 +15,7 @@ DPI = 130
 
 
 def colour(index: int) -> str:
-  """Colour of class `index` (1, 2, ...); they repeat after thirteen. Grey for class 0."""
+  """Colour of class `index` (1, 2, ...) as '#rrggbb', repeating after thirteen; grey for class 0."""
   return COLOURS[(index - 1) % len(COLOURS)] if index > 0 else '#808080'
 
 
@@ -33,7 +35,7 @@ def new_figure(width: float, height: float):
     from matplotlib.figure import Figure
   except ImportError as error:
     raise InputError(
-      'matplotlib', 'is not installed, no picture can be drawn', 'Run pip install afw_jax[viz].'
+      'matplotlib', 'is not installed, so no figure can be drawn', 'Run pip install afw_jax[viz].'
     ) from error
   figure = Figure(figsize=(width, height), dpi=DPI, layout='constrained')
   FigureCanvasAgg(figure)
@@ -48,18 +50,25 @@ def legend_patch(index: int, label: str):
 
 
 def black_outline() -> list:
-  """Path effects that keep small white text readable on anything."""
+  """Path effects that keep small white text readable on any background."""
   from matplotlib.patheffects import withStroke
 
   return [withStroke(linewidth=1.8, foreground='black')]
 
 
 def save(figure, path: str) -> str:
-  """Writes a PNG whole or not at all, making its folder; returns the path."""
-  try:
+  """Writes a figure as PNG, atomically, and returns the path; its folder is made if missing.
+
+  Raises:
+    InputError: the disk is full, or the folder cannot be written.
+  """
+  temporary = f'{path}.{process_name()}.tmp'
+  with write_errors(path):
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    figure.savefig(path + '.tmp', format='png')
-    os.replace(path + '.tmp', path)
-  except OSError as error:
-    raise InputError(path, f'cannot be written ({error})', 'Free space or choose another place.') from error
+    try:
+      figure.savefig(temporary, format='png')
+      os.replace(temporary, path)
+    finally:
+      with contextlib.suppress(OSError):
+        os.unlink(temporary)
   return path

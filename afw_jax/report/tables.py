@@ -1,4 +1,4 @@
-"""Tables of a run's scores: plain text, Markdown, CSV and LaTeX, with the convention and the units named."""
+"""Tables of the scores of a run as plain text, Markdown, CSV and LaTeX; each names its metric convention and units."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ import numpy as np
 from afw_jax.report.runs import FLAGS, VOLUMES, Run
 from afw_jax.report.stats import Summary, summarise
 
-# score, heading, factor, decimals; DSC and NSD are shown in percent
+# score, heading, factor, decimals; DSC and NSD are given in percent
 COLUMNS = (
   ('dsc', 'DSC', 100, 2),
   ('hd95_pooled_mm', 'HD95', 1, 2),
@@ -23,10 +23,10 @@ _COUNTS = ('cases', *FLAGS)
 
 
 def organ_rows(run: Run) -> list[tuple[str, dict[str, Summary], dict[str, int]]]:
-  """One row for each organ and a last one for the mean over organs of each case.
+  """One row for each organ, and a last one for the mean over the organs of each case.
 
   Returns:
-    (organ, score -> Summary over cases in the shown unit, counts: cases, missed, false_positive, absent).
+    (organ, score -> Summary over cases, in percent for DSC and NSD, counts of cases, missed, false_positive, absent).
   """
   rows = []
   for o, organ in enumerate(run.organs):
@@ -43,12 +43,12 @@ def heading(run: Run, name: str, title: str) -> str:
 
 
 def number(value: float, decimals: int = 2) -> str:
-  """Fixed decimals; '-' for what is not there."""
+  """A number with fixed decimals; '-' for nan."""
   return '-' if math.isnan(value) else f'{value:.{decimals}f}'
 
 
 def cell(s: Summary, decimals: int = 2, plus_minus: str = '±') -> str:
-  """mean ± sd [low, high]; what cannot be computed from so few cases is left out."""
+  """'mean ± sd [low, high]'; only the mean where there are too few cases for the rest."""
   text = number(s.mean, decimals)
   if not math.isnan(s.sd):
     text += f' {plus_minus} {number(s.sd, decimals)} [{number(s.low, decimals)}, {number(s.high, decimals)}]'
@@ -89,7 +89,7 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def organ_table(run: Run) -> str:
-  """Markdown: organs down, scores across, mean ± sd [95 % CI]."""
+  """Markdown: one row for each organ, one column for each score, mean ± sd [95 % CI]."""
   head = ['organ', *(heading(run, name, title) for name, title, _, _ in COLUMNS), 'scored', 'missed', 'false', 'absent']
   rows = []
   for organ, s, counts in organ_rows(run):
@@ -99,7 +99,7 @@ def organ_table(run: Run) -> str:
 
 
 def wide_table(runs: list[tuple[str, Run]]) -> str:
-  """Markdown: runs down, mean DSC, mean HD95 and each organ's DSC across, as the paper sets its tables."""
+  """Markdown: one row for each run, with mean DSC, mean HD95 and the DSC of each organ, as in the paper's tables."""
   organs = runs[0][1].organs
   head = ['run', 'DSC (%)', heading(runs[0][1], 'hd95_pooled_mm', 'HD95'), *(f'{organ} DSC (%)' for organ in organs)]
   rows = []
@@ -141,13 +141,13 @@ def table_csv(run: Run) -> str:
 
 
 def table_tex(run: Run) -> str:
-  """LaTeX (needs booktabs): mean ± sd of DSC, HD95, ASSD and NSD; the convention is in the caption."""
+  """LaTeX (needs booktabs): mean ± sd of DSC, HD95, ASSD and NSD; the caption names the convention."""
   shown = [c for c in COLUMNS if c[0] in ('dsc', 'hd95_pooled_mm', 'assd_mm', 'nsd')]
   lines = [
     r'\begin{table}',
     r'\centering',
-    rf'\caption{{{_tex(run.network)} with {_tex(run.loss)} on {_tex(run.dataset)} ({_tex(run.split)} split): mean $\pm$ standard '
-    rf"deviation over {len(run.cases)} cases, metric convention ``{_tex(run.convention)}''.}}",
+    rf'\caption{{{_tex(run.network)} with {_tex(run.loss)} on {_tex(run.dataset)} ({_tex(run.split)} split): '
+    rf"mean $\pm$ standard deviation over {len(run.cases)} cases, metric convention ``{_tex(run.convention)}''.}}",
     rf'\begin{{tabular}}{{l{"r" * (len(shown) + 1)}}}',
     r'\toprule',
     ' & '.join(['organ', *(_tex(heading(run, name, title)) for name, title, _, _ in shown), 'missed']) + r' \\',

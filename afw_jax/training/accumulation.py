@@ -1,15 +1,16 @@
-"""Gradient accumulation: the loss of a whole batch whose activations never lie in memory at once.
+"""Gradient accumulation: the gradient of the loss of a whole batch, computed from one micro-batch at a time.
 
 A batch Dice is not a mean over micro-batches: its class sums run over all of the batch before they are divided, so
-accumulating the gradients of micro-batch losses would train something else. Here the loss sees the whole batch:
+accumulating the gradients of micro-batch losses would minimise another loss. Here the loss sees the whole batch:
 
-  1. forward of one micro-batch after the other, keeping their logits alone;
-  2. loss and gradient towards the logits of the whole batch and towards log_sigma_sq;
-  3. for one micro-batch after the other again forward, then backward from its rows of the logits' gradient; summed.
+  1. forward pass of one micro-batch after the other, keeping only their logits;
+  2. loss and its gradient with respect to the logits of the whole batch and to log_sigma_sq;
+  3. for one micro-batch after the other, the forward pass again, then the backward pass from its rows of the logits'
+     gradient; the gradients are summed.
 
-That is the chain rule in another order, so it holds for every loss and for any number of heads, and costs one forward
-more (about 4/3 of the time). What remains of the whole batch in memory is the image, the labels and a few copies of
-the logits. Without BatchNorm and dropout the gradient is the whole batch's but for rounding. With them:
+That is the chain rule in another order, so it holds for every loss and for any number of heads, and costs one more
+forward pass (about 4/3 of the time). Of the whole batch, only the image, the labels and a few copies of the logits stay
+in memory. Without BatchNorm and dropout the gradient is that of the whole batch up to rounding. With them:
 
 - BatchNorm normalises each micro-batch by its own statistics, as it would with a small batch, and its running
   statistics move once per micro-batch, in turn, in 1 (so `momentum` forgets faster per step; 3 moves nothing). Of a
@@ -30,7 +31,16 @@ PyTree = Any
 
 
 def check(micro_batches: int, batch_size: int, parts: int) -> None:
-  """Raises InputError unless each of the mesh's `parts` of the batch divides into so many micro-batches."""
+  """Checks that a batch divides into micro-batches.
+
+  Args:
+    micro_batches: how many.
+    batch_size: of the global batch.
+    parts: devices that the batch is divided over.
+
+  Raises:
+    InputError: the samples of each device do not divide into so many micro-batches.
+  """
   rows = batch_size // parts
   if micro_batches < 1 or rows % micro_batches:
     share = f'{rows} samples' + (f' ({batch_size} over {parts} devices)' if parts > 1 else '')
@@ -42,14 +52,14 @@ def check(micro_batches: int, batch_size: int, parts: int) -> None:
 
 
 def value_and_grad(forward: Callable, loss_fn: Callable, micro_batches: int, *, unroll: bool | None = None) -> Callable:
-  """Loss and gradients of a batch, computed by so many passes over its parts.
+  """Loss and gradients of a batch, computed from its micro-batches one after the other.
 
   Args:
-    forward: (net, batch_stats, image (B/m, *S, C_in), key) -> (logits or a list of heads, batch_stats moved), of training.
+    forward: (net, batch_stats, image (B/m, *S, C_in), key) -> (logits or a list of heads, new batch_stats).
     loss_fn: (logits, labels, log_sigma_sq) -> (loss, per-class terms).
     micro_batches: m, which divides B; over several devices, the rows of each.
     unroll: m copies of the backward pass in the program (False: one, in a loop). A CPU computes the weight gradients of
-      convolutions 6 to 60 times slower inside a loop, elsewhere copies only take longer to compile. None: True on a CPU.
+      convolutions 6 to 60 times slower inside a loop; elsewhere copies only take longer to compile. None: on a CPU.
 
   Returns:
     fn(params, batch_stats, batch, key) -> ((loss, (terms, batch_stats)), gradients of params), with params
@@ -92,21 +102,24 @@ def value_and_grad(forward: Callable, loss_fn: Callable, micro_batches: int, *, 
 
 
 def _part(x: Array, j: Array, m: int) -> Array:
-  """Rows j, j + m, j + 2m, ... of x (B, ...): not B/m neighbours, which would all lie on a few of the devices that the
-  batch is divided over, but as many of every device, so that none is idle and no row moves."""
+  """Rows j, j + m, j + 2m, ... of x (B, ...).
+
+  B/m neighbouring rows would all lie on a few of the devices that the batch is divided over. These rows come from every
+  device alike, so that none is idle and no row moves.
+  """
   return jax.lax.dynamic_index_in_dim(x.reshape(len(x) // m, m, *x.shape[1:]), j, 1, keepdims=False)
 
 
 def _joined(parts: Array) -> Array:
-  """(m, B/m, ...), the parts in turn -> (B, ...) in the order of the batch."""
+  """(m, B/m, ...), one part after the other -> (B, ...) in the order of the batch."""
   return parts.swapaxes(0, 1).reshape(-1, *parts.shape[2:])
 
 
 def _zero_after(arrays: PyTree) -> Array:
-  """An int32 0 that is known only once all arrays are: what is computed with it waits for them.
+  """An int32 0 that depends on all arrays, so that a computation that uses it waits for them.
 
-  Left to itself XLA may run the copies of an unrolled pass side by side, with the activations of all in memory
-  (`lax.optimization_barrier` would forbid it, but the CPU's compiler drops it).
+  Without it XLA may run the copies of an unrolled pass side by side, with the activations of all in memory
+  (`lax.optimization_barrier` would prevent it, but the CPU's compiler drops it).
   """
   total = sum(jnp.sum(a, dtype=jnp.float32) for a in jax.tree.leaves(arrays))
-  return (total > jnp.inf).astype(jnp.int32)  # never, NaN included; the compiler does not know
+  return (total > jnp.inf).astype(jnp.int32)  # never true, not even for NaN; the compiler does not know that

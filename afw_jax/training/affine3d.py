@@ -1,4 +1,4 @@
-"""Geometry of 3D augmentation: rotations about the three axes, and one sample pulled through one 3x3 map."""
+"""Geometry of 3D augmentation: rotations about the three axes, and one sample resampled through one 3x3 map."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ def rotation(angles_deg, voxel_aspect: Sequence[float] = (1.0, 1.0, 1.0)):
   """Rotation about the three axes as an output-to-source matrix on (z, y, x) offsets from the centre, in voxels.
 
   A positive angle turns the plane of the two other axes, in ascending order, the way scipy.ndimage.rotate does with
-  axes=(1, 2), (0, 2) or (0, 1). The picture is turned about x first, then y, then z.
+  axes=(1, 2), (0, 2) or (0, 1). The volume is turned about x first, then y, then z.
 
   Args:
     angles_deg: (3,) about the axes z, y, x.
@@ -31,7 +31,7 @@ def rotation(angles_deg, voxel_aspect: Sequence[float] = (1.0, 1.0, 1.0)):
 
 
 def resample(image, label, matrix):
-  """Pull one sample through a linear map about the volume's centre: image linear, label nearest.
+  """Resamples one sample through a linear map about the centre of the volume: image linear, label nearest.
 
   Each output voxel is computed from its eight neighbours in one fused loop; beside the result only the padded volume
   is held in memory.
@@ -75,7 +75,7 @@ def resample(image, label, matrix):
 
 
 def mirror(image, label, flips):
-  """Reverse the axes (z, y, x) of one sample where `flips` (3,) bool says so, without resampling."""
+  """Reverses the axes (z, y, x) of one sample where `flips` (3,) bool is true, without resampling."""
   for axis in range(3):
     image = jnp.where(flips[axis], jnp.flip(image, axis), image)
     label = jnp.where(flips[axis], jnp.flip(label, axis), label)

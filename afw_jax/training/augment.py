@@ -4,7 +4,6 @@ Geometric changes of one sample are composed into one matrix and resampled once:
 label by its nearest pixel at the same coordinates, so labels stay exact. Outside the image both are 0.
 """
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -13,64 +12,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from afw_jax.errors import InputError
-from afw_jax.training import affine3d
+from afw_jax.errors import InputError, did_you_mean
+from afw_jax.training import affine2d, affine3d
 
 Augment = Callable[[jax.Array, dict], dict]
 
 
-def rotation(angle_deg):
-  """(2, 2) output-to-source matrix on (row, column) offsets from the centre; scipy.ndimage.rotate's sense."""
-  cos, sin = jnp.cos(jnp.deg2rad(angle_deg)), jnp.sin(jnp.deg2rad(angle_deg))
-  return jnp.array([[cos, sin], [-sin, cos]])
-
-
-def resample(image, label, matrix, shift=(0.0, 0.0), *, order: int = 1):
-  """Pull one sample through an in-plane affine map about the image centre.
-
-  Args:
-    image: (*S, 1) float; the last two axes of S are the plane, any before them (depth) share the map.
-    label: (*S) integer.
-    matrix: (2, 2), offset from the centre (row, column) of an output pixel -> offset of its source.
-    shift: (2,) pixels added to the source position.
-    order: 1 = linear image, 0 = nearest image; the label is always nearest.
-
-  Returns:
-    image and label of the same shapes and dtypes, 0 where the source lies outside.
-  """
-  height, width = label.shape[-2:]
-  rows, cols = jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2
-  source_row = matrix[0, 0] * rows[:, None] + matrix[0, 1] * cols + (height - 1) / 2 + shift[0]
-  source_col = matrix[1, 0] * rows[:, None] + matrix[1, 1] * cols + (width - 1) / 2 + shift[1]
-
-  def pick(plane, row, col):  # (H, W) at integer positions
-    inside = (row >= 0) & (row < height) & (col >= 0) & (col < width)
-    flat = jnp.clip(row, 0, height - 1) * width + jnp.clip(col, 0, width - 1)
-    taken = jnp.take(plane.reshape(*plane.shape[:-2], -1), flat, axis=-1, mode='clip')
-    return jnp.where(inside, taken, 0)
-
-  nearest = [jnp.floor(position + 0.5).astype(jnp.int32) for position in (source_row, source_col)]
-  label = pick(label, *nearest)
-  plane = image[..., 0]
-  if order == 0:
-    return pick(plane, *nearest)[..., None], label
-  row, col = jnp.floor(source_row), jnp.floor(source_col)
-  right, down = source_col - col, source_row - row
-  row, col = row.astype(jnp.int32), col.astype(jnp.int32)
-  plane = (1 - down) * ((1 - right) * pick(plane, row, col) + right * pick(plane, row, col + 1)) + down * (
-    (1 - right) * pick(plane, row + 1, col) + right * pick(plane, row + 1, col + 1)
-  )
-  return plane[..., None].astype(image.dtype), label
-
-
 def _probability(name: str, value: float):
   if not 0.0 <= value <= 1.0:
-    raise InputError(f'augment option {name}', f'{value} is no probability', 'Use a number from 0 to 1')
+    raise InputError(f'augment option {name}', f'{value} is not a valid probability', 'Use a number from 0 to 1')
 
 
 def _range(name: str, value: Sequence[float], least: float):
   if len(value) != 2 or not least < value[0] <= value[1] < math.inf:
-    raise InputError(f'augment option {name}', f'{value} is no range', f'Use (low, high) with {least} < low <= high')
+    raise InputError(
+      f'augment option {name}', f'{value} is not a valid range', f'Use (low, high), {least} < low <= high'
+    )
   return tuple(float(v) for v in value)
 
 
@@ -83,7 +40,7 @@ def _axes(axes: Sequence[int]) -> tuple[int, ...]:
   if not set(axes) <= {0, 1}:
     raise InputError(
       'augment option mirror_axes',
-      f'{tuple(axes)} names an axis a slice has not',
+      f'{tuple(axes)} names an axis that a slice does not have',
       'Use 0 (front-back), 1 (left-right), both or none',
     )
   return tuple(axes)
@@ -111,7 +68,7 @@ def _paper(*, mirror_axes=(0, 1), p_mirror=0.5, max_angle_deg=30.0, p_rotate=1.0
     mirror_key, angle_key, choice_key = jax.random.split(key, 3)
     angle = jax.random.uniform(angle_key, (), minval=-max_angle_deg, maxval=max_angle_deg)
     angle = jnp.where(jax.random.bernoulli(choice_key, float(p_rotate)), angle, 0.0)
-    return resample(image, label, _mirror(mirror_key, axes, p_mirror) @ rotation(angle))
+    return affine2d.resample(image, label, _mirror(mirror_key, axes, p_mirror) @ affine2d.rotation(angle))
 
   return sample
 
@@ -134,8 +91,8 @@ def _released(*, p_flip=0.5, p_rotate=0.5):
     flip = jnp.array([[[-1, 0], [0, 1]], [[1, 0], [0, -1]]], jnp.float32)[jax.random.randint(axis_key, (), 0, 2)]
     angle = jax.random.randint(angle_key, (), -20, 20).astype(jnp.float32)
     angle = jnp.where(jax.random.bernoulli(choice_key, float(p_rotate)), angle, 0.0)
-    matrix = jnp.where(jax.random.bernoulli(flip_key, float(p_flip)), turn @ flip, rotation(angle))
-    return resample(image, label, matrix, order=0)
+    matrix = jnp.where(jax.random.bernoulli(flip_key, float(p_flip)), turn @ flip, affine2d.rotation(angle))
+    return affine2d.resample(image, label, matrix, order=0)
 
   return sample
 
@@ -165,7 +122,7 @@ def _extended(
     exponent, gain = _log_uniform(keys[3], gamma), _log_uniform(keys[4], contrast)
     offset = jax.random.uniform(keys[5], (), minval=-brightness, maxval=brightness)
     image = _intensity(image, exponent, gain, offset)
-    return resample(image, label, _mirror(keys[6], axes, p_mirror) @ rotation(angle) / zoom, shift)
+    return affine2d.resample(image, label, _mirror(keys[6], axes, p_mirror) @ affine2d.rotation(angle) / zoom, shift)
 
   return sample
 
@@ -193,7 +150,7 @@ def _volume(
   if not set(mirror_axes) <= {0, 1, 2}:
     raise InputError(
       'augment option mirror_axes',
-      f'{tuple(mirror_axes)} names an axis a volume has not',
+      f'{tuple(mirror_axes)} names an axis that a volume does not have',
       'Use some of 0 (top-bottom), 1 (front-back), 2 (left-right), or none',
     )
   _probability('p_mirror', p_mirror)
@@ -205,7 +162,7 @@ def _volume(
     if label.ndim != 3:
       raise InputError(
         'augment volume',
-        f'samples of shape {label.shape} are no volumes',
+        f'samples of shape {label.shape} are not volumes',
         "Use augment 'paper' or 'extended' for slices",
       )
     keys = jax.random.split(key, 7)
@@ -237,22 +194,28 @@ _VARIANTS = {'none': _none, 'paper': _paper, 'released': _released, 'extended': 
 
 
 def make_augment(name: str, **options) -> Augment:
-  """The named augmentation.
+  """Builds an augmentation by name.
 
   Sample b of a batch uses fold_in(key, b) with b its row in the global batch, so the draw does not depend on how the
-  batch is spread over devices.
+  batch is divided over devices.
 
   Args:
-    name: 'none'; 'paper' (section 3.1: mirror along either axis, rotation); 'released' (the authors' code: p .5 a
-      quarter turn 0..3 and a mirror in one, else p .5 an integer angle -20..19 with the image nearest too);
-      'extended' (rotation, scaling, shift, gamma, contrast, brightness, for few scans); 'volume' (3D: mirrors along
-      and rotations about all three axes, scaling).
-    **options: 'paper': mirror_axes=(0, 1), p_mirror=0.5 for each axis, max_angle_deg=30, p_rotate=1.
-      'released': p_flip=0.5, p_rotate=0.5 of the rest. 'extended': max_angle_deg=20, scale=(0.85, 1.15),
-      max_shift=0.05 of the side, gamma=(0.75, 1.33), contrast=(0.85, 1.15), brightness=0.08, mirror_axes=(),
-      p_mirror=0.5. Axis 0 is front-back, axis 1 left-right. 'volume': max_angle_deg=(30, 15, 15) about z, y, x;
-      p_rotate=1, scale=(0.85, 1.15), mirror_axes=(0, 1, 2), p_mirror=0.5, voxel_aspect=(1, 1, 1), the lengths of a voxel
-      along z, y, x in any unit; gamma, contrast and brightness as 'extended', but off.
+    name: one of
+      'none': nothing is changed;
+      'paper': section 3.1 of the paper, mirrors along both axes and a rotation;
+      'released': the authors' code, with probability p_flip a random quarter turn and one mirror, else with probability
+      p_rotate a rotation by an integer angle from -20 to 19, nearest neighbour for the image too;
+      'extended': for few scans, rotation, scaling, shift, gamma, contrast and brightness;
+      'volume': for 3D, mirrors along and rotations about all three axes, scaling.
+    **options: with their defaults
+      'paper': mirror_axes=(0, 1), p_mirror=0.5 for each axis, max_angle_deg=30, p_rotate=1;
+      'released': p_flip=0.5, p_rotate=0.5;
+      'extended': max_angle_deg=20, scale=(0.85, 1.15), max_shift=0.05 of the side, gamma=(0.75, 1.33),
+      contrast=(0.85, 1.15), brightness=0.08, mirror_axes=(), p_mirror=0.5;
+      'volume': max_angle_deg=(30, 15, 15) about z, y, x, p_rotate=1, scale=(0.85, 1.15), mirror_axes=(0, 1, 2),
+      p_mirror=0.5, voxel_aspect=(1, 1, 1), the lengths of a voxel along z, y, x in any unit, and gamma, contrast and
+      brightness as in 'extended', but off.
+      Axis 0 of a slice is front-back, axis 1 left-right.
 
   Returns:
     (key, batch) -> batch with 'image' (B, *S, 1) float32 in [0, 1] and 'label' (B, *S) integer changed alike, shapes,
@@ -263,15 +226,17 @@ def make_augment(name: str, **options) -> Augment:
   """
   if name not in _VARIANTS:
     raise InputError(
-      f'augment {name!r}', 'no such augmentation' + _did_you_mean(name, _VARIANTS), f'Use one of {", ".join(_VARIANTS)}'
+      f'augment {name!r}',
+      'is not a known augmentation',
+      f'{did_you_mean(name, _VARIANTS)}Use one of {", ".join(_VARIANTS)}.',
     )
   known = inspect.signature(_VARIANTS[name]).parameters
   for option in options:
     if option not in known:
       raise InputError(
         f'augment {name!r} option {option!r}',
-        'no such option' + _did_you_mean(option, known),
-        f'Use one of {", ".join(known)}' if known else 'It takes none',
+        'is not a known option',
+        f'{did_you_mean(option, known)}Use one of {", ".join(known)}.' if known else 'It takes no options.',
       )
   sample = _VARIANTS[name](**options)
 
@@ -281,8 +246,3 @@ def make_augment(name: str, **options) -> Augment:
     return {**batch, 'image': image, 'label': label}
 
   return augment
-
-
-def _did_you_mean(word: str, known) -> str:
-  close = difflib.get_close_matches(word, list(known), 1)
-  return f' (did you mean {close[0]!r}?)' if close else ''

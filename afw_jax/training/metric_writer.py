@@ -1,131 +1,83 @@
-"""What a run leaves behind of itself: config.json, environment.json, metrics.jsonl and TensorBoard events."""
+"""Training metrics on disk: metrics.jsonl, and TensorBoard events where tensorboardX is installed."""
 
-import contextlib
 import errno
-import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
 import shutil
-import socket
 
-import jax
-
-import afw_jax
+from afw_jax import atomic_files
 from afw_jax.distributed import runtime
-from afw_jax.errors import InputError
-
-PACKAGES = (
-  'afw_jax',
-  'jax',
-  'jaxlib',
-  'flax',
-  'optax',
-  'orbax-checkpoint',
-  'grain',
-  'numpy',
-  'scipy',
-  'nibabel',
-  'pydicom',
-)
-
-
-def write_json(path: str, value: dict) -> None:
-  """Writes whole or not at all."""
-  tmp = f'{path}.{socket.gethostname()}-{os.getpid()}.tmp'  # the tasks of an array job write the same file at once
-  try:
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(tmp, 'w') as f:
-      json.dump(value, f, indent=2, sort_keys=True)
-      f.flush()
-      os.fsync(f.fileno())
-    os.replace(tmp, path)
-  except OSError as error:
-    raise InputError(
-      path, f'cannot be written ({error})', 'Free space or choose another place with --workdir.'
-    ) from error
-
-
-def environment() -> dict:
-  """Versions, devices and what else decides the bits of a run."""
-  installed = {d.metadata['Name']: d.version for d in importlib.metadata.distributions()}
-  return {
-    'python': platform.python_version(),
-    'platform': platform.platform(),
-    'cpu_count': os.cpu_count(),
-    'packages': {name: installed.get(name, 'not installed') for name in PACKAGES} | {'afw_jax': afw_jax.__version__},
-    'devices': [str(d) for d in jax.devices()],
-    'processes': jax.process_count(),
-    'xla_flags': os.environ.get('XLA_FLAGS', ''),
-    'nproc': os.environ.get('NPROC', ''),
-  }
 
 
 def read_metrics(workdir: str) -> list[dict]:
-  """The records of metrics.jsonl; a line torn by a kill ends the list."""
-  records = []
+  """The records of WORKDIR/metrics.jsonl, oldest first; a last line that was not written to its end is left out."""
   path = os.path.join(workdir, 'metrics.jsonl')
-  if os.path.exists(path):
-    with open(path) as f:
-      for line in f:
-        if not line.endswith('\n'):
-          break
-        records.append(json.loads(line))
-  return records
+  if not os.path.exists(path):
+    return []
+  with open(path, 'rb') as file:  # bytes: an unfinished line may end within a character
+    return [json.loads(line) for line in file if line.endswith(b'\n')]
 
 
 class MetricWriter:
-  """Appends one JSON line per record to metrics.jsonl, and scalars to TensorBoard where tensorboardX is installed.
+  """Appends one JSON line per record to metrics.jsonl, and writes the same scalars to TensorBoard.
 
-  Opened at a step, it first drops the records of later steps, which a resumed run is about to make again. Of several
-  processes only the first writes.
+  Of several processes only process 0 writes.
+
+  Args:
+    workdir: folder of the run.
+    start_step: the step that training starts from. The records of later steps are removed first, because the run makes
+      them again; so whenever a run was killed, no value is recorded twice.
+    validation_due: the validation of `start_step` is still to be done: a record of it is removed too.
+
+  Raises:
+    InputError: the disk is full, or the file cannot be written.
   """
 
-  def __init__(self, workdir: str, *, start_step: int):
+  def __init__(self, workdir: str, *, start_step: int, validation_due: bool = False):
     self._file = self._tensorboard = None
     if runtime.process_index():
       return
     kept = [r for r in read_metrics(workdir) if r['step'] <= start_step]
-    path = os.path.join(workdir, 'metrics.jsonl')
-    try:
-      with open(path + '.tmp', 'w') as f:
-        f.writelines(json.dumps(r) + '\n' for r in kept)
-      os.replace(path + '.tmp', path)
-      self._file = open(path, 'a', buffering=1)  # noqa: SIM115 (open for the whole run)
-    except OSError as error:
-      raise InputError(path, f'cannot be written ({error})', 'Free space or choose another --workdir.') from error
-    if importlib.util.find_spec('tensorboardX'):
-      import tensorboardX
+    if validation_due:
+      kept = [r for r in kept if r['step'] < start_step or not any(key.startswith('val/') for key in r)]
+    self._path = os.path.join(workdir, 'metrics.jsonl')
+    with atomic_files.replace_atomically(self._path) as file:
+      file.writelines(atomic_files.to_json(r) + '\n' for r in kept)
+    with atomic_files.write_errors(self._path):
+      self._file = open(self._path, 'a', encoding='utf-8', buffering=1)  # noqa: SIM115 (open for the whole run)
+      if importlib.util.find_spec('tensorboardX'):
+        import tensorboardX
 
-      self._tensorboard = tensorboardX.SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=start_step + 1)
+        folder = os.path.join(workdir, 'tensorboard')
+        self._tensorboard = tensorboardX.SummaryWriter(folder, purge_step=start_step + (not validation_due))
+        for record in kept if validation_due else ():
+          if record['step'] == start_step:  # purged with the validation of the same step
+            self._draw(record)
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
-    """One record of a step."""
+    """Appends the record of a step; a value that is not finite becomes null."""
     if self._file is None:
       return
-    with self._errors():
-      self._file.write(json.dumps({'step': step, **scalars}) + '\n')
-      if self._tensorboard:
-        if shutil.disk_usage(self._file.name).free < 1 << 20:  # its thread would die and leave this one waiting
-          raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        for name, value in scalars.items():
-          self._tensorboard.add_scalar(name, value, step)
+    record = {'step': step, **scalars}
+    with atomic_files.write_errors(self._path):
+      self._file.write(atomic_files.to_json(record) + '\n')
+      self._draw(record)
+
+  def _draw(self, record: dict) -> None:
+    if self._tensorboard is None:
+      return
+    if shutil.disk_usage(self._path).free < 1 << 20:  # its thread would die, and this one wait for it forever
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for name, value in record.items():
+      if name != 'step' and value is not None:
+        self._tensorboard.add_scalar(name, value, record['step'])
 
   def close(self) -> None:
-    """Flushes both."""
+    """Writes what is buffered and closes both files."""
     if self._file is None:
       return
-    with self._errors():
+    with atomic_files.write_errors(self._path):
       self._file.close()
       if self._tensorboard:
         self._tensorboard.close()
-
-  @contextlib.contextmanager
-  def _errors(self):
-    try:
-      yield
-    except OSError as error:
-      raise InputError(
-        self._file.name, f'cannot be written ({error})', 'Free space on the disk, then start the same command again.'
-      ) from error

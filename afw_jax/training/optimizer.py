@@ -1,4 +1,4 @@
-"""SGD with momentum under the polynomial learning-rate schedule of the paper (section 3.1)."""
+"""SGD with momentum and the polynomial learning-rate schedule of the paper (section 3.1)."""
 
 from collections.abc import Callable
 
@@ -13,11 +13,11 @@ UNITS = ('epoch', 'step')
 def polynomial_schedule(
   base_lr: float, *, epochs: int, steps_per_epoch: int, unit: str = 'epoch', power: float = 0.9
 ) -> Callable:
-  """lr(t) = base_lr (1 - t/T)^power.
+  """Polynomial decay of the learning rate: lr(t) = base_lr (1 - t/T)^power.
 
   Args:
     base_lr: the learning rate at the start.
-    epochs: length of the run T in epochs.
+    epochs: length T of the run in epochs.
     steps_per_epoch: steps of one epoch.
     unit: 'epoch' (the paper): t counts whole epochs, constant within one. 'step' (the released code): t counts
       steps and is updated after each step, so that steps 0 and 1 both use the base rate.
@@ -30,7 +30,7 @@ def polynomial_schedule(
     InputError: for an unknown unit.
   """
   if unit not in UNITS:
-    raise InputError('optimizer.schedule_unit', f'{unit!r} is not a unit of the schedule', f'Use one of {UNITS}.')
+    raise InputError('optimizer.schedule_unit', f'{unit!r} is not a valid unit', f'Use one of {UNITS}.')
   total = epochs if unit == 'epoch' else epochs * steps_per_epoch
 
   def schedule(step):
@@ -43,13 +43,13 @@ def polynomial_schedule(
 def sgd(
   schedule: Callable, *, momentum: float = 0.9, weight_decay: float = 0.0, clip_norm: float = 0.0
 ) -> optax.GradientTransformation:
-  """SGD momentum as torch.optim.SGD computes it.
+  """SGD with momentum, as torch.optim.SGD computes it.
 
   Args:
     schedule: step -> learning rate.
-    momentum: of the gradient's running sum.
-    weight_decay: added to the gradient of every parameter, log_sigma_sq included, as in the released code
-      (1e-4); the paper names none (0).
+    momentum: decay of the running sum of gradients.
+    weight_decay: factor of the L2 penalty on every parameter, log_sigma_sq included, as in the authors' released code
+      (1e-4); the paper gives none (0).
     clip_norm: largest global norm of the gradient; 0 = no clipping.
   """
   clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()

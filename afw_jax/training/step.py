@@ -1,4 +1,4 @@
-"""The pure, jittable heart of training: state, one step of it, and the forward pass of evaluation."""
+"""The training state and the training step, a pure function of state, batch and key."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ class TrainState(NamedTuple):
 
 
 def init_state(model, tx: optax.GradientTransformation, key: Array, image: Array, num_classes: int) -> TrainState:
-  """Fresh state; log_sigma_sq starts at 0, so every class weighs 1.
+  """The state before the first step; log_sigma_sq starts at 0, so every class weighs 1.
 
   Args:
     model: a Linen module.
@@ -61,10 +61,10 @@ def make_train_step(
     model: a Linen module.
     loss_fn: (logits, labels, log_sigma_sq) -> (loss, per-class terms).
     tx: the optimizer.
-    prepare: (key, raw batch) -> batch with 'image' float (B, *S, C_in) and 'label' (B, *S): window and augment.
-    micro_batches: parts that the batch goes through the network in, one after the other, for less memory: see
-      `accumulate`, also for what that changes (BatchNorm, dropout) and what not (augmentation and loss).
-    unroll: of `accumulate.value_and_grad`.
+    prepare: (key, raw batch) -> windowed and augmented batch, 'image' (B, *S, C_in) float and 'label' (B, *S).
+    micro_batches: parts of the batch that go through the network one after the other, for less memory; `accumulation`
+      says what that changes (BatchNorm, dropout) and what it does not (augmentation and loss).
+    unroll: of `accumulation.value_and_grad`.
 
   Returns:
     train_step(state, batch, key) -> (state, aux); aux has 'loss' (), 'grad_norm' () and 'terms', a dict of (C,).
@@ -98,26 +98,6 @@ def make_train_step(
   return train_step
 
 
-def make_predict_step(model, window: Callable[[Array, Array], Array]):
-  """The forward pass of evaluation.
-
-  Args:
-    model: a Linen module.
-    window: (raw intensities, (B, 2) window) -> float image in [0, 1].
-
-  Returns:
-    predict_step(variables, image (B, *S, 1) raw, window (B, 2)) -> float32 probabilities (B, *S, C).
-  """
-
-  def predict_step(variables: PyTree, image: Array, bounds: Array) -> Array:
-    logits = model.apply(variables, window(image, bounds), train=False)
-    # A network with deep supervision says which of its heads is the answer; the others only train it.
-    logits = logits[model.main_output] if isinstance(logits, (list, tuple)) else logits
-    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-
-  return predict_step
-
-
 def variables_of(state: TrainState) -> PyTree:
-  """What `model.apply` needs of a state."""
+  """The variables of a state for `model.apply`."""
   return {'params': state.params['net'], 'batch_stats': state.batch_stats}

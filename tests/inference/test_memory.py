@@ -14,6 +14,7 @@ from afw_jax.data import store
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.geometry import Geometry
 from afw_jax.data.preparation import prepare
+from afw_jax.data.preparation.options import StoreOptions
 
 SHAPE, CASES = (48, 192, 192), 12
 VOLUME = np.prod(SHAPE) * 2 / 2**20  # MiB of a scan as int16
@@ -26,10 +27,11 @@ PREPARE = (
   PEAK
   + """
 from afw_jax.data.preparation import prepare
+from afw_jax.data.preparation.options import StoreOptions
 root, out = sys.argv[1:]
 start, peaks, one = peak(), [], prepare.prepare_case
 prepare.prepare_case = lambda job: (one(job), peaks.append(peak()))[0]
-prepare.prepare('folder', root, out, size=(96, 96), workers=0, progress=False)
+prepare.prepare(StoreOptions('folder', size=(96, 96)), root, out, workers=0, progress=False)
 print(start, *peaks)
 """
 )
@@ -93,16 +95,16 @@ def test_preparing(tmp_path):
 
 
 def test_evaluating(tmp_path, trained, phantoms):
-  names = json.loads((phantoms / 'dataset.json').read_text())
+  names = json.loads((phantoms / 'dataset.json').read_text(encoding='utf-8'))
   names['split'] = {'train': ['c00'], 'test': [f'c{i:02d}' for i in range(1, CASES)]}
   root = make_large(tmp_path / 'raw', names)
-  request = store.read_index(next((trained.parent / 'stores').iterdir()))['request']
-  choices = {key: request[key] for key in ('size', 'spacing_mm', 'fit', 'order', 'window')}
-  prepare.prepare('folder', root, tmp_path / 's', progress=False, workers=0, **choices)
+  options = store.read_index(next((trained.parent / 'stores').iterdir()))['options']
+  grid = {key: options[key] for key in ('size', 'spacing_mm', 'fit')}
+  prepare.prepare(StoreOptions('folder', **grid, order='linear'), root, tmp_path / 's', progress=False, workers=0)
   shutil.copytree(trained, tmp_path / 'run')  # other tests look at the scores in it
   start, peaks = peaks_of(EVALUATE, tmp_path / 'run', tmp_path / 's')
   assert len(peaks) == CASES - 1
-  # A busy machine has now one and now two blocks of probabilities (10 MiB) in flight, a step or two among all; what each
-  # case left behind would add to every one of them.
+  # On a busy machine one or two blocks of probabilities (10 MiB) are in flight: a step or two among all. Memory that
+  # cases do not free would add to every step.
   assert np.median(np.diff(peaks[2:])) < VOLUME / 10
   assert peaks[-1] - peaks[1] < 8 * VOLUME  # those blocks and no more

@@ -1,13 +1,15 @@
-"""Slices to volumes and back onto the source grid."""
+"""Segmentation of volumes: slices and sliding windows, and the way back onto the grid of the scan."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from restore_reference import from_working
 
 from afw_jax.data import resample
 from afw_jax.errors import InputError
-from afw_jax.inference import segmentation
+from afw_jax.inference import forward, segmentation
+from afw_jax.inference.segmentation import Options
 
 
 def threshold_step(variables, image, window):
@@ -34,8 +36,7 @@ def test_identity_grid_gives_the_pixels_back(window_size):
       image,
       (-100, 100),
       (np.eye(7), np.eye(16), np.eye(12)),
-      window_size=window_size,
-      batch_size=batch_size,
+      Options(window_size, batch_size),
       keep_probabilities=True,
     )
     np.testing.assert_array_equal(labels, image > 0)
@@ -47,9 +48,7 @@ def test_outside_the_field_of_view_is_background():
   image = np.full((2, 4, 4), 50, np.int16)
   rows = np.zeros((8, 4))
   rows[2:6] = np.eye(4)
-  labels, _ = segmentation.segment(
-    threshold_step, {}, image, (-10, 10), (np.eye(2), rows, np.eye(4)), window_size=(4, 4)
-  )
+  labels, _ = segmentation.segment(threshold_step, {}, image, (-10, 10), (np.eye(2), rows, np.eye(4)), Options((4, 4)))
   assert (labels[:, 2:6] == 1).all() and (labels[:, :2] == 0).all() and (labels[:, 6:] == 0).all()
 
 
@@ -79,11 +78,10 @@ def test_the_streamed_way_back_is_the_reference(grid, slices):
     image,
     (-100, 100),
     resample.restore_matrices(plan),
-    window_size=plan.working[1:] if slices else (7, 9, 8),
-    batch_size=4,
+    Options(plan.working[1:] if slices else (7, 9, 8), batch_size=4),
     keep_probabilities=True,
   )
-  expected = resample.from_working(soft_step({}, image[..., None], None), plan)
+  expected = from_working(soft_step({}, image[..., None], None), plan)
   assert labels.shape == native == probabilities.shape[:3]
   seen = np.ix_(*(np.asarray(m).any(1) for m in resample.restore_matrices(plan)))
   np.testing.assert_allclose(probabilities[seen].astype(np.float32), expected[seen], atol=1e-3)
@@ -98,15 +96,13 @@ def test_one_compilation_whatever_the_number_of_slices():
   step = jax.jit(lambda variables, image, window: soft_step(variables, image, window))
   for depth in (5, 8, 21, 30):
     image = np.zeros((depth, 6, 6), np.int16)
-    segmentation.segment(
-      step, {}, image, (0, 1), (np.eye(depth), np.eye(6), np.eye(6)), window_size=(6, 6), batch_size=4
-    )
+    segmentation.segment(step, {}, image, (0, 1), (np.eye(depth), np.eye(6), np.eye(6)), Options((6, 6), batch_size=4))
   assert segmentation._restore._cache_size() == 1 and step._cache_size() == 1
 
 
-def test_a_window_size_that_is_none():
-  with pytest.raises(InputError, match='window_size'):
-    segmentation.segment(soft_step, {}, np.zeros((2, 2, 2)), (0, 1), (np.eye(2),) * 3, window_size=(2,))
+def test_an_invalid_input_size():
+  with pytest.raises(InputError, match='input_size'):
+    segmentation.segment(soft_step, {}, np.zeros((2, 2, 2)), (0, 1), (np.eye(2),) * 3, Options((2,)))
 
 
 def test_mirror_averaging_is_the_mean_of_mirrored_predictions():
@@ -116,17 +112,17 @@ def test_mirror_averaging_is_the_mean_of_mirrored_predictions():
     return jnp.broadcast_to(ramp, image.shape[:-1])[..., None]
 
   image = np.zeros((1, 4, 6, 1), np.float32)
-  averaged = segmentation.mirror_averaged(left_biased, (1,))({}, image, None)
+  averaged = forward.mirror_averaged(left_biased, (1,))({}, image, None)
   np.testing.assert_allclose(averaged[0, :, :, 0], 0.5, atol=1e-6)
-  assert segmentation.mirror_averaged(left_biased, ()) is left_biased
-  both = segmentation.mirror_averaged(lambda v, x, w: x, (0, 1))
+  assert forward.mirror_averaged(left_biased, ()) is left_biased
+  both = forward.mirror_averaged(lambda v, x, w: x, (0, 1))
   x = np.random.default_rng(1).random((2, 4, 6, 1), np.float32)
   np.testing.assert_allclose(both({}, x, None), x, rtol=1e-6)
   ramps = lambda v, x, w: (
     sum(jnp.linspace(0, 1, n).reshape(-1, *[1] * (3 - i)) for i, n in enumerate(x.shape[1:4])) + 0 * x
   )
   np.testing.assert_allclose(
-    segmentation.mirror_averaged(ramps, (0, 1, 2))({}, np.zeros((2, 3, 4, 5, 1)), None), 1.5, rtol=1e-6
+    forward.mirror_averaged(ramps, (0, 1, 2))({}, np.zeros((2, 3, 4, 5, 1)), None), 1.5, rtol=1e-6
   )
 
 
@@ -136,19 +132,19 @@ def test_largest_component_per_organ():
   labels[3, 9, 9] = 1
   labels[1, 6:8, 6:8] = 2
   labels[2, 8, 8] = 2  # touches by a corner: the same component
-  out = segmentation.largest_components(labels, 4)
+  out = segmentation.largest_components(labels)
   assert (out == 1).sum() == 18 and out[3, 9, 9] == 0 and (out == 2).sum() == 5
   assert (labels == 1).sum() == 19  # the input is untouched
 
 
 @pytest.mark.parametrize('axes', [(3,), (-1,), (0, 0), ('x',)])
-def test_axes_that_no_image_has(axes):
+def test_invalid_axes(axes):
   with pytest.raises(InputError, match='mirror_axes'):
-    segmentation.mirror_averaged(threshold_step, axes)
+    forward.mirror_averaged(threshold_step, axes)
 
 
-def test_an_axis_that_a_slice_has_not():
-  step = jax.jit(segmentation.mirror_averaged(soft_step, (0, 2)))
+def test_an_axis_that_a_slice_does_not_have():
+  step = jax.jit(forward.mirror_averaged(soft_step, (0, 2)))
   assert step({}, np.zeros((1, 4, 4, 4, 1)), None).shape == (1, 4, 4, 4, 3)
   with pytest.raises(InputError, match='no axis 2'):
     step({}, np.zeros((1, 4, 4, 1)), None)

@@ -1,4 +1,4 @@
-"""Sliding windows: weights, steps, and the same answer as the whole volume, in little memory."""
+"""Sliding-window inference: weights, steps, the same result as on the whole volume, and bounded memory."""
 
 import subprocess
 import sys
@@ -124,13 +124,14 @@ def test_senseless_windows(bad, word):
 MEMORY = """
 import resource, jax, jax.numpy as jnp, numpy as np
 from afw_jax.inference import segmentation
+options = segmentation.Options((32, 32, 32), batch_size=2)
 depth, side, classes = 320, 128, 9  # all probabilities at once: 189 MB, with their sums and the source grid's 566 MB
 image = np.zeros((depth, side, side), np.int16)
 step = jax.jit(lambda v, x, w: jax.nn.softmax(x.astype(jnp.float32) * jnp.arange(classes)))
 matrices = [np.eye(n) for n in image.shape]
-segmentation.segment(step, {}, image[:40], (0, 1), [np.eye(40), *matrices[1:]], window_size=(32, 32, 32), batch_size=2)
+segmentation.segment(step, {}, image[:40], (0, 1), [np.eye(40), *matrices[1:]], options)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-segmentation.segment(step, {}, image, (0, 1), matrices, window_size=(32, 32, 32), batch_size=2)
+segmentation.segment(step, {}, image, (0, 1), matrices, options)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 

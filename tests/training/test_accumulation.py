@@ -1,4 +1,4 @@
-"""Gradient accumulation: the whole batch's loss and gradient from its parts, in less memory, on any number of devices."""
+"""Gradient accumulation: loss and gradient of the whole batch from its parts, in less memory, on several devices."""
 
 import os
 import pathlib
@@ -45,7 +45,7 @@ def make_batch(shape, seed=0):
   return {'image': jnp.asarray(image, jnp.float32), 'label': jnp.asarray(label)}
 
 
-def born(model, batch):
+def fresh_state(model, batch):
   """A state whose parameters are drawn here: that takes no compilation."""
   rng = np.random.default_rng(1)
 
@@ -78,7 +78,7 @@ def in_float64(tree):
 
 
 def assert_close(got, expected, tolerance):
-  """Each array by its own largest entry, or by a thousandth of the largest of all where its entries are but rounding."""
+  """Compares each array relative to its largest entry, or to a thousandth of the largest of all."""
   largest = max(float(jnp.abs(e).max()) for e in jax.tree.leaves(expected))
   for (path, e), g in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(got), strict=True):
     bound = tolerance * max(float(jnp.abs(e).max()), 1e-3 * largest)
@@ -92,7 +92,7 @@ def assert_close(got, expected, tolerance):
 def test_every_loss_of_several_heads_is_that_of_the_whole_batch(names, unroll, x64, tolerance):
   with jax.enable_x64(x64):
     batch = make_batch((4, 8, 8))
-    state = born(Tiny(), batch)
+    state = fresh_state(Tiny(), batch)
     if x64:
       batch, state = in_float64((batch, state))
     made = {name: losses.deep_supervised(losses.make_loss(name), (1.0, 0.5)) for name in names}
@@ -127,7 +127,7 @@ def test_unetr_without_batchnorm_takes_the_step_of_the_whole_batch_with_the_same
 
   with jax.enable_x64(True):
     batch = in_float64(make_batch((2, 16, 16, 32)))
-    state = in_float64(born(model, batch))
+    state = in_float64(fresh_state(model, batch))
     (whole, w_aux), (parts, p_aux) = (stepped(model, loss_fn, state, batch, augment, micro_batches=m) for m in (1, 2))
     assert_close(p_aux, w_aux, 1e-10)
     assert_close(parts.opt_state, whole.opt_state, 1e-10)
@@ -163,7 +163,7 @@ def test_batchnorm_and_dropout_are_those_of_the_micro_batches(unroll):
   model, m = Tiny(norm=True, dropout=0.4), 3
   with jax.enable_x64(True):
     batch = in_float64(make_batch((6, 8, 8)))
-    state = in_float64(born(model, batch))
+    state = in_float64(fresh_state(model, batch))
     loss_fn = losses.deep_supervised(losses.make_loss('ce_afw'), (1.0, 0.5))
 
     def by_definition(params):
@@ -200,7 +200,7 @@ def test_what_batchnorm_changes_in_a_unet():
   label = (far < radius).astype(int) + (far < radius / 2)
   image = (label / 2 + 0.2 * rng.normal(size=label.shape))[..., None]
   batch = {'image': jnp.asarray(image, jnp.float32), 'label': jnp.asarray(label)}
-  state, loss_fn = born(model, batch), losses.make_loss('ce_afw')
+  state, loss_fn = fresh_state(model, batch), losses.make_loss('ce_afw')
   whole, aux = stepped(model, loss_fn, state, batch)
   flat = lambda state: np.concatenate([np.ravel(a) for a in jax.tree.leaves(state.opt_state.trace)])
   seen = []
@@ -219,7 +219,7 @@ def test_memory_falls(unroll):
   """Of a UNet and 8 samples, in 4 parts; the program as it runs, not as it is written."""
   model, image = models.build('unet', num_classes=CLASSES, features=(16, 32, 64)), jnp.zeros((8, 32, 32, 1))
   batch = {'image': image, 'label': jnp.zeros((8, 32, 32), jnp.int32)}
-  state = born(model, batch)
+  state = fresh_state(model, batch)
 
   def temp(micro_batches):
     train_step = step.make_train_step(
@@ -235,16 +235,18 @@ import jax, jax.numpy as jnp, numpy as np, optax
 from afw_jax import losses, models
 from afw_jax.distributed import sharding
 from afw_jax.training import step
-from test_accumulation import GRADIENT, KEY, born, make_batch
+from test_accumulation import GRADIENT, KEY, fresh_state, make_batch
 
 assert jax.device_count() == 4
 batch = make_batch((8, 32, 32))
-state = born(models.build('unet', num_classes=3, features=(8, 12)), batch)
+state = fresh_state(models.build('unet', num_classes=3, features=(8, 12)), batch)
 
 def program(arguments, constrain, m, unroll=None, **options):
   model = models.build('unet', num_classes=3, features=(8, 12), constrain=constrain)
-  train_step = step.make_train_step(model, losses.make_loss('ce_afw'), GRADIENT, lambda key, b: b, micro_batches=m, unroll=unroll)
-  return jax.jit(train_step, **options).lower(*arguments).compile(compiler_options={'xla_backend_optimization_level': 0})
+  loss_fn = losses.make_loss('ce_afw')
+  train_step = step.make_train_step(model, loss_fn, GRADIENT, lambda key, b: b, micro_batches=m, unroll=unroll)
+  lowered = jax.jit(train_step, **options).lower(*arguments)
+  return lowered.compile(compiler_options={'xla_backend_optimization_level': 0})
 
 temp = lambda program: program.memory_analysis().temp_size_in_bytes
 expected = program((state, batch, KEY), lambda x: x, 2)(state, batch, KEY)
@@ -289,4 +291,4 @@ def test_refuses_parts_that_do_not_divide_the_batch_of_a_device():
     accumulation.check(0, 4, 1)
   batch = make_batch((4, 8, 8))
   with pytest.raises(InputError, match='3 does not divide a batch of 4'):
-    stepped(Tiny(), losses.deep_supervised(losses.make_loss('ce')), born(Tiny(), batch), batch, micro_batches=3)
+    stepped(Tiny(), losses.deep_supervised(losses.make_loss('ce')), fresh_state(Tiny(), batch), batch, micro_batches=3)

@@ -1,3 +1,5 @@
+"""3D augmentation: rotations, mirrors and scaling of volumes, against scipy and by their properties."""
+
 import os
 import subprocess
 import sys

@@ -1,3 +1,5 @@
+"""2D augmentation: geometry against scipy, the distribution of its draws, and its options."""
+
 import os
 import subprocess
 import sys
@@ -12,8 +14,9 @@ from scipy import ndimage
 
 from afw_jax.errors import InputError
 from afw_jax.preprocess import apply_window
-from afw_jax.training import augment
-from afw_jax.training.augment import make_augment, resample, rotation
+from afw_jax.training import affine2d
+from afw_jax.training.affine2d import resample, rotation
+from afw_jax.training.augment import make_augment
 
 
 def a_batch(n=4, shape=(24, 20), classes=9, seed=0):
@@ -157,7 +160,7 @@ np.testing.assert_array_equal(one['label'], four['label'])
 
 
 def test_paper_angles_are_uniform_and_mirrors_fair(monkeypatch):
-  monkeypatch.setattr(augment, 'resample', lambda image, label, matrix: (matrix, label))
+  monkeypatch.setattr(affine2d, 'resample', lambda image, label, matrix: (matrix, label))
   n = 4000
   matrices = np.asarray(make_augment('paper')(jax.random.key(0), a_batch(n, (2, 2)))['image'])
   flip_rows, flip_cols = (

@@ -12,7 +12,8 @@ import optax
 import pytest
 
 from afw_jax.errors import InputError
-from afw_jax.training import checkpoint
+from afw_jax.training import checkpoint, checkpoint_writer
+from afw_jax.training.fingerprint import fingerprint
 from afw_jax.training.step import TrainState
 
 
@@ -27,15 +28,20 @@ def make_state(step=3, seed=0):
 
 
 def save(folder, *states):
-  manager = checkpoint.open_manager(str(folder), keep=3)
-  for state in states:
-    checkpoint.save(manager, state, {'best_dsc': 0.5, 'step_is': int(state.step)})
-    checkpoint.finish(manager)
-  manager.close()
+  with checkpoint_writer.opened(str(folder), keep=3) as manager:
+    for state in states:
+      checkpoint_writer.save(manager, state, {'best_dsc': 0.5, 'step_is': int(state.step)})
+      checkpoint_writer.finish(manager)
 
 
 def abstract(state):
   return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
+
+
+def variables(state):
+  """The abstract variables of the network of a state."""
+  whole = abstract(state)
+  return {'params': whole.params['net'], 'batch_stats': whole.batch_stats}
 
 
 def equal(a, b):
@@ -102,13 +108,26 @@ def test_all_torn_is_an_error(tmp_path):
 def test_of_another_network(tmp_path):
   state = make_state()
   save(tmp_path, state)
-  other = {
-    'net': {'conv': {'kernel': jax.ShapeDtypeStruct((3, 3, 8, 32), jnp.float32)}},
-    'log_sigma_sq': jax.ShapeDtypeStruct((9,), jnp.float32),
-    'batch_stats': {'bn': {'mean': jax.ShapeDtypeStruct((16,), jnp.float32)}},
+  mine = variables(state)
+  kernel = mine['params']['conv']['kernel']
+  wider = {
+    **mine,
+    'params': {'conv': {'kernel': jax.ShapeDtypeStruct((3, 3, 8, 32), jnp.float32, sharding=kernel.sharding)}},
   }
-  with pytest.raises(InputError, match='of another network'):
-    checkpoint.restore_variables(str(tmp_path), other)
+  deeper = {**mine, 'params': {**mine['params'], 'more': kernel}}
+  flatter = {**mine, 'params': {}}
+  with pytest.raises(InputError, match='torn, altered or of another network'):
+    checkpoint.restore_variables(str(tmp_path), wider)
+  for other in (deeper, flatter, {'params': mine['params']}):
+    with pytest.raises(InputError, match='of another network or version'):
+      checkpoint.restore_variables(str(tmp_path), other)
+
+
+def test_the_variables_of_the_network_alone(tmp_path):
+  state = make_state()
+  save(tmp_path, state)
+  restored, meta = checkpoint.restore_variables(str(tmp_path), variables(state))
+  assert equal(restored, {'batch_stats': state.batch_stats, 'params': state.params['net']}) and meta['step'] == 3
 
 
 def test_unfinished_saves_are_not_checkpoints(tmp_path):
@@ -121,14 +140,14 @@ def test_unfinished_saves_are_not_checkpoints(tmp_path):
 
 def test_fingerprint_notices_swapped_rows():
   a = jnp.arange(12.0).reshape(3, 4)
-  assert checkpoint.fingerprint({'a': a}) != checkpoint.fingerprint({'a': a[::-1]})
-  assert checkpoint.fingerprint({'a': a}) == checkpoint.fingerprint({'a': a + 0})
+  assert fingerprint({'a': a}) != fingerprint({'a': a[::-1]})
+  assert fingerprint({'a': a}) == fingerprint({'a': a + 0})
 
 
 def test_a_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
   state = make_state()
   save(tmp_path, state)
-  monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda path: type('Usage', (), {'free': 1000})())
+  monkeypatch.setattr(checkpoint_writer.shutil, 'disk_usage', lambda path: type('Usage', (), {'free': 1000})())
   with pytest.raises(InputError, match='Free space'):
     save(tmp_path, make_state(6))
   assert equal(checkpoint.restore_state(str(tmp_path), abstract(state))[0], state)

@@ -1,6 +1,4 @@
-"""The train step: what it changes, and that it is a function of (state, batch, key) alone."""
-
-from typing import ClassVar
+"""The training step: what it changes, and that it depends on nothing but (state, batch, key)."""
 
 import flax.linen as nn
 import jax
@@ -88,21 +86,3 @@ def test_the_key_of_a_step_depends_on_its_number(batch):
     state, aux = train_step(state, batch, jax.random.key(1))
     seen.append(float(aux['loss']))
   assert seen[0] != seen[1]
-
-
-@pytest.mark.parametrize('main', [0, -1])
-def test_predict_step_gives_probabilities_of_the_networks_answer_among_its_heads(main):
-  class Heads(nn.Module):
-    main_output: ClassVar[int] = main
-
-    @nn.compact
-    def __call__(self, x, train=False):
-      heads = [nn.Conv(3, (1, 1))(x), nn.Conv(3, (1, 1))(x[:, ::2, ::2])]
-      return heads if self.main_output == 0 else heads[::-1]
-
-  model = Heads()
-  x = jnp.ones((2, 8, 8, 1))
-  predict = step.make_predict_step(model, lambda image, window: image)
-  p = predict(model.init(jax.random.key(0), x), x, jnp.zeros((2, 2)))
-  assert p.shape == (2, 8, 8, 3) and p.dtype == jnp.float32
-  np.testing.assert_allclose(p.sum(-1), 1, rtol=1e-6)

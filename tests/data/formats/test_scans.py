@@ -1,8 +1,8 @@
-"""Which scans a path holds."""
+"""Finding the scans below a path."""
 
 import pytest
 
-from afw_jax import predict
+from afw_jax.data.formats import scans
 from afw_jax.errors import InputError
 
 
@@ -19,7 +19,7 @@ def test_nifti_files_and_dicom_folders_side_by_side(tmp_path):
     series(tmp_path / name)
   (tmp_path / 'results').mkdir()
   (tmp_path / 'results' / 'b.nii.gz').write_bytes(bytes(200))
-  assert predict.find_scans(str(tmp_path)) == {
+  assert scans.find_scans(str(tmp_path)) == {
     'a': f'{tmp_path}/a',
     'b': f'{tmp_path}/b.nii.gz',
     'c': f'{tmp_path}/c',
@@ -30,12 +30,12 @@ def test_nifti_files_and_dicom_folders_side_by_side(tmp_path):
 def test_one_scan_and_folders_of_one_kind(tmp_path):
   series(tmp_path / 'both' / 'one')
   series(tmp_path / 'both' / 'two')
-  assert list(predict.find_scans(str(tmp_path / 'both'))) == ['one', 'two']
-  assert predict.find_scans(str(tmp_path / 'both' / 'one')) == {'one': f'{tmp_path}/both/one'}
+  assert list(scans.find_scans(str(tmp_path / 'both'))) == ['one', 'two']
+  assert scans.find_scans(str(tmp_path / 'both' / 'one')) == {'one': f'{tmp_path}/both/one'}
 
 
 def test_two_scans_of_one_name(tmp_path):
   series(tmp_path / 'a')
   (tmp_path / 'a.nii').touch()
-  with pytest.raises(InputError, match='two scans are called a'):
-    predict.find_scans(str(tmp_path))
+  with pytest.raises(InputError, match='two scans are named a'):
+    scans.find_scans(str(tmp_path))

@@ -1,0 +1,100 @@
+"""The training program of a config: the jitted train step on a mesh, and the state that it starts from."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from afw_jax.config import build
+from afw_jax.distributed import sharding
+from afw_jax.training import accumulation, step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """Network, loss and optimizer of a config as one program on a mesh.
+
+  Attributes:
+    mesh: data x spatial.
+    model: the Linen module.
+    model_options: the options it was built with, as plain JSON.
+    input_size: spatial shape of a sample.
+    schedule: step -> learning rate.
+    init: (key, image (1, *S, 1)) -> fresh state; not jitted.
+    train_step: jitted, (state, batch, key) -> (state, aux); the state is donated.
+  """
+
+  mesh: jax.sharding.Mesh
+  model: Any
+  model_options: dict
+  input_size: tuple[int, ...]
+  schedule: Callable
+  init: Callable[..., step.TrainState]
+  train_step: Callable
+
+  def abstract_state(self) -> step.TrainState:
+    """Shapes, dtypes and shardings of the state: every device holds all of it."""
+    everywhere = sharding.replicated(self.mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(self.init, key, image=jax.ShapeDtypeStruct((1, *self.input_size, 1), jnp.float32))
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), state)
+
+  def initial_state(self, key: jax.Array) -> step.TrainState:
+    """A fresh state, made on the mesh."""
+    # Runs once: optimising its compilation would only delay the first step (and changes no bit).
+    options = {'xla_backend_optimization_level': 0}
+    init = jax.jit(self.init, out_shardings=sharding.replicated(self.mesh), compiler_options=options)
+    return init(key, image=jnp.zeros((1, *self.input_size, 1), jnp.float32))
+
+
+def make_program(
+  config: ml_collections.ConfigDict,
+  mesh: jax.sharding.Mesh,
+  class_names: tuple[str, ...],
+  steps_per_epoch: int,
+  *,
+  micro_batches: int | None = None,
+  unroll: bool | None = None,
+) -> Program:
+  """Builds the program that `train.train` runs and `planning.plan` compiles.
+
+  Args:
+    config: of the run.
+    mesh: data x spatial; its devices need not be there as long as nothing is run.
+    class_names: background included.
+    steps_per_epoch: for the learning rate.
+    micro_batches: instead of train.micro_batches.
+    unroll: of `accumulation.value_and_grad`.
+
+  Raises:
+    InputError: the config cannot be trained on this mesh.
+  """
+  micro_batches = micro_batches or config.train.micro_batches
+  model, model_options = build.network(config, len(class_names), constrain=sharding.make_constrain(mesh))
+  build.check_mesh(config, mesh, model)
+  accumulation.check(micro_batches, config.train.batch_size, mesh.shape['data'])
+  input_size = build.input_size(config)
+  schedule = build.schedule(config, steps_per_epoch)
+  tx = build.sgd(config, schedule)
+  train_step = step.make_train_step(
+    model,
+    build.loss(config, model, class_names),
+    tx,
+    build.preparation(config, mesh),
+    micro_batches=micro_batches,
+    unroll=unroll,
+  )
+  everywhere = sharding.replicated(mesh)
+  return Program(
+    mesh=mesh,
+    model=model,
+    model_options=model_options,
+    input_size=input_size,
+    schedule=schedule,
+    init=functools.partial(step.init_state, model, tx, num_classes=len(class_names)),
+    train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(everywhere, everywhere)),
+  )

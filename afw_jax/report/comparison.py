@@ -1,0 +1,168 @@
+"""Compares evaluated runs case by case, with paired tests; runs that were not scored alike are refused."""
+
+import os
+
+import numpy as np
+
+from afw_jax.errors import InputError
+from afw_jax.report import tables
+from afw_jax.report.notes import RULES, SPLITS, caution
+from afw_jax.report.runs import SETTINGS, Run, read_run
+from afw_jax.report.stats import paired
+from afw_jax.report.tables import heading, markdown, number
+
+# What has to be equal for scores to be comparable: field of Run -> how an error calls it.
+_ALIKE = {
+  'dataset': 'data set',
+  'split': 'split',
+  'convention': 'convention',
+  'unit': 'unit of the distances',
+  'nsd_tolerance': 'NSD tolerance',
+  'organs': 'organs',
+}
+_CURE = 'Evaluate both in the same way (--mode=evaluate).'
+
+
+def compare(workdirs: list[str]) -> str:
+  """Compares several runs on the cases that all of them scored, and tests each against the first.
+
+  Args:
+    workdirs: of evaluated runs, two or more.
+
+  Returns:
+    Markdown: the mean DSC and HD95 with 95 % confidence intervals, the DSC of every organ, and for each run the paired
+    difference to the first with its interval and the p-value of Wilcoxon's signed-rank test over cases.
+
+  Raises:
+    InputError: fewer than two runs; no case in common; or runs whose scores cannot be compared: another data set,
+      split, metric convention, unit, NSD tolerance or kind of checkpoint, other organs, or another truth of a case.
+  """
+  if len(workdirs) < 2:
+    raise InputError('--workdir', f'{len(workdirs)} run(s) given', 'Name two or more to compare.')
+  runs = [read_run(w) for w in workdirs]
+  for run in runs[1:]:
+    _check_alike(run, runs[0])
+  common = [case for case in runs[0].cases if all(case in run.cases for run in runs)]
+  if not common:
+    raise InputError(', '.join(workdirs), 'have no case in common', 'Evaluate them on the same split.')
+  left_out = len({case for run in runs for case in run.cases}) - len(common)
+  runs = [run.only(common) for run in runs]
+  for run in runs[1:]:
+    _check_same_truth(run, runs[0])
+
+  names, distance = _names(runs), heading(runs[0], 'hd95_pooled_mm', 'HD95')
+  tests = [_test(f'{name} - {names[0]}', run, runs[0]) for name, run in zip(names[1:], runs[1:])]
+  parts = [
+    '# Comparison',
+    *_notes(names, runs, left_out),
+    markdown(
+      ['run', 'DSC (%) [95 % CI]', f'{distance} [95 % CI]', 'missed', 'false'],
+      [_overview(name, run) for name, run in zip(names, runs)],
+    ),
+    '## Paired differences',
+    markdown(['runs', 'DSC (%)', 'p', distance, 'p', 'cases'], tests),
+    '## DSC of each organ',
+    tables.wide_table(list(zip(names, runs))),
+  ]
+  return '\n\n'.join(parts) + '\n'
+
+
+def _check_alike(run: Run, first: Run) -> None:
+  for field, name in _ALIKE.items():
+    if getattr(run, field) != getattr(first, field):
+      raise InputError(
+        run.workdir,
+        f'has {name} {getattr(run, field)!r}, {first.workdir} has {getattr(first, field)!r}',
+        _CURE,
+      )
+  one, other = (r.settings.get('checkpoint', 'not recorded') for r in (run, first))
+  if one != other:
+    raise InputError(
+      run.workdir,
+      f'was scored with the checkpoint {one!r}, {first.workdir} with {other!r}',
+      'Evaluate both with the same --config.eval.checkpoint.',
+    )
+
+
+def _check_same_truth(run: Run, first: Run) -> None:
+  """Raises InputError where the same case has another reference label map or another grid."""
+  for i, case in enumerate(run.cases):
+    cure = 'The runs were scored on different scans or labels: evaluate both on the same data.'
+    one, other = run.spacings_mm[i], first.spacings_mm[i]
+    if one and other and not np.allclose(one, other, rtol=1e-4):
+      raise InputError(run.workdir, f'case {case} has spacing {one} mm, in {first.workdir} {other} mm', cure)
+    one, other = run.volumes['true_voxels'][i], first.volumes['true_voxels'][i]
+    for organ, a, b in zip(run.organs, one, other):
+      if a != b and not np.isnan([a, b]).any():
+        raise InputError(
+          run.workdir, f'{organ} of case {case} has {a:.0f} voxels in the truth, in {first.workdir} {b:.0f}', cure
+        )
+
+
+def _overview(name: str, run: Run) -> list[str]:
+  """One row: mean DSC and HD95 with their intervals, organs missed and falsely predicted."""
+  mean = tables.organ_rows(run)[-1][1]
+  intervals = [f'{number(s.mean)} [{number(s.low)}, {number(s.high)}]' for s in (mean['dsc'], mean['hd95_pooled_mm'])]
+  return [name, *intervals, *(str(int(run.flags[flag].sum())) for flag in ('missed', 'false_positive'))]
+
+
+def _test(name: str, run: Run, first: Run) -> list[str]:
+  """One row: paired differences of DSC and HD95 to the first run, each with its p-value."""
+  results = [
+    paired(first.mean_over_organs(key) * factor, run.mean_over_organs(key) * factor)
+    for key, factor in (('dsc', 100), ('hd95_pooled_mm', 1))
+  ]
+  interval = lambda r: f'{r.difference:+.2f} [{r.low:+.2f}, {r.high:+.2f}]'.replace('+nan', '-')
+  return [name, *(cell for r in results for cell in (interval(r), _p(r.p))), str(results[0].n)]
+
+
+def _notes(names: list[str], runs: list[Run], left_out: int) -> list[str]:
+  first, count = runs[0], len(runs[0].cases)
+  least = paired(first.mean_over_organs('dsc'), first.mean_over_organs('dsc')).least_p
+  return [
+    f'{count} common case(s)'
+    + (f' ({left_out} others left out)' if left_out else '')
+    + f', {first.dataset}, split {first.split}. Metric convention: **{first.convention}**. {RULES[first.convention]}',
+    *([SPLITS[first.split]] if first.split in SPLITS else []),
+    *_unchecked(names, runs),
+    *_different_settings(names, runs),
+    'Brackets: 95 % bootstrap intervals over cases (5000 resamples, seed 0). p: Wilcoxon signed-rank test, two-sided, '
+    f'over cases, not corrected for several comparisons; with {count} cases it cannot be below {least:.2g}. It '
+    'measures the spread over cases of these trained networks, not over training seeds.',
+    *caution(count),
+  ]
+
+
+def _unchecked(names: list[str], runs: list[Run]) -> list[str]:
+  """A warning for runs that do not record which cases they were trained on."""
+  unknown = [name for name, run in zip(names, runs) if None in run.training_splits]
+  if not unknown:
+    return []
+  return [
+    f'**Not checked: {", ".join(unknown)}.** It is not recorded on which cases the network was trained (imported '
+    'weights, or scores of an older version), so that some of the cases above may have been among them.'
+  ]
+
+
+def _different_settings(names: list[str], runs: list[Run]) -> list[str]:
+  """A warning where label maps were predicted with different settings, such as test-time augmentation."""
+  differing = [key for key in SETTINGS if any(r.settings.get(key) != runs[0].settings.get(key) for r in runs)]
+  if not differing:
+    return []
+  shown = []
+  for name, run in zip(names, runs):
+    settings = ', '.join(f'{key} {run.settings.get(key, "not recorded")}' for key in differing)
+    shown.append(f'{name} with {settings}')
+  return [f'**Predicted with different settings:** {"; ".join(shown)}. The differences below include their effect.']
+
+
+def _names(runs: list[Run]) -> list[str]:
+  """Shortest names that tell the runs apart: the loss, network and loss, or the workdir."""
+  for name in (lambda r: r.loss, lambda r: f'{r.network} {r.loss}'):
+    if len({name(r) for r in runs}) == len(runs):
+      return [name(r) for r in runs]
+  return [os.path.normpath(r.workdir) for r in runs]
+
+
+def _p(value: float) -> str:
+  return '-' if np.isnan(value) else '< 0.001' if value < 0.001 else f'{value:.3f}'

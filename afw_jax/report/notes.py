@@ -1,0 +1,40 @@
+"""Sentences that tables need beside them: the rules of a metric convention, and what a split or few cases mean."""
+
+# One entry for each convention of `metrics.UNITS`.
+RULES = {
+  'strict': (
+    'Distances use the spacing of each scan. An organ that was missed, and one predicted where there is none, count '
+    'with DSC 0, NSD 0 and the diagonal of the image as distance. An organ that is neither in the truth nor predicted '
+    'is skipped.'
+  ),
+  'transunet': (
+    "TransUNet's: distances in voxels, spacing ignored. A missed organ counts with DSC 0 and distance 0 (a perfect "
+    'distance), a falsely predicted one with DSC 1 and distance 0, an organ in neither with DSC 0 and distance 0.'
+  ),
+  'unetrpp': (
+    "UNETR++'s: distances in voxels, spacing ignored. A missed or falsely predicted organ counts with DSC 0 and "
+    'distance 0, an organ in neither with DSC 1 and distance 0.'
+  ),
+  'monai': (
+    "MONAI's: with spacing. An organ not in the truth has no DSC; one that is missed or falsely predicted has no HD95 "
+    '(it drops out of the mean: see the counts) and an infinite HD.'
+  ),
+}
+SPLITS = {
+  'val': '**Validation split.** It also chose the checkpoint, so these scores are optimistic.',
+  'train': (
+    '**Training split.** The network was trained on these cases: the scores say how well it fits them, not how well '
+    'it works on new ones.'
+  ),
+}
+FEW_CASES = 12
+
+
+def caution(num_cases: int) -> list[str]:
+  """A warning where the cases are too few for the confidence intervals, else nothing."""
+  if num_cases >= FEW_CASES:
+    return []
+  return [
+    f'**Only {num_cases} case(s).** Bootstrap intervals of so few cases are too narrow (a nominal 95 % covers about '
+    '80 % with 4 cases, 88 % with 8): read them as a rough scale, and take no small difference as shown.'
+  ]

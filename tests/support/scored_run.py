@@ -1,0 +1,57 @@
+"""A workdir with scores, as an evaluation leaves it, without a training."""
+
+import math
+import pathlib
+
+from afw_jax import atomic_files
+
+ORGANS = ('liver', 'gall_bladder')
+DSC = {'a': (0.9, 0.5), 'b': (0.8, 0.0), 'c': (0.7, None)}  # None: in neither
+CONFIG = {
+  'data': {'dataset': 'synapse'},
+  'model': {'name': 'unet'},
+  'loss': {'name': 'ce_afw', 'ce_afw': {'gamma': 0.25}, 'ce_dice': {'squared': False}},
+}
+SETTINGS = {'checkpoint': 'best', 'mirror_axes': [], 'overlap': 0.5, 'largest_component': False}
+
+
+def organ_scores(dsc: float | None) -> dict:
+  absent, missed = dsc is None, bool(dsc == 0)
+  values = {
+    'dsc': dsc,
+    'hd_mm': 9.0,
+    'hd95_pooled_mm': 30.0 if missed else 10 * (1 - (dsc or 0)),
+    'hd95_max_mm': 6.0,
+    'assd_mm': 1.5,
+    'nsd': 0.75,
+  }
+  return {k: math.nan if absent else v for k, v in values.items()} | {
+    'missed': missed,
+    'false_positive': False,
+    'absent': absent,
+    'true_voxels': 0 if absent else 100,
+    'pred_voxels': 0,
+    'true_ml': 1.25,
+    'pred_ml': 0.0,
+  }
+
+
+def make_run(folder: pathlib.Path, dsc: dict = DSC, *, config: dict = CONFIG, **extra) -> str:
+  """Writes config.json and cases/*.json; `extra` are keys of every case, None leaves one out. Returns the workdir."""
+  atomic_files.write_json(folder / 'config.json', config)
+  for case, values in dsc.items():
+    record = {
+      'case': case,
+      'convention': 'strict',
+      'spacing_mm': [3, 1, 1],
+      'nsd_tolerance_mm': 2.0,
+      'split': 'test',
+      'training_split': 'test',
+      'settings': SETTINGS,
+      'checkpoint_step': 100,
+      'organs': list(ORGANS),
+      'scores': {o: organ_scores(v) for o, v in zip(ORGANS, values)},
+    } | extra
+    kept = {key: value for key, value in record.items() if value is not None}
+    atomic_files.write_json(folder / 'cases' / f'{case}.json', kept)
+  return str(folder)

@@ -1,0 +1,30 @@
+"""Evaluation records and checks which split each case belonged to when the network was trained."""
+
+import json
+import shutil
+
+from afw_jax import atomic_files
+
+
+def test_cases_of_the_training_are_not_scored_as_unseen(trained, phantoms, demo, run_main, tmp_path):
+  """The same scans with another split, behind a finished run: two of its training cases are called test cases."""
+  cases = [json.loads(path.read_text(encoding='utf-8')) for path in sorted((trained / 'cases').iterdir())]
+  assert [(case['case'], case['split'], case['training_split']) for case in cases] == [
+    ('phantom_005', 'test', 'test'), ('phantom_006', 'test', 'test')
+  ]  # fmt: skip
+  assert cases[0]['settings'] == {
+    'checkpoint': 'best', 'mirror_axes': [], 'overlap': 0.5, 'largest_component': False
+  }  # fmt: skip
+
+  workdir, data = tmp_path / 'runs' / 'small', tmp_path / 'data'
+  shutil.copytree(trained, workdir)
+  shutil.copytree(phantoms, data)
+  index = json.loads((data / 'dataset.json').read_text(encoding='utf-8'))
+  train, test = index['split']['train'], index['split']['test']
+  index['split'] |= {'train': [*train[2:], *test], 'test': train[:2]}
+  atomic_files.write_json(data / 'dataset.json', index)
+  moved = (*demo, f'--config.data.root={data}', f'--config.data.store={tmp_path / "store"}', f'--workdir={workdir}')
+  run_main(*moved, '--mode=prepare')
+  done = run_main(*moved, '--mode=evaluate', check=2)
+  assert f"case {train[0]} would be scored as 'test', but belonged to 'train'" in done.stderr
+  assert len(list((workdir / 'cases').iterdir())) == 2  # the earlier scores are kept
