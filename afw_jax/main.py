@@ -10,8 +10,15 @@ import os
 import sys
 
 from afw_jax.distributed import xla_flags
+from afw_jax.errors import InputError, InputErrors
 
-xla_flags.set_cpu_flags()  # before jax is imported
+# Before jax is imported: it reads these variables then.
+try:
+  xla_flags.check_device_count()
+except InputError as error:
+  print(f'\nerror: {error}', file=sys.stderr)
+  sys.exit(2)
+xla_flags.set_cpu_flags()
 
 import jax  # noqa: E402
 import ml_collections  # noqa: E402
@@ -23,7 +30,6 @@ from afw_jax import atomic_files, command_line, evaluate, import_run, predict, p
 from afw_jax import workdir as run_folder  # noqa: E402
 from afw_jax.config import build  # noqa: E402
 from afw_jax.distributed import launchers, runtime  # noqa: E402
-from afw_jax.errors import InputError, InputErrors  # noqa: E402
 from afw_jax.planning import plan  # noqa: E402
 from afw_jax.report import comparison, report  # noqa: E402
 

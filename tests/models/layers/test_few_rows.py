@@ -93,7 +93,7 @@ def test_gradients_over_devices_that_share_few_rows():
     [sys.executable, '-c', OVER_DEVICES],
     capture_output=True,
     text=True,
-    cwd=Path(__file__).parents[2],
+    cwd=Path(__file__).parents[3],
     env=os.environ | {'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_X64': '1'},
   )
   assert run.stdout.strip() == 'equal', run.stderr[-2000:]

@@ -156,7 +156,7 @@ def test_a_residual_block_over_eight_devices_exchanges_only_edges():
     [sys.executable, '-c', SPLIT],
     capture_output=True,
     text=True,
-    cwd=Path(__file__).parents[2],
+    cwd=Path(__file__).parents[3],
     env=os.environ
     | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_X64': '1'},
   )
