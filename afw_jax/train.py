@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import ml_collections
 
+from afw_jax.atomic_files import write_json
 from afw_jax.config import build
 from afw_jax.config.program import Program, make_program
 from afw_jax.data import pipeline, store
@@ -64,6 +65,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   workdir, store_dir = os.path.expanduser(workdir), os.path.expanduser(store_dir)
   last, best = (os.path.join(workdir, 'checkpoints', name) for name in ('last', 'best'))
   data = _read_data(config, store_dir, last)
+  runtime.on_process_zero(lambda: write_json(os.path.join(workdir, 'splits.json'), data.selection.splits))
   program = make_program(config, build.mesh(config), data.class_names, data.steps_per_epoch)
   init_key, run_key = jax.random.split(jax.random.key(config.seed))
 

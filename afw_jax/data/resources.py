@@ -1,7 +1,7 @@
 """CPUs and memory that this process may use: affinity, physical memory, and the limits of its cgroups (v1 and v2).
 
 A container or a batch job (Docker, Kubernetes, SLURM) is limited by the control group of the process or by any of the
-groups above it; neither `os.cpu_count` nor the physical memory knows about that.
+groups above it; `os.cpu_count` and the physical memory do not reflect these limits.
 """
 
 import math

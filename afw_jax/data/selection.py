@@ -241,7 +241,7 @@ def _case_notes(organs: Sequence[str], cases: Mapping[str, Mapping], train: Sequ
   for case_id, case in cases.items():
     lost = [organ for organ in organs if case['voxels'][organ] and not case['working_voxels'][organ]]
     if lost:
-      notes.append(f'{case_id}: nothing of {", ".join(lost)} is left on the working grid')
+      notes.append(f'{case_id}: no voxel of {", ".join(lost)} is left on the working grid')
   for organ in organs:
     if train and not any(cases[case_id]['voxels'][organ] for case_id in train):
       notes.append(f'{organ} is in no training case')

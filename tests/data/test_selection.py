@@ -160,7 +160,7 @@ def test_cases_that_are_not_prepared_are_named():
 def test_remarks_about_prepared_cases():
   odd = index(case_01=dict(notes=['odd']), case_02=dict(working_voxels={'liver': 0}), case_05=dict(voxels={'liver': 0}))
   notes = select(odd, SelectionOptions()).notes
-  assert notes[1:] == ['case_01: odd', 'case_02: nothing of liver is left on the working grid']
+  assert notes[1:] == ['case_01: odd', 'case_02: no voxel of liver is left on the working grid']
   without = index(**{i: dict(voxels={'liver': 0}) for i in CHAOS})
   assert select(without, SelectionOptions()).notes[-1] == 'liver is in no training case'
 

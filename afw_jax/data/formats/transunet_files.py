@@ -1,4 +1,4 @@
-"""Preprocessed Synapse files of TransUNet: train_npz slices, test_vol_h5 volumes and lists of names.
+"""Preprocessed Synapse files of TransUNet: train_npz slices and test_vol_h5 volumes.
 
 Chen J. et al., TransUNet, arXiv:2102.04306. Pickled content is refused, because unpickling can run code.
 """
@@ -50,27 +50,6 @@ def read_label(path: str | os.PathLike) -> Decoded:
       path, f'its label has values from {array.min():g} to {array.max():g} that are not all integers in 0..255', COPY
     )
   return array.astype(np.uint8), _geometry(array.shape), sha256
-
-
-def read_list(path: str | os.PathLike) -> list[str]:
-  """Reads a list of names: 'caseXXXX_sliceXXX' (train.txt) or 'caseXXXX' (test_vol.txt).
-
-  Raises:
-    InputError: no such file, a line of another form, a duplicate name, an empty list.
-  """
-  try:
-    lines = Path(path).read_text(encoding='ascii').split('\n')
-  except (OSError, UnicodeDecodeError) as e:
-    raise InputError(
-      path, f'cannot be read as a list of names ({e})', "Give TransUNet's train.txt or test_vol.txt."
-    ) from e
-  names = [line.strip().removesuffix('.npz') for line in lines if line.strip()]
-  for n, name in enumerate(names):
-    if not re.fullmatch(r'case\d{4}(_slice\d{3})?', name) or name in names[:n]:
-      raise InputError(path, f'"{name[:40]}" is not a case or slice name, or is a duplicate', 'Correct the list.')
-  if not names:
-    raise InputError(path, 'the list is empty', "Give TransUNet's train.txt or test_vol.txt.")
-  return names
 
 
 def _geometry(shape: tuple[int, int, int]) -> Geometry:

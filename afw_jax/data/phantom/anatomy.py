@@ -223,13 +223,13 @@ def draw(rng, p, texture):
   )
   hollow(organ('duodenum'), 3, 'bowel_wall', 'bowel', rng.uniform(-60, -40), below)
   for name, side, low in (('left_kidney', 1, 2), ('right_kidney', -1, -12)):
-    place = np.array((side * 65, 40, low)) + rng.normal(0, 3.5, 3)
+    position = np.array((side * 65, 40, low)) + rng.normal(0, 3.5, 3)
     tilt = np.array((-6, side * 9, side * -20))
-    paint((ellipsoid(p, place, (33, 32, 62), tilt) > 0) & below, 'fat')
-    kidney = blob(place, (27, 26, 54), tilt, move=0)
+    paint((ellipsoid(p, position, (33, 32, 62), tilt) > 0) & below, 'fat')
+    kidney = blob(position, (27, 26, 54), tilt, move=0)
     paint(kidney > 0, 'cortex', name)
     paint((kidney > 7) & (texture[0] + texture[1] > -0.9), 'medulla', name)
-    paint(blob(place + (-side * 16, -6, 0), (15, 10, 21), move=1.5) > 0, 'sinus')
+    paint(blob(position + (-side * 16, -6, 0), (15, 10, 21), move=1.5) > 0, 'sinus')
 
   # spine
   phase = np.abs((z + rng.uniform(0, 34)) % 34 - 17)  # 0 in the middle of a vertebra, 17 in that of a disc

@@ -52,7 +52,6 @@ def prepare_case(job: dict) -> dict:
     geometry=loaded.image.geometry.to_json(),
     resampling=resampling.to_json(),
     percentile_window=list(percentile_window(scan)),
-    intensity_range=[float(scan.min()), float(scan.max())],
     voxels=loaded.voxels,
     working_voxels=load_case.count_organs(label, spec.organs),
   )

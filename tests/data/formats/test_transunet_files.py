@@ -1,4 +1,4 @@
-"""TransUNet's npz slices, h5 volumes and lists: read as they are, or refused; never unpickled."""
+"""TransUNet's npz slices and h5 volumes: read as they are, or refused; never unpickled."""
 
 import io
 import os
@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from afw_jax.data.formats import transunet_files, volumes
+from afw_jax.data.formats import volumes
 from afw_jax.errors import InputError
 
 D, H, W = 4, 6, 5
@@ -207,21 +207,3 @@ def test_h5_that_is_not_what_it_seems(tmp_path):
   for data in (b'', b'<html>', b'\x89HDF\r\n\x1a\n' + bytes(100), write_h5(path).read_bytes()[:2500]):
     path.write_bytes(data)
     refused(path, 'not a valid HDF5')
-
-
-def test_lists(tmp_path):
-  path = tmp_path / 'train.txt'
-  path.write_text('case0005_slice000\ncase0005_slice001.npz\r\n\ncase0031_slice092\n')
-  assert transunet_files.read_list(path) == ['case0005_slice000', 'case0005_slice001', 'case0031_slice092']
-  for text, match in (
-    ('case0005\ncase0005\n', 'duplicate'),
-    ('../../etc/passwd\n', 'not a case or slice name'),
-    ('\n', 'empty'),
-    ('', 'empty'),
-    ('case05\n', 'not a case or slice name'),
-  ):
-    path.write_text(text)
-    refused(path, match, transunet_files.read_list)
-  path.write_bytes(b'\xff\xfe\x00')
-  refused(path, 'cannot be read', transunet_files.read_list)
-  refused(tmp_path / 'none.txt', 'cannot be read', transunet_files.read_list)
