@@ -1,6 +1,5 @@
 """A network trained elsewhere becomes a run of ours: PyTorch weights -> WORKDIR/checkpoints."""
 
-import functools
 import json
 import os
 
@@ -79,10 +78,7 @@ def _check_empty(workdir: str, folder: str) -> None:
 
 def _fit(path: str, name: str, model, variables: dict, size: tuple[int, ...]) -> dict:
   """The variables for images (*size, 1): tables of positions resized, anything else that differs refused."""
-  image = jax.ShapeDtypeStruct((1, *size, 1), jnp.float32)
-  needed = traverse_util.flatten_dict(
-    jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
-  )
+  needed = traverse_util.flatten_dict(models.abstract_variables(model, (1, *size, 1)))
   flat, differing = traverse_util.flatten_dict(variables), []
   for key, leaf in needed.items():
     if flat[key].shape == leaf.shape:

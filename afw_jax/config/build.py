@@ -2,8 +2,6 @@
 
 import json
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 
 from afw_jax import losses, metrics, models, preprocess
@@ -160,8 +158,7 @@ def check(config: ml_collections.ConfigDict, *, fresh: bool = True) -> None:
   accumulation.check(config.train.micro_batches, config.train.batch_size, mesh(config).shape['data'])
   if config.model.pretrained and fresh:
     pretrained.check(config.model.name, config.model.pretrained, encoder=options.get('encoder', 'r50'))
-  image = jax.ShapeDtypeStruct((1, *input_size(config), 1), jnp.float32)
-  jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+  models.abstract_variables(model, (1, *input_size(config), 1))  # refuses a size that the network cannot take
 
 
 def _window(text: str) -> str | tuple[float, ...] | None:

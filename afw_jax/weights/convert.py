@@ -13,7 +13,6 @@ and, where it needs them,
 import re
 from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -66,8 +65,7 @@ def from_torch(name: str, state_dict: Mapping[str, np.ndarray], **options) -> di
     if hasattr(module, 'torch_image')
     else module.smallest_image(model, channels)
   )
-  image = jax.ShapeDtypeStruct(image, jnp.float32)
-  needed = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0), image))
+  needed = traverse_util.flatten_dict(models.abstract_variables(model, image))
 
   keys = {path: torch_key(path, module.TORCH_NAMES) for path in needed}
   shapes = {keys[path]: _torch_shape(path, leaf.shape) for path, leaf in needed.items()}

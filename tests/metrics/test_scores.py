@@ -68,7 +68,7 @@ def test_golden():
     for convention in UNITS
   }
   compared = 0
-  for row in json.loads((GOLDEN / 'metrics.json').read_text()):
+  for row in json.loads((GOLDEN / 'metrics.json').read_text(encoding='utf-8')):
     for name, (convention, ours) in where.items():
       got = scores[row['case'], convention][str(row['class'])]
       assert (got['true_voxels'], got['pred_voxels']) == (row['true_voxels'], row['pred_voxels'])
