@@ -55,7 +55,8 @@ def replace_atomically(path: str | os.PathLike, *, newline: str | None = None) -
   with write_errors(path):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     try:
-      with open(temporary, 'w', encoding='utf-8', newline=newline) as file:
+      # File names that are not valid UTF-8 are written with their own bytes.
+      with open(temporary, 'w', encoding='utf-8', errors='surrogateescape', newline=newline) as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -77,8 +78,16 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def to_json(value: Any, **options) -> str:
-  """`json.dumps` of what every JSON reader takes: NaN and infinities become null, other characters than ASCII stay."""
-  return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, **options)
+  """`json.dumps` for every JSON reader: NaN and infinities become null, non-ASCII characters are not escaped.
+
+  File names that are not valid UTF-8 contain surrogates in Python: text with these is escaped, and is read unchanged.
+  """
+  text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, **options)
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, **options)
+  return text
 
 
 def _finite(value: Any) -> Any:

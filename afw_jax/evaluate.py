@@ -13,9 +13,11 @@ import numpy as np
 import tqdm
 
 from afw_jax import atomic_files, metrics, predict
+from afw_jax.config import build
 from afw_jax.data import resample, store
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.geometry import Geometry
+from afw_jax.data.selection import Selection, data_record, record_differences
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError
 from afw_jax.inference import segmentation
@@ -44,8 +46,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   options = config.eval
   trained = predict.load(workdir, which=options.checkpoint, mirror_axes=tuple(options.mirror_axes))
   index = store.read_index(store_dir)
-  _check_same_data(workdir, store_dir, trained, index)
-  split, case_ids = choose_split(index['name'], index['splits'], options.split)
+  selection = _selection_of(config, workdir, store_dir, trained, index)
+  split, case_ids = choose_split(index['name'], selection.splits, options.split)
   used = {case_id: runs.training_split(trained.meta['data'].get('splits'), case_id) for case_id in case_ids}
   runs.check_unseen(workdir, split, used)
   _log.info('evaluating %d cases of split %s with checkpoint step %d', len(case_ids), split, trained.meta['step'])
@@ -63,8 +65,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
     mininterval=0.1 if sys.stderr.isatty() else 30,
   ):
     case = store.read_case(store_dir, case_id, verify=True)
-    window = case.meta['window']
-    labels = label_case(trained, case, window, options)
+    labels = label_case(trained, case, selection.windows[case_id], options)
     record = score_case(trained, case, labels, options)
     geometry = Geometry.from_json(case.meta['geometry'])
     volumes.write_label(os.path.join(folders['predictions'], f'{case_id}.nii.gz'), trained.file_ids(labels), geometry)
@@ -75,26 +76,36 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
 
   if importlib.util.find_spec('matplotlib'):
     mean_dsc = {case_id: dsc for part in runtime.gather(mean_dsc) for case_id, dsc in part.items()}
-    _draw(trained, store_dir, {case_id: mean_dsc[case_id] for case_id in case_ids}, folders['pictures'], options)
+    mean_dsc = {case_id: mean_dsc[case_id] for case_id in case_ids}
+    _draw(trained, store_dir, selection, mean_dsc, folders['pictures'], options)
   else:
     _log.warning('no pictures: matplotlib is not installed (pip install ".[viz]")')
   runtime.barrier()
   runtime.on_process_zero(lambda: _publish(workdir, staging, folders))
 
 
-def _check_same_data(workdir: str, store_dir: str, trained: predict.Trained, index: dict) -> None:
+def _selection_of(
+  config: ml_collections.ConfigDict, workdir: str, store_dir: str, trained: predict.Trained, index: dict
+) -> Selection:
+  """The cases of a trained run in its store.
+
+  Raises:
+    InputError: the network was trained on other organs, or on data that was prepared with other options.
+  """
   if trained.organs != tuple(index['organs']):
     raise InputError(
       workdir,
       f'its checkpoint was trained on the organs {trained.organs}, the data has {tuple(index["organs"])}',
       'Evaluate on the data set that it was trained for.',
     )
-  if trained.meta['data']['options'] != index['options']:
+  selection = build.selection(config, index, trained.meta)
+  if record_differences(trained.meta['data'], data_record(index, selection), ['options']):
     raise InputError(
       store_dir,
       'was prepared with other options than the data this network was trained on (grid, window or labels)',
       'Evaluate with the data options of its config.json.',
     )
+  return selection
 
 
 def _make_anew(staging: str, folders: Iterable[str]) -> None:
@@ -145,7 +156,7 @@ def label_case(
     trained.variables,
     case.arrays['image'],
     window,
-    resample.Resampling.from_json(case.meta['plan']),
+    resample.Resampling.from_json(case.meta['resampling']),
     segmentation.Options(trained.input_size, options.batch_size, options.overlap, options.largest_component),
   )
   return labels
@@ -178,14 +189,19 @@ def score_case(
 
 
 def _draw(
-  trained: predict.Trained, store_dir: str, mean_dsc: dict[str, float], folder: str, options: ml_collections.ConfigDict
+  trained: predict.Trained,
+  store_dir: str,
+  selection: Selection,
+  mean_dsc: dict[str, float],
+  folder: str,
+  options: ml_collections.ConfigDict,
 ) -> None:
   """Draws overlays of some cases, evenly from the worst to the best."""
   ranked = sorted(mean_dsc, key=lambda case_id: (math.isnan(mean_dsc[case_id]), mean_dsc[case_id]))
   chosen = {ranked[round(i)]: None for i in np.linspace(0, len(ranked) - 1, min(options.num_pictures, len(ranked)))}
   for case_id in runtime.local_items(list(chosen)):
     case = store.read_case(store_dir, case_id)
-    window = case.meta['window']
+    window = selection.windows[case_id]
     labels = label_case(trained, case, window, options)
     draw_case(os.path.join(folder, f'{case_id}.png'), trained, case, window, labels, mean_dsc[case_id])
 
@@ -201,7 +217,7 @@ def draw_case(
     image,
     {
       'truth': np.asarray(case.arrays['label']),
-      'prediction': resample.to_working(labels, resample.Resampling.from_json(case.meta['plan']), 0),
+      'prediction': resample.to_working(labels, resample.Resampling.from_json(case.meta['resampling']), 0),
     },
     trained.organs,
     title=f'{case.id}   mean DSC {dsc:.3f}',

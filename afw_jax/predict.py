@@ -12,9 +12,10 @@ import numpy as np
 import tqdm
 
 from afw_jax import atomic_files, models
+from afw_jax.data import working_grid
 from afw_jax.data.formats import scans as scan_files
 from afw_jax.data.formats import volumes
-from afw_jax.data.preparation import prepare
+from afw_jax.data.sets.window import scan_window
 from afw_jax.distributed import runtime, sharding
 from afw_jax.errors import InputError
 from afw_jax.inference import forward, segmentation
@@ -120,7 +121,8 @@ def predict_volume(
     InputError: the scan carries no voxel size and the working grid needs one.
   """
   config = trained.meta['config']['eval']
-  resampling, image, window = prepare.to_working(scan, trained.meta['data']['options'])
+  data = trained.meta['data']
+  resampling, image = working_grid.to_working_grid(scan, data['options'])
   options = segmentation.Options(
     trained.input_size,
     batch_size=batch_size or config['batch_size'],
@@ -131,7 +133,7 @@ def predict_volume(
     trained.predict_step,
     trained.variables,
     image,
-    window,
+    scan_window(scan.array, data['window']),
     resampling,
     options,
     keep_probabilities=keep_probabilities,

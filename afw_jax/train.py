@@ -12,9 +12,11 @@ from collections.abc import Callable
 import jax
 import ml_collections
 
+from afw_jax.atomic_files import write_json
 from afw_jax.config import build
 from afw_jax.config.program import Program, make_program
 from afw_jax.data import pipeline, store
+from afw_jax.data.selection import Selection, data_record, record_differences
 from afw_jax.distributed import runtime, sharding, signals
 from afw_jax.errors import InputError
 from afw_jax.inference import forward, segmentation, validation
@@ -29,8 +31,8 @@ class _Data:
   """The training data of a run.
 
   Attributes:
-    description: of the store, as it is kept in checkpoints.
-    splits: 'train', 'val' and 'test' -> case ids.
+    description: of the data, as its checkpoints record it.
+    selection: its cases, their split and their intensity windows.
     source: the training samples.
     class_names: background included.
     steps_per_epoch: steps of one epoch.
@@ -38,7 +40,7 @@ class _Data:
   """
 
   description: dict
-  splits: dict[str, list[str]]
+  selection: Selection
   source: pipeline.Source
   class_names: tuple[str, ...]
   steps_per_epoch: int
@@ -62,7 +64,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   """
   workdir, store_dir = os.path.expanduser(workdir), os.path.expanduser(store_dir)
   last, best = (os.path.join(workdir, 'checkpoints', name) for name in ('last', 'best'))
-  data = _read_data(config, store_dir)
+  data = _read_data(config, store_dir, last)
+  runtime.on_process_zero(lambda: write_json(os.path.join(workdir, 'splits.json'), data.selection.splits))
   program = make_program(config, build.mesh(config), data.class_names, data.steps_per_epoch)
   init_key, run_key = jax.random.split(jax.random.key(config.seed))
 
@@ -110,7 +113,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
           continue
 
         records.flush()  # a checkpoint never holds what a non-finite step made
-        due = validate_now and bool(data.splits['val'])
+        due = validate_now and bool(data.selection.splits['val'])
         if due and not exit_code:
           best_dsc, due = validate(done), False
         checkpoint_writer.save(last_manager, state, {**meta, 'best_dsc': best_dsc, 'validation_due': due})
@@ -127,20 +130,25 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
       raise SystemExit(exit_code)
 
 
-def _read_data(config: ml_collections.ConfigDict, store_dir: str) -> _Data:
+def _read_data(config: ml_collections.ConfigDict, store_dir: str, last: str) -> _Data:
+  """The data of a run; of one that has checkpoints, the cases that they were trained on."""
   index = store.read_index(store_dir)
-  splits = index['splits']
+  recorded = checkpoint.read_meta(last)
+  selection = build.selection(config, index, recorded)
+  description = data_record(index, selection)
+  _check_same_data(last, recorded, description)
   source = pipeline.make_source(
     store_dir,
-    splits['train'],
+    selection.splits['train'],
+    selection.windows,
     patch_size=tuple(config.train.patch_size) or None,
     foreground=config.train.foreground,
     crops_per_case=config.train.crops_per_case,
   )
   steps = config.train.steps_per_epoch or pipeline.steps_per_epoch(len(source), config.train.batch_size)
   return _Data(
-    description={k: index[k] for k in ('name', 'modality', 'organs', 'output_ids', 'window', 'options', 'splits')},
-    splits=splits,
+    description=description,
+    selection=selection,
     source=source,
     class_names=('background', *index['organs']),
     steps_per_epoch=steps,
@@ -150,7 +158,6 @@ def _read_data(config: ml_collections.ConfigDict, store_dir: str) -> _Data:
 
 def _resumed(folder: str, data: _Data, program: Program) -> tuple[step.TrainState, float | None, bool] | None:
   """(state, best DSC, whether the state is still to be validated) of the last checkpoint; None without one."""
-  _check_same_data(folder, data)
   restored = checkpoint.restore_state(folder, program.abstract_state())
   if restored is None:
     return None
@@ -159,17 +166,15 @@ def _resumed(folder: str, data: _Data, program: Program) -> tuple[step.TrainStat
   return state, meta['best_dsc'], meta.get('validation_due', False)
 
 
-def _check_same_data(folder: str, data: _Data) -> None:
-  """Raises InputError where the checkpoints of a run were trained on other data than the store now holds."""
-  meta = checkpoint.read_meta(folder)
-  for key in ('organs', 'options', 'splits'):
-    # None: imported weights; what they were trained on is not known.
-    if meta and meta['data'][key] not in (None, data.description[key]):
-      raise InputError(
-        folder,
-        f'its checkpoints were trained with {key} {meta["data"][key]}, the data now has {data.description[key]}',
-        'Choose another --workdir for the changed data.',
-      )
+def _check_same_data(folder: str, recorded: dict | None, data: dict) -> None:
+  """Raises InputError if the checkpoints of a run were trained on other data than the run has now."""
+  recorded = recorded['data'] if recorded else data
+  for key, (was, now) in record_differences(recorded, data, ('organs', 'options', 'splits')).items():
+    raise InputError(
+      folder,
+      f'its checkpoints were trained with {key} {was}, the data now has {now}',
+      'Choose another --workdir for the changed data.',
+    )
 
 
 def _fresh(config: ml_collections.ConfigDict, program: Program, key: jax.Array) -> step.TrainState:
@@ -216,7 +221,8 @@ def _make_score(
     predict_step,
     runtime.local_copy(step.variables_of(state), own),
     store_dir,
-    data.splits['val'],
+    data.selection.splits['val'],
+    data.selection.windows,
     organs=data.class_names[1:],
     options=options,
   )

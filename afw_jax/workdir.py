@@ -192,10 +192,11 @@ def _siblings(workdir: str) -> list[str]:
 
 
 def store_path(config: ml_collections.ConfigDict, workdir: str) -> str:
-  """Folder of the prepared scans of a config; runs with the same data options share one store."""
+  """Folder of the prepared scans of a config; runs that need the same voxels share one store."""
   if config.data.store:
     return config.data.store
-  options = {k: v for k, v in json.loads(config.data.to_json_best_effort()).items() if k != 'store'}
+  options = json.loads(config.data.to_json_best_effort())
+  options = {key: options[key] for key in ('dataset', 'size', 'spacing_mm', 'fit', 'interpolation')}
   options['root'] = os.path.abspath(config.data.root)
   digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
   return os.path.join(os.path.dirname(os.path.abspath(workdir)), 'stores', f'{config.data.dataset}-{digest}')

@@ -1,8 +1,8 @@
-"""Augmentation on the device against scipy on the same slices: 24 images and label maps of 224 x 224, rotated.
+"""Benchmark of augmentation on the device against scipy: 24 images and label maps of 224 x 224, rotated.
 
   PYTHONPATH=. python benchmarks/augment.py
 
-Prints images per second, interleaved and best of several, and how far the linear image is from scipy's.
+Prints images per second (best of several interleaved rounds) and the largest difference to scipy's linear images.
 """
 
 import time

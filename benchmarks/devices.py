@@ -1,8 +1,8 @@
 """Images per second of a train step on 1, 2, 4 and 8 devices, as a Markdown table: python benchmarks/devices.py.
 
-The same global batch is trained on by the plain program (no mesh, no shardings) and by the sharded one on meshes of
-data x spatial, taking turns; the time from the batch in host memory to the loss. Where there are not so many devices, as on
-a CPU, they are virtual and share its cores: more of them can only cost time there, and the table says how much.
+The plain program (no mesh, no shardings) and the sharded one on meshes of data x spatial train on the same global
+batch, in turn; timed is one step, from the batch in host memory to the loss. On a CPU the devices are virtual and share
+its cores: more of them can only cost time there, and the table says how much.
 """
 
 import argparse
@@ -28,7 +28,7 @@ HEADER = '| program | devices | images/s | time, ms: median | least | of the pla
 
 
 def make_runner(name, classes, batch, mesh):
-  """A function that takes one step and waits for its loss."""
+  """Returns a function that takes one step and waits for its loss: () -> (seconds, loss)."""
   train_step, init = make_step(name, classes, mesh)
   where = {'out_shardings': sharding.replicated(mesh)} if mesh else {}
   state = jax.jit(init, compiler_options={'xla_backend_optimization_level': 0}, **where)(

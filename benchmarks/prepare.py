@@ -1,15 +1,14 @@
-"""Time and values of resampling to the working grid beside scipy.ndimage.zoom: python benchmarks/prepare.py.
+"""Benchmark of resampling to the working grid against scipy.ndimage.zoom: python benchmarks/prepare.py.
 
-Both do the same work: 512 x 512 slices to 1 mm (358 x 358 at 0.7 mm) and to 224 x 224, image cubic or linear, label
-nearest; scipy slice by slice (its whole-volume call is slower still). One core each; runs are interleaved, the best of
-each counts.
+Both resample 512 x 512 slices to 1 mm (358 x 358 at 0.7 mm) and to 224 x 224, images cubic or linear, labels nearest;
+scipy slice by slice (its whole-volume call is slower). One core each; rounds are interleaved, and the best counts.
 """
 
 import argparse
 import os
 import time
 
-os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # one core each, as in the processes of --mode=prepare
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # one core, as in the worker processes of --mode=prepare
 
 import numpy as np  # noqa: E402
 import scipy.ndimage  # noqa: E402
@@ -46,11 +45,11 @@ def main():
   print(f'{args.slices} x 512 x 512, best of {args.repeat}; range of the image {np.ptp(image):.0f}')
   print('| work | scipy.ndimage.zoom s | afw_jax s | times faster | largest difference |\n|---|---|---|---|---|')
   for name, size, spacing, sizes in cases:
-    plan = resample.make_resampling(image.shape, (3, 0.7, 0.7), size=size, spacing=spacing)
+    resampling = resample.make_resampling(image.shape, (3, 0.7, 0.7), size=size, spacing=spacing)
     for order, volume in ((3, image), (1, image), (0, label)):
       ours = theirs = float('inf')
       for _ in range(args.repeat):
-        a, ours = best(lambda v=volume, p=plan, o=order: resample.to_working(v, p, o), ours)
+        a, ours = best(lambda v=volume, p=resampling, o=order: resample.to_working(v, p, o), ours)
         b, theirs = best(lambda v=volume, s=sizes, o=order: scipy_zoom(v, s, o), theirs)
       worst = np.abs(a.astype(np.float64) - b).max()
       print(f'| {name}, order {order} | {theirs:.3f} | {ours:.3f} | {theirs / ours:.1f} | {worst:.1e} |')

@@ -1,12 +1,12 @@
-"""Memory and traffic of a train step divided over 1 to 8 devices, as a Markdown table: python benchmarks/spatial.py.
+"""Memory and communication of a train step on 1 to 8 devices, as a Markdown table: python benchmarks/spatial.py.
 
-Nothing is run and no weights are made: the real train step (CE + AFW-Dice, SGD with momentum, the state donated) is
-compiled for virtual CPU devices on meshes of data x spatial, and the compiler says what each device holds. Compiling
-takes up to some minutes per line (`--networks`, `--meshes` and `--sides` choose fewer).
+Nothing is run and no weights are initialised: the real train step (CE + AFW-Dice, SGD with momentum, the state donated)
+is compiled for virtual CPU devices on meshes of data x spatial, and the compiler reports what each device holds.
+Compiling takes up to some minutes per line (`--networks`, `--meshes` and `--sides` choose fewer).
 
-These are programs for CPUs: the 3D convolution has another form there (`afw_jax/models/volume_conv.py`), whose shifted
-copies take memory that a GPU's or TPU's convolution does not, and those have workspaces of their own. The division
-over devices is made before that choice, so shares and collectives carry over, GiB only roughly.
+These are programs for CPUs: the 3D convolution has another form there (`afw_jax/models/layers/volume_conv.py`), whose
+shifted copies take memory that convolutions on GPUs and TPUs do not, and those have workspaces of their own. The
+division over devices comes before that choice, so shares and collectives carry over, GiB only roughly.
 """
 
 import argparse
@@ -37,7 +37,7 @@ HEADER = (
 
 
 def make_step(name, classes, mesh, **options):
-  """(train step, fresh state of a key and an image) of a network, jitted on a mesh; None: without one."""
+  """Returns the jitted train step of a network and the function that initialises its state; mesh None: no shardings."""
   placed = {'constrain': sharding.make_constrain(mesh)} if mesh else {}
   model = models.build(name, classes, **placed, **options)
   loss_fn = losses.deep_supervised(
@@ -106,12 +106,12 @@ def main() -> None:
       lines.append(row(name, (data, spatial), compiled, whole))
       print(lines[-1], flush=True)
   note = (
-    f'{" x ".join(map(str, args.sides))}, batch {args.batch}, {args.classes} classes, {options}, UNETR++ {args.epa_layout!r}; '
-    f'jax {jax.__version__}, compiled for {jax.devices()[0].device_kind}.'
+    f'{" x ".join(map(str, args.sides))}, batch {args.batch}, {args.classes} classes, {options}, '
+    f'UNETR++ {args.epa_layout!r}; jax {jax.__version__}, compiled for {jax.devices()[0].device_kind}.'
   )
   print(f'\n{note}')
   if args.write:
-    args.write.write_text('\n'.join((*lines, '', note)) + '\n')
+    args.write.write_text('\n'.join((*lines, '', note)) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':

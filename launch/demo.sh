@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to per-organ scores on synthetic abdomens, in a few minutes on a CPU: bash launch/demo.sh
+# Trains and scores a small network on synthetic abdomens, in a few minutes on a CPU: bash launch/demo.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/venv.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On all GPUs of this machine, or those in CUDA_VISIBLE_DEVICES: bash launch/gpu.sh --config=configs/synapse.py --workdir=runs/synapse
+# Runs afw_jax on all GPUs of this machine, or those in CUDA_VISIBLE_DEVICES: bash launch/gpu.sh --config=configs/synapse.py --workdir=runs/synapse
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/venv.sh

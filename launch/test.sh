@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs, lints and runs every test: bash launch/test.sh [pytest arguments]
+# Installs the requirements, checks style and types, and runs all tests: bash launch/test.sh [pytest arguments]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/venv.sh

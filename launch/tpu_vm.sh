@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On all hosts of a Cloud TPU: gcloud compute tpus tpu-vm ssh NAME --worker=all --command='cd afw_jax && bash launch/tpu_vm.sh --config=configs/synapse.py --workdir=/mnt/shared/synapse'
+# Runs afw_jax on all hosts of a Cloud TPU: gcloud compute tpus tpu-vm ssh NAME --worker=all --command='cd afw_jax && bash launch/tpu_vm.sh --config=configs/synapse.py --workdir=/mnt/shared/synapse'
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/venv.sh

@@ -4,6 +4,7 @@ import ast
 import functools
 import graphlib
 import pathlib
+import re
 import sys
 
 import pytest
@@ -28,6 +29,7 @@ LAYERS = {
     'report.notes',
     'report.stats',
     'data.sets',
+    'data.selection',
     'data.phantom.anatomy',
     'distributed.xla_flags',
   ),
@@ -38,12 +40,12 @@ LAYERS = {
     'distributed',
     'planning.accelerators',
     'planning.collectives',
+    'planning.table',
     'report.runs',
     'report.tables',
     'report.overlays',
     'report.style',
     'data',
-    'data.sets.layouts',
   ),
   'composition': (
     'config',
@@ -51,14 +53,15 @@ LAYERS = {
     'workdir',
     'prepare',
     'train',
+    'prepare',
     'evaluate',
     'predict',
     'import_run',
-    'planning.plan',
+    'planning',
     'report',
     'data.preparation.prepare',
   ),
-  'entry': ('main', 'data.phantom.__main__'),
+  'entry': ('main', 'command_line', 'data.phantom.__main__'),
 }
 RANKS = {prefix: rank for rank, prefixes in enumerate(LAYERS.values()) for prefix in prefixes}
 # Foreign libraries and the only modules that may import them; one that is not named here may not be imported at all.
@@ -67,10 +70,10 @@ OWNERS = {
   'flax': ('models', 'weights', 'import_run'),
   'optax': ('training.optimizer', 'training.step'),
   'ml_collections': (*LAYERS['composition'], 'main'),
-  'absl': ('main', 'data.pipeline', 'weights.pretrained'),
+  'absl': ('main', 'data.pipeline'),
   'orbax': ('training.checkpoint', 'training.checkpoint_writer'),
   'grain': ('data.pipeline',),
-  'nibabel': ('data.formats.nifti',),
+  'nibabel': ('data.formats.nifti_header',),
   'pydicom': ('data.formats.dicom',),
   'PIL': ('data.formats.png_masks',),
   'h5py': ('data.formats.transunet_files',),
@@ -80,6 +83,7 @@ OWNERS = {
   'torch': ('weights.files',),
   'distributed': ('data.preparation.dask_cluster',),
 }
+JAX_PRIVATE = 'distributed.coordination'  # the only module that may use jax._src; its docstring says why
 LOSSES_NEED = {'jax', 'numpy'}  # the losses can be lifted into any program
 
 
@@ -132,6 +136,22 @@ def test_nothing_imports_in_a_circle():
   graphlib.TopologicalSorter({name: imports(name)[0] - {name} for name in MODULES}).prepare()
 
 
+def reachable(name: str) -> set[str]:
+  """All modules of this package that importing a module runs."""
+  found, todo = set(), [name]
+  while todo:
+    for target in imports(todo.pop())[0] - found:
+      found.add(target)
+      todo.append(target)
+  return found
+
+
+def test_prediction_does_not_need_the_preparation_of_data_sets():
+  assert 'data.working_grid' in reachable('predict')
+  for forbidden in ('data.preparation', 'data.sets.lookup', 'data.sets.layouts'):
+    assert not [name for name in reachable('predict') if within(name, [forbidden])]
+
+
 @pytest.mark.parametrize('name', MODULES)
 def test_each_foreign_library_has_an_owner(name):
   for library in imports(name)[1] - EVERYWHERE:
@@ -143,6 +163,22 @@ def test_each_foreign_library_has_an_owner(name):
 def test_losses_can_be_lifted_into_any_program(name):
   ours, foreign = imports(name)
   assert foreign <= LOSSES_NEED and all(within(target, ['losses', 'errors']) for target in ours - {''})
+
+
+def test_one_module_uses_what_jax_does_not_publish():
+  for path in [*FILES, *(path for folder in ('configs', 'benchmarks') for path in (ROOT / folder).rglob('*.py'))]:
+    text = path.read_text(encoding='utf-8')
+    assert not re.search(r'jax\._src|from jax import _src', text) or path == MODULES[JAX_PRIVATE], path
+
+
+@pytest.mark.parametrize('name', filter(None, MODULES))
+def test_messages_go_to_the_logger_that_the_command_line_shows(name):
+  """`main` silences the loggers of other libraries, absl's among them, and the root logger is not ours."""
+  text = MODULES[name].read_text(encoding='utf-8')
+  assert not re.search(r'\blogging\.(debug|info|warning|warn|error|exception|log)\(', text)
+  if name not in ('main', 'distributed.runtime'):  # which set the levels of other libraries' loggers
+    assert set(re.findall(r'getLogger\((.*?)\)', text)) <= {"'afw_jax'"}
+    assert not re.search(r'\babsl(_logging|\.logging)\b|from absl import .*logging', text)
 
 
 def test_files_are_short():

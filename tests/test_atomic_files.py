@@ -45,6 +45,14 @@ def test_every_locale(tmp_path):
   assert done.returncode == 0, done.stderr
 
 
+def test_file_names_that_are_not_utf8(tmp_path):
+  name = os.fsdecode(b'M\xfcller.nii.gz')
+  atomic_files.write_json(tmp_path / 'a.json', {name: '肝臓'})
+  assert atomic_files.read_json(tmp_path / 'a.json', cure='') == {name: '肝臓'}
+  atomic_files.write_text(tmp_path / 'a.txt', f'{name}\n')
+  assert (tmp_path / 'a.txt').read_bytes() == b'M\xfcller.nii.gz\n'
+
+
 @pytest.mark.parametrize(
   'content, problem',
   [(None, 'is not there'), (b'{"a": 1', 'is damaged'), (b'\xff\xfe', 'is damaged'), (b'[1]', 'is not a JSON object')],

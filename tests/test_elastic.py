@@ -1,4 +1,4 @@
-"""One run on four processes, then on eight devices, on one device, and on four processes again; a signal to one stops all."""
+"""One run moves from four processes to eight devices, one device and four processes; a signal to one stops all."""
 
 import shutil
 import signal

@@ -11,7 +11,7 @@ import pytest
 
 from afw_jax import predict
 from afw_jax.data.formats import volumes
-from afw_jax.training import metric_writer
+from afw_jax.training import checkpoint, metric_writer
 
 ORGANS = ('aorta', 'gallbladder', 'left_kidney', 'right_kidney', 'liver', 'pancreas', 'spleen', 'stomach')
 
@@ -20,6 +20,7 @@ def test_a_run_leaves_what_the_readme_says(trained):
   for name in (
     'config.json',
     'environment.json',
+    'splits.json',
     'metrics.jsonl',
     'checkpoints/last/24',
     'report/report.md',
@@ -33,6 +34,12 @@ def test_a_run_leaves_what_the_readme_says(trained):
   assert len(list((trained / 'cases').glob('*.json'))) == len(list((trained / 'predictions').glob('*.nii.gz'))) == 2
   assert list((trained / 'pictures').glob('*.png')) and list((trained / 'tensorboard').glob('events*'))
   assert len(list((trained / 'checkpoints' / 'best').iterdir())) == 1
+
+
+def test_the_split_is_written_down(trained, phantoms):
+  splits = json.loads((trained / 'splits.json').read_text(encoding='utf-8'))
+  assert splits == json.loads((phantoms / 'dataset.json').read_text(encoding='utf-8'))['split']
+  assert splits == checkpoint.read_meta(str(trained / 'checkpoints' / 'last'))['data']['splits']
 
 
 def test_metrics_have_every_step_once(trained):

@@ -20,7 +20,7 @@ def one_line(done, quiet=True):
 @pytest.mark.parametrize(
   'arguments, said',
   [
-    ((), '--workdir'),
+    (('--mode=report',), '--workdir'),
     (('--mode=train', '--workdir=x'), '--config'),
     (('--config=configs/none.py',), 'configs/none.py'),
     (('--config=configs/demo.py', '--config.train.epoch=3'), 'epochs'),

@@ -1,1 +1,1 @@
-"""Reading, checking, preparing and feeding scans and labels."""
+"""Data: file formats, data sets, preparation of scans into a store, and training batches from it."""

@@ -1,36 +1,47 @@
-"""Cases of a store opened for random access: what they have in common, and a few of them memory-mapped at a time."""
+"""Random access to the cases of a store, a limited number of them memory-mapped at a time."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from afw_jax.data import store
 from afw_jax.errors import InputError
 
-OPEN = 64  # cases kept memory-mapped at once by one process; each holds a few file descriptors
+OPEN = 64  # cases memory-mapped at once by one process; each holds a few file descriptors
 
 
 class Cases:
-  """Cases by id; travels to another process by path only.
+  """Cases of a store by id; pickled as a path, without the arrays.
 
   Args:
     store_dir: a prepared store.
-    case_ids: cases of that store.
-    needs: arrays that every one of them must have.
+    case_ids: ids of cases in the store.
+    windows: case id -> (low, high) of its intensity window.
+    needs: names of the arrays that every case must have.
 
   Attributes:
+    ids: the case ids.
+    windows: case id -> (low, high).
     shapes: case id -> (D, H, W) of the working grid.
-    dtype: of images that share a batch: the cases' own, or float32 where some scans have fractions and some have not.
+    dtype: common dtype of the images in a batch: int16, or float32 if any scan is float32.
+    open: case id -> `store.Case`, cached.
 
   Raises:
-    InputError: no case is named, or one is missing, damaged or lacks an array.
+    InputError: no case ids, or a case that is missing, damaged or lacks an array.
   """
 
-  def __init__(self, store_dir: str, case_ids: Sequence[str], needs: Sequence[str] = ('image', 'label')):
+  def __init__(
+    self,
+    store_dir: str,
+    case_ids: Sequence[str],
+    windows: Mapping[str, Sequence[float]],
+    needs: Sequence[str] = ('image', 'label'),
+  ):
     self.store_dir, self.ids, self.needs = str(store_dir), tuple(case_ids), tuple(needs)
+    self.windows = {case_id: tuple(map(float, windows[case_id])) for case_id in self.ids}
     if not self.ids:
-      raise InputError(store_dir, 'no case to train on', 'Name at least one case id in the training split')
+      raise InputError(store_dir, 'there is no case to train on', 'Put at least one case into the training split')
     self.shapes, dtypes = {}, set()
     for case_id in self.ids:
       arrays = store.read_case(self.store_dir, case_id).arrays
@@ -38,7 +49,7 @@ class Cases:
       if missing:
         raise InputError(
           f'{store_dir} case {case_id}',
-          f'has no {", ".join(missing)} (prepared by an older version?)',
+          f'has no array {", ".join(missing)} (prepared by an older version?)',
           'Run --mode=prepare again',
         )
       self.shapes[case_id] = arrays['image'].shape
@@ -47,10 +58,10 @@ class Cases:
     self.open = functools.lru_cache(OPEN)(functools.partial(store.read_case, self.store_dir))
 
   def __reduce__(self):
-    return type(self), (self.store_dir, self.ids, self.needs)
+    return type(self), (self.store_dir, self.ids, self.windows, self.needs)
 
   def check_equal(self, axes: slice, what: str, cure: str) -> None:
-    """Raises InputError, naming the first case that differs, where the cases' sizes along these axes are not equal."""
+    """Raises InputError for the first case whose shape along these axes differs from that of the others."""
     first, size = self.ids[0], self.shapes[self.ids[0]][axes]
     for case_id, shape in self.shapes.items():
       if shape[axes] != size:

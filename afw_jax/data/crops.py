@@ -1,27 +1,29 @@
-"""Random crops of volumes: some around a voxel of an organ, the rest anywhere; only the crop's bytes are read."""
+"""Random crops of volumes, a given fraction of them around organs; reads only the voxels of the crop."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from afw_jax.data.cases import Cases
 from afw_jax.errors import InputError
 
-VOXELS_PER_CLASS = 500  # that a case remembers: enough places to crop around, and small beside the label
+VOXELS_PER_CLASS = 500  # stored per case: enough positions to crop around, in little space
 
 
 def foreground_voxels(label: np.ndarray, case_id: str) -> np.ndarray:
-  """Some voxels of every organ, so that crops find them without reading the label.
+  """Samples voxels of every organ, so that crops can be placed around organs without reading the label map.
 
   Args:
-    label: (D, H, W) class ids, 0 the background.
-    case_id: seeds the draw.
+    label: (D, H, W) class ids, 0 is the background.
+    case_id: seed of the sample.
 
   Returns:
-    (n, 4) int32 of (class, z, y, x), ordered by class and place: at most 500 for each class, all where there are fewer.
+    (n, 4) int32 rows (class, z, y, x), sorted by class and position: up to 500 of each class.
   """
-  rng = np.random.default_rng(int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8], 'big'))
+  rng = np.random.default_rng(
+    int.from_bytes(hashlib.sha256(case_id.encode(errors='surrogateescape')).digest()[:8], 'big')
+  )
   at = np.flatnonzero(label)
   classes = label.ravel()[at]
   rows = [np.empty((0, 4), np.int32)]
@@ -34,13 +36,16 @@ def foreground_voxels(label: np.ndarray, case_id: str) -> np.ndarray:
 
 
 def read_crop(array: np.ndarray, start: Sequence[int], size: Sequence[int], fill: float) -> np.ndarray:
-  """A copy of array[start:start + size], `fill` where that reaches beyond the array; of a memory map only this is read.
+  """Copies array[start:start + size]; of a memory map, only these elements are read.
 
   Args:
-    array: any rank.
+    array: of any rank.
     start: first element along each axis; may be negative.
-    size: of the crop.
-    fill: for what lies outside.
+    size: shape of the crop.
+    fill: value of elements outside the array.
+
+  Returns:
+    An array of shape `size`.
   """
   source = tuple(slice(max(s, 0), min(s + n, m)) for s, n, m in zip(start, size, array.shape))
   if all(part.stop - part.start == n for part, n in zip(source, size)):
@@ -51,7 +56,7 @@ def read_crop(array: np.ndarray, start: Sequence[int], size: Sequence[int], fill
 
 
 def darkest(window: Sequence[float], dtype: np.dtype) -> float:
-  """A value of this dtype that the window shows as 0: what lies outside a scan."""
+  """The value of this dtype that fills the outside of a scan: one that the intensity window maps to 0."""
   if np.issubdtype(dtype, np.floating):
     return float(window[0])
   limits = np.iinfo(dtype)
@@ -59,46 +64,47 @@ def darkest(window: Sequence[float], dtype: np.dtype) -> float:
 
 
 class CropSource:
-  """Random crops of one size from volumes of any sizes, for Grain.
+  """Random crops of one size from volumes of any size, as a Grain data source.
 
-  An element names its case only; `draw` makes the crop, with the generator that belongs to its place in the order.
-  (Crops around organs as in Isensee et al., nnU-Net, Nature Methods 2021; there a third of each batch.)
+  An element only identifies its case; `draw` makes the crop, with the random generator of its position in the stream.
+  A fraction of the crops contains an organ, as in nnU-Net (Isensee F. et al., Nature Methods 18:203-211, 2021, doi
+  10.1038/s41592-020-01008-z), where it is a third of each batch.
 
   Args:
     store_dir: a prepared store.
-    case_ids: cases of that store.
-    patch_size: (d, h, w) voxels of a crop; what a smaller volume lacks is filled evenly at both ends, the image with the
-      low end of its window, the label with background.
-    foreground: probability that a crop contains a random voxel of a random organ of the case (the voxel anywhere in
-      the crop); else it lies anywhere.
+    case_ids: ids of cases in the store.
+    windows: case id -> (low, high) of its intensity window.
+    patch_size: (d, h, w) voxels of a crop. Smaller volumes are padded evenly at both ends, the image with the low end
+      of its intensity window, the label map with background.
+    foreground: probability that a crop contains a random voxel of a random organ of the case, at a random position
+      inside the crop; the other crops are uniformly distributed.
     crops_per_case: crops of each case in one epoch.
 
   Attributes:
     records: one (case id, number) for each crop of an epoch.
 
   Raises:
-    InputError: a size, share or number that makes no sense, or a case that lacks what crops need.
+    InputError: an invalid size, probability or number, or a case without the arrays that crops need.
   """
 
   def __init__(
     self,
     store_dir: str,
     case_ids: Sequence[str],
+    windows: Mapping[str, Sequence[float]],
     patch_size: Sequence[int],
     *,
     foreground: float = 1 / 3,
     crops_per_case: int = 1,
   ):
     if len(patch_size) != 3 or any(n != int(n) or n < 1 for n in patch_size):
-      raise InputError(
-        f'patch_size {tuple(patch_size)}', 'is no size of a crop', 'Give whole numbers (d, h, w) above 0'
-      )
+      raise InputError(f'patch_size {tuple(patch_size)}', 'is not a valid size', 'Give whole numbers (d, h, w) above 0')
     if not 0 <= foreground <= 1:
-      raise InputError(f'foreground {foreground}', 'is no probability', 'Use a number from 0 to 1')
+      raise InputError(f'foreground {foreground}', 'is not a probability', 'Give a number from 0 to 1')
     if crops_per_case != int(crops_per_case) or crops_per_case < 1:
-      raise InputError(f'crops_per_case {crops_per_case}', 'is no number of crops', 'Give 1 or more')
+      raise InputError(f'crops_per_case {crops_per_case}', 'is not a valid number', 'Give a whole number, 1 or more')
     self.patch_size, self.foreground, self.crops_per_case = tuple(map(int, patch_size)), foreground, int(crops_per_case)
-    self.cases = Cases(store_dir, case_ids, ('image', 'label', 'foreground'))
+    self.cases = Cases(store_dir, case_ids, windows, ('image', 'label', 'foreground'))
     self.records = [(case_id, k) for case_id in self.cases.ids for k in range(self.crops_per_case)]
 
   def __len__(self) -> int:
@@ -111,7 +117,7 @@ class CropSource:
     return {'index': np.int32(index)}
 
   def draw(self, element: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """The crop of an element, a function of the element and the generator's state only."""
+    """Crops the case of an element; a pure function of the element and the state of the generator."""
     case = self.cases.open(self.records[int(element['index'])][0])
     size = np.array(self.patch_size)
     spare = np.array(case.arrays['image'].shape) - size
@@ -122,13 +128,11 @@ class CropSource:
       voxel = voxels[rng.integers(len(voxels))]
       low, high = np.maximum(low, voxel - size + 1), np.minimum(high, voxel)
     start = rng.integers(low, high + 1)
-    window = np.asarray(case.meta['window'], np.float32)
-    image = read_crop(
-      case.arrays['image'], start, self.patch_size, darkest(case.meta['window'], case.arrays['image'].dtype)
-    )
+    fill = darkest(self.cases.windows[case.id], case.arrays['image'].dtype)
+    image = read_crop(case.arrays['image'], start, self.patch_size, fill)
     return {
       'image': image.astype(self.cases.dtype, copy=False)[..., None],
       'label': read_crop(case.arrays['label'], start, self.patch_size, 0),
-      'window': window,
+      'window': np.asarray(self.cases.windows[case.id], np.float32),
       **element,
     }

@@ -1,6 +1,5 @@
-"""The prepared store: plain .npy arrays, one folder per case, each case whole or absent."""
+"""Store of prepared cases: plain .npy arrays in one folder per case, written atomically and checked when read."""
 
-import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -8,31 +7,33 @@ import json
 import os
 import pathlib
 import shutil
-import socket
 import threading
 import time
 
 import numpy as np
 
+from afw_jax.atomic_files import process_name, read_json, to_json, write_errors, write_json
 from afw_jax.errors import InputError
 
-FORMAT = 1
-STAGING = '.staging'  # a store inside the store: cases wait here until all of them are fine
-_TMP = '.tmp-'
-_OTHERS = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)  # of a rename: another process was there first
-_HEADERS = (
-  threading.Lock()
-)  # numpy parses a header with `ast`, which two threads at once break (SystemError, Python 3.11)
-_CURES = {
-  errno.ENOSPC: 'Free some disk space and run it again: finished cases are kept',
-  errno.EDQUOT: 'Your disk quota is used up: free some space and run it again: finished cases are kept',
-  errno.EFBIG: 'A limit on file size is in force (ulimit -f): raise it and run it again',
-}
+FORMAT = 2
+KIND = 'afw_jax store'
+STAGING = '.staging'  # a store inside the store, for cases that are not published yet
+TEMPORARY = '.tmp-'  # prefix of files and folders that are being written
+_LOST_RACE = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)  # of a rename: another process has done it
+# numpy parses .npy headers with `ast`, which raises SystemError in two threads at once on Python 3.11.
+_HEADERS = threading.Lock()
+_PREPARE = 'Run --mode=prepare'
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One prepared case: id, arrays (name -> read-only memory map) and meta (case.json)."""
+  """A prepared case.
+
+  Attributes:
+    id: of the case.
+    arrays: name -> read-only memory map, depth first.
+    meta: content of case.json.
+  """
 
   id: str
   arrays: dict[str, np.ndarray]
@@ -40,46 +41,36 @@ class Case:
 
 
 def case_folder(store: str | os.PathLike, case_id: str) -> pathlib.Path:
-  """Where a case lies, or would lie."""
+  """The folder of a case, whether it exists or not."""
   return pathlib.Path(store) / 'cases' / case_id
 
 
-@contextlib.contextmanager
-def writing(path: object):
-  """Turns the operating system's refusal to write into one line that names the path and the cure."""
-  try:
-    yield
-  except OSError as e:
-    cure = _CURES.get(e.errno, 'Check the path and its permissions, or choose another folder')
-    raise InputError(e.filename or path, f'cannot be written ({e.strerror or e})', cure) from e
-
-
 def write_case(store: str | os.PathLike, case_id: str, arrays: dict[str, np.ndarray], meta: dict) -> dict:
-  """Writes a case so that it is whole or absent, whatever happens meanwhile.
+  """Writes a case atomically: after an interruption it is complete or absent.
 
   Args:
     store: folder of the store.
-    case_id: name of the case, and of its folder.
-    arrays: name -> array; depth first.
-    meta: anything JSON holds; 'id', 'format', 'arrays' (shape, dtype, bytes, sha256 of each) and 'meta_sha256' are
+    case_id: of the case; also the name of its folder.
+    arrays: name -> array, depth first.
+    meta: content for case.json; 'id', 'format', 'arrays' (shape, dtype, bytes, sha256 of each) and 'meta_sha256' are
       added.
 
   Returns:
-    The meta as written to case.json.
+    The content of case.json.
 
   Raises:
     InputError: no permission, no space left.
   """
   final = case_folder(store, case_id)
-  tmp = final.with_name(f'{_TMP}{case_id}-{process()}')
-  with writing(final):
+  tmp = final.with_name(f'{TEMPORARY}{case_id}-{process_name()}')
+  with write_errors(final):
     shutil.rmtree(tmp, ignore_errors=True)
     try:
       tmp.mkdir(parents=True)
       entries = {name: _write_array(tmp / f'{name}.npy', array) for name, array in arrays.items()}
-      meta = json.loads(json.dumps({**meta, 'id': case_id, 'format': FORMAT, 'arrays': entries}, allow_nan=False))
+      meta = json.loads(to_json({**meta, 'id': case_id, 'format': FORMAT, 'arrays': entries}))
       meta['meta_sha256'] = _meta_sha256(meta)
-      _write_json(tmp / 'case.json', meta)
+      write_json(tmp / 'case.json', meta)
       _sync_folder(tmp)
       _put(tmp, final, meta)
     finally:
@@ -88,27 +79,29 @@ def write_case(store: str | os.PathLike, case_id: str, arrays: dict[str, np.ndar
 
 
 def read_case(store: str | os.PathLike, case_id: str, *, verify: bool = False) -> Case:
-  """Opens a case; the arrays are memory-mapped, nothing is read yet.
+  """Opens a case with memory-mapped arrays.
 
   Args:
     store: folder of the store.
-    case_id: which case.
-    verify: also reads every byte and compares checksums.
+    case_id: of the case.
+    verify: also read every byte and compare checksums.
 
   Returns:
-    The `Case`.
+    A `Case`.
 
   Raises:
-    InputError: no such case, or a file of it is damaged.
+    InputError: no such case, or a damaged file.
   """
   folder = case_folder(store, case_id)
-  meta = _read_json(folder / 'case.json', f'no such case in the store {store}')
+  cure = f'Delete {folder} and prepare again'
+  meta = read_json(
+    folder / 'case.json', missing=f'no such case in the store {store}', cure=cure if folder.exists() else _PREPARE
+  )
   if meta.get('meta_sha256') != _meta_sha256(meta):
-    raise InputError(folder / 'case.json', 'is damaged (its checksum is wrong)', f'Delete {folder} and prepare again')
+    raise InputError(folder / 'case.json', 'is damaged (its checksum is wrong)', cure)
   arrays = {}
   for name, entry in meta['arrays'].items():
     path = folder / f'{name}.npy'
-    cure = f'Delete {folder} and prepare again'
     try:
       size = path.stat().st_size
       if size != entry['bytes']:
@@ -124,32 +117,24 @@ def read_case(store: str | os.PathLike, case_id: str, *, verify: bool = False) -
     except (OSError, ValueError) as e:
       raise InputError(path, f'cannot be read ({e})', cure) from e
     if list(arrays[name].shape) != entry['shape'] or str(arrays[name].dtype) != entry['dtype']:
-      raise InputError(path, 'is not the array that case.json describes', cure)
+      raise InputError(path, 'does not match case.json', cure)
   return Case(case_id, arrays, meta)
 
 
-def is_complete(store: str | os.PathLike, case_id: str, options_hash: str) -> bool:
-  """Whether the case is there, whole, and made with these options."""
-  try:
-    meta = read_case(store, case_id).meta
-  except InputError:
-    return False
-  return meta.get('options_hash') == options_hash and meta.get('format') == FORMAT
-
-
 def write_index(store: str | os.PathLike, index: dict) -> dict:
-  """Writes STORE/dataset.json atomically, and returns what it holds: with it the store is finished."""
+  """Writes STORE/dataset.json atomically; a store is complete when it has one.
+
+  Returns:
+    The content of the file.
+
+  Raises:
+    InputError: no permission, no space left.
+  """
   path = pathlib.Path(store) / 'dataset.json'
-  tmp = path.with_name(f'{_TMP}dataset-{process()}.json')
-  with writing(path):
-    try:
-      path.parent.mkdir(parents=True, exist_ok=True)
-      index = json.loads(json.dumps({**index, 'format': FORMAT, 'kind': 'afw_jax store'}))
-      _write_json(tmp, index)
-      os.replace(tmp, path)
-      _sync_folder(path.parent)
-    finally:
-      tmp.unlink(missing_ok=True)
+  index = json.loads(to_json({**index, 'format': FORMAT, 'kind': KIND}))
+  write_json(path, index)
+  with write_errors(path):
+    _sync_folder(path.parent)
   return index
 
 
@@ -157,83 +142,101 @@ def read_index(store: str | os.PathLike) -> dict:
   """Reads STORE/dataset.json.
 
   Raises:
-    InputError: no finished store there, or a damaged or foreign index.
+    InputError: no complete store, a damaged index, or a store of another format.
   """
-  path = pathlib.Path(store) / 'dataset.json'
-  index = _read_json(path, 'no such file: there is no prepared store, or preparing it did not finish')
-  if index.get('kind') != 'afw_jax store':
-    raise InputError(path, 'is not the index of a store', 'Choose another folder for the store')
+  path, index = _read_index(store)
   if index.get('format') != FORMAT:
     raise InputError(path, f'is of format {index.get("format")}, not {FORMAT}', 'Prepare the data set again')
   return index
 
 
+def has_other_format(store: str | os.PathLike) -> bool:
+  """Whether the folder is a store that was prepared by a version with another format."""
+  try:
+    return _read_index(store)[1].get('format') != FORMAT
+  except InputError:
+    return False
+
+
+def _read_index(store: str | os.PathLike) -> tuple[pathlib.Path, dict]:
+  path = pathlib.Path(store) / 'dataset.json'
+  missing = 'no such file: there is no prepared store, or its preparation did not finish'
+  index = read_json(path, missing=missing, cure=_PREPARE)
+  if index.get('kind') != KIND:
+    raise InputError(path, 'is not the index of a store', 'Choose another folder for the store')
+  return path, index
+
+
 def move_case(source: str | os.PathLike, store: str | os.PathLike, case_id: str, meta: dict) -> None:
-  """Moves a whole case from one store to another on the same disk, if no other process has done so already.
+  """Moves a case to another store on the same file system, unless another process has done so.
 
   Args:
-    source: store to take it from.
-    store: store to put it into; what lies there under the same name is replaced.
-    case_id: which case.
-    meta: of the case to move: by it the case is known wherever it lies.
+    source: store that the case is in.
+    store: store to move it to; another case of the same id is replaced.
+    case_id: of the case.
+    meta: its case.json, which identifies it in either store.
 
   Raises:
-    InputError: no permission; or the case is in neither store.
+    InputError: no permission, or the case is in neither store.
   """
   final = case_folder(store, case_id)
-  with writing(final):
+  with write_errors(final):
     final.parent.mkdir(parents=True, exist_ok=True)
     if not _is(final, meta):
       _put(case_folder(source, case_id), final, meta)
 
 
 def remove_stale(store: str | os.PathLike) -> None:
-  """Removes what a killed process left half written."""
+  """Removes incomplete files that an interrupted process has left."""
   store = pathlib.Path(store)
-  with writing(store):
-    for folder in (store, store / 'cases', store / STAGING / 'cases'):
-      for path in folder.glob(f'{_TMP}*'):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+  with write_errors(store):
+    for path in [
+      *store.glob('dataset.json.*.tmp'),
+      *(store / 'cases').glob(f'{TEMPORARY}*'),
+      *(store / STAGING / 'cases').glob(f'{TEMPORARY}*'),
+    ]:
+      shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _put(source: pathlib.Path, final: pathlib.Path, meta: dict) -> None:
-  """Renames a case's folder. No lock holds across hosts, but a rename of a folder never overwrites: it succeeds for one."""
-  old = final.with_name(f'{_TMP}old-{final.name}-{process()}')
+  """Renames the folder of a case.
+
+  Locks do not reach across hosts on every file system, but a rename never overwrites a folder that is not empty: of
+  several processes, one succeeds.
+  """
+  old = final.with_name(f'{TEMPORARY}old-{final.name}-{process_name()}')
   try:
     for _ in range(100):
       shutil.rmtree(old, ignore_errors=True)
       if source.exists() and _renamed(final, old) and not source.exists() and _is(old, meta):
-        _renamed(old, final)  # what was in the way was this very case, put there by another process just now
+        _renamed(old, final)  # the folder in the way was this case, just put there by another process
       if _renamed(source, final) or _is(final, meta):
         return _sync_folder(final.parent)
       time.sleep(0.05)
-    raise InputError(final, f'is not there, nor is {source}', 'Do all hosts see this folder? Then run it again')
+    raise InputError(
+      final, f'does not exist, and neither does {source}', 'Check that all hosts share the folder, then run it again'
+    )
   finally:
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _renamed(source: pathlib.Path, target: pathlib.Path) -> bool:
-  """Whether the folder could be renamed; not if it is gone or something else has its new name."""
+  """Renames a folder; returns False if it does not exist or the new name is taken."""
   try:
     os.rename(source, target)
   except OSError as e:
-    if e.errno not in _OTHERS:
+    if e.errno not in _LOST_RACE:
       raise
     return False
   return True
 
 
 def _is(folder: pathlib.Path, meta: dict) -> bool:
-  """Whether this very case lies there, whole."""
+  """Whether the folder holds the complete case with this case.json."""
   try:
     return read_case(folder.parent.parent, folder.name).meta == meta
   except InputError:
     return False
-
-
-def process() -> str:
-  """A name that no other living process has, be it on another host."""
-  return f'{socket.gethostname()}-{os.getpid()}'
 
 
 def _write_array(path: pathlib.Path, array: np.ndarray) -> dict:
@@ -242,28 +245,6 @@ def _write_array(path: pathlib.Path, array: np.ndarray) -> dict:
     f.flush()
     os.fsync(f.fileno())
   return {'shape': list(array.shape), 'dtype': str(array.dtype), 'bytes': path.stat().st_size, 'sha256': _sha256(path)}
-
-
-def _write_json(path: pathlib.Path, content: dict) -> None:
-  body = json.dumps(content, indent=1, allow_nan=False)
-  with open(path, 'w', encoding='utf-8') as f:
-    f.write(body)
-    f.flush()
-    os.fsync(f.fileno())
-
-
-def _read_json(path: pathlib.Path, missing: str) -> dict:
-  try:
-    content = json.loads(path.read_text('utf-8'))
-  except (FileNotFoundError, NotADirectoryError) as e:
-    raise InputError(path, missing, 'Run --mode=prepare') from e
-  except OSError as e:
-    raise InputError(path, f'cannot be read ({e.strerror})', 'Check its permissions') from e
-  except (UnicodeDecodeError, json.JSONDecodeError) as e:
-    raise InputError(path, f'is damaged ({e})', 'Run --mode=prepare again') from e
-  if not isinstance(content, dict):
-    raise InputError(path, 'is damaged (no JSON object)', 'Run --mode=prepare again')
-  return content
 
 
 def _meta_sha256(meta: dict) -> str:

@@ -1,6 +1,7 @@
-"""The distributed runtime: joins the processes, and lets them agree, gather values and share out work.
+"""Distributed runtime: connects the processes of a run, and lets them agree on values, gather them and divide work.
 
-Every process runs the same program on its own devices; `jax.distributed` joins them.
+Every process runs the same program on its own devices; `jax.distributed` connects them. Every function here also works
+for a single process, which needs no `start`.
 """
 
 import json
@@ -14,101 +15,108 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from afw_jax.distributed import sharding, termination
+from afw_jax.distributed import coordination, sharding, termination, waiting
 from afw_jax.distributed.launchers import AUTO, Process
 from afw_jax.errors import InputError
 
-_log = logging.getLogger('afw_jax')
-
 PyTree = Any
-# By default the others wait for minutes when one is killed or hangs.
+# JAX's defaults leave the other processes waiting for minutes when one is killed or hangs.
 HEARTBEAT_SECONDS = 15
 SHUTDOWN_SECONDS = 15
-_WEEK_MS = 7 * 24 * 3600 * 1000
+_SHARED_FILE_SECONDS = 10  # a network file system may show a new file to other hosts late
 
 
 def start(process: Process | None) -> None:
-  """Joins the others, before anything touches a device; does nothing for a process that is alone.
+  """Connects this process to the others; call it before anything uses a device. Does nothing for a single process.
 
-  From then on an exception that nobody catches ends the process at once: an orderly exit would wait for the others, who
-  wait for it. All but process 0 tell errors only.
+  Where not all processes connect in time, this one ends with an error (see `waiting`). Once connected, an uncaught
+  exception ends the process at once (see `termination`), and all processes but process 0 log errors only.
+
+  Args:
+    process: from `launchers.resolve_process`; None for a single process.
 
   Raises:
-    InputError: the others were not met.
+    InputError: the coordinator cannot be used, or this version of JAX is not supported.
   """
   if process is None:
     return
-  known = (
-    {}
-    if process.coordinator == AUTO
-    else dict(
-      coordinator_address=process.coordinator,
-      num_processes=process.num_processes,
-      process_id=process.process_id,
-      local_device_ids=process.local_devices,
-      cluster_detection_method='deactivate',
-    )
-  )
-  _log.info(
-    'process %s of %s: meeting the others at %s, for 5 minutes at most (--num_processes=1: this one alone)',
-    '?' if process.process_id is None else process.process_id,
-    process.num_processes or '?',
-    process.coordinator,
-  )
-  jax.config.update(
-    'jax_enable_preemption_service', False
-  )  # it takes SIGTERM: `signals` starts it where steps are taken
-  try:
-    jax.distributed.initialize(
-      **known, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS
-    )
-  except (RuntimeError, ValueError) as error:
-    raise InputError(
-      process.coordinator,
-      f'the other processes were not met here ({str(error)[:200]})',
-      'Start all of them with one --coordinator, which all can reach and whose port is free.',
-    ) from error
+  # The service catches SIGTERM, which has to end the process except in training: `signals` starts it there.
+  jax.config.update('jax_enable_preemption_service', False)
+  with waiting.reminders(process):
+    _connect(process)
+  coordination.check()
   sys.excepthook = termination.end_all
-  multihost_utils.sync_global_devices('start')  # gloo meets for its first collective within 30 s or never
+  multihost_utils.sync_global_devices('start')  # gloo connects for its first collective within 30 s or never
   if jax.process_index():
     for library in ('afw_jax', 'jax', 'absl'):
       logging.getLogger(library).setLevel(logging.ERROR)
 
 
+def _connect(process: Process) -> None:
+  known = {}
+  if process.coordinator != AUTO:
+    known = {
+      'coordinator_address': process.coordinator,
+      'num_processes': process.num_processes,
+      'process_id': process.process_id,
+      'local_device_ids': process.local_devices,
+      'cluster_detection_method': 'deactivate',
+    }
+  try:
+    jax.distributed.initialize(
+      **known,
+      initialization_timeout=2 * waiting.LIMIT_SECONDS,  # `waiting` ends it before
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+    )
+  except (RuntimeError, ValueError) as error:
+    raise InputError(
+      process.coordinator,
+      f'the processes could not be connected through this coordinator ({str(error)[:200]})',
+      'Start all of them with the same --coordinator, an address that each can reach, with a free port.',
+    ) from error
+
+
 def process_index() -> int:
-  """Which process this is; 0 where there is one."""
+  """The rank of this process, from 0; 0 for a single process."""
   return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
 def process_count() -> int:
-  """How many processes there are."""
+  """The number of processes."""
   return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def local_items(items: Sequence) -> Sequence:
-  """This process's part of a list of cases: every count-th; parts differ in length by one at most, and may be empty."""
+  """Returns this process's part of a list of cases: every n-th of n processes.
+
+  The parts differ in length by one at most, and may be empty.
+  """
   return items[process_index() :: process_count()]
 
 
 def on_process_zero(work: Callable[[], Any]) -> Any:
-  """What WORK returns on process 0, which does it while the others wait; None on the others."""
+  """Calls `work` on process 0 while the others wait; returns its result there and None on the others."""
   result = work() if process_index() == 0 else None
   barrier()
   return result
 
 
 def barrier() -> None:
-  """Goes on when every process has come here, however long that takes."""
-  if process_count() > 1:  # a collective, as in sync_global_devices, has a time limit of its own on some platforms
-    distributed.global_state.client.wait_at_barrier('afw_jax', _WEEK_MS)
+  """Waits until every process has reached this call, however long that takes."""
+  if process_count() > 1:
+    coordination.wait_at_barrier()
 
 
 def gather(value: Any) -> list:
-  """The values of all processes, by process; of whatever JSON can hold."""
+  """Returns the values of all processes, in the order of their ranks, on every process.
+
+  Args:
+    value: anything that JSON can represent.
+  """
   if process_count() == 1:
     return [value]
   barrier()
@@ -119,34 +127,48 @@ def gather(value: Any) -> list:
 
 
 def check_same(where: str, value: Any) -> None:
-  """Raises InputError where the processes were not given the same."""
+  """Raises InputError on every process if the processes do not have the same value.
+
+  Args:
+    where: the option that gives the value, for the error.
+    value: anything that JSON can represent.
+  """
   values = gather(value)
-  for other, theirs in enumerate(values):
-    if theirs != values[0]:
+  for rank, other in enumerate(values):
+    if other != values[0]:
       raise InputError(
-        where, f'process {other} was given other values than process 0', 'Start all processes with the same command.'
+        where, f'process {rank} and process 0 were given different values', 'Start all processes with the same command.'
       )
 
 
 def check_shared(path: str) -> None:
-  """Raises InputError where this process does not see what process 0 has written."""
-  for _ in range(20):  # a network file system may take its time
+  """Raises InputError if this process cannot see a file or folder that process 0 has written."""
+  for _ in range(2 * _SHARED_FILE_SECONDS):
     if os.path.exists(path):
       return
     time.sleep(0.5)
   raise InputError(
     path,
-    f'was written by process 0, and process {process_index()} does not see it',
+    f'was written by process 0, but process {process_index()} cannot see it',
     'Give a --workdir (and data.store) on a file system that all processes share.',
   )
 
 
 def local_mesh(spatial: int) -> Mesh:
-  """The mesh of what a process does alone, on its own devices: samples in as many of `spatial` parts as these allow."""
+  """Returns a mesh of this process's own devices, for work that it does alone.
+
+  Args:
+    spatial: parts of a sample in the global mesh; here their greatest common divisor with the number of own devices.
+  """
   return sharding.make_mesh(-1, math.gcd(spatial, jax.local_device_count()), jax.local_devices())
 
 
 def local_copy(tree: PyTree, mesh: Mesh) -> PyTree:
-  """Arrays that every device holds whole, without the devices of other processes; mesh from `local_mesh`."""
+  """Copies replicated global arrays onto this process's own devices.
+
+  Args:
+    tree: arrays that every device holds whole.
+    mesh: from `local_mesh`.
+  """
   copy = lambda a: a if a.is_fully_addressable else jax.device_put(a.addressable_data(0), sharding.replicated(mesh))
   return jax.tree.map(copy, tree)

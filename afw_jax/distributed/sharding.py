@@ -1,8 +1,8 @@
-"""Devices: a mesh of data x spatial, and the shardings of state, batch and features on it.
+"""Device mesh ('data', 'spatial'), and the shardings of state, batch and features on it.
 
-The batch is divided along 'data', and each sample's first spatial axis (D of a volume, H of a slice) along 'spatial', so
-that a volume may lie on several devices. The program is written for one device; XLA's partitioner adds the sums over
-the batch and the exchange of borders between neighbours.
+The batch is divided along 'data', and the first spatial axis of each sample (D of a volume, H of a slice) along
+'spatial', so that one volume can be spread over several devices. The program is written for one device; XLA's
+partitioner adds the sums over the batch and the exchange of borders between neighbours.
 """
 
 from collections.abc import Callable
@@ -16,15 +16,17 @@ from afw_jax.models.layers.options import identity
 
 
 def make_mesh(data: int = -1, spatial: int = 1, devices=None) -> Mesh:
-  """All devices of all processes as ('data', 'spatial'). (`Mesh` has Auto axes, which Linen's Dropout needs.)
+  """Arranges the devices of all processes as a mesh with the axes ('data', 'spatial').
+
+  `jax.sharding.Mesh` has Auto axes, which Linen's Dropout needs (those of `jax.make_mesh` are Explicit).
 
   Args:
-    data: parts of the batch; -1 = as many as there are devices for.
-    spatial: parts of one sample.
-    devices: other than all there are.
+    data: the number of parts of the batch; -1: as many as there are devices for.
+    spatial: the number of parts of one sample.
+    devices: the devices to use; by default all.
 
   Raises:
-    InputError: the devices cannot be arranged so.
+    InputError: the number of devices is not data x spatial.
   """
   devices = np.array(jax.devices() if devices is None else devices)
   n = devices.size
@@ -38,12 +40,12 @@ def make_mesh(data: int = -1, spatial: int = 1, devices=None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Every device holds the whole array."""
+  """Sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_shardings(mesh: Mesh, batch: dict) -> dict[str, NamedSharding]:
-  """How a batch is divided: images and labels along both axes of the mesh, numbers per sample along 'data' alone."""
+  """Shardings of a batch's arrays: images and labels along both axes of the mesh, all others along 'data' only."""
   return {
     key: NamedSharding(mesh, PartitionSpec('data', 'spatial') if key in ('image', 'label') else PartitionSpec('data'))
     for key in batch
@@ -51,10 +53,10 @@ def batch_shardings(mesh: Mesh, batch: dict) -> dict[str, NamedSharding]:
 
 
 def make_constrain(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-  """What the networks apply to features (B, *S, C) and tokens (B, N, C) after each block: keep them divided.
+  """Returns a function that keeps features divided over the mesh; networks apply it after each block.
 
-  Rows that do not divide evenly, as in coarse levels, still do: the last device has fewer. Fewer rows than devices are
-  kept whole on each of them.
+  It takes features (B, *S, C) or tokens (B, N, C). Axis 1 need not divide evenly, as in coarse levels: the last device
+  then has fewer rows. With fewer rows than devices every device holds all of them.
   """
   if mesh.shape['spatial'] == 1:
     return identity
@@ -62,7 +64,7 @@ def make_constrain(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
 
   def constrain(x):
     if x.shape[0] % mesh.shape['data']:
-      return x  # an example at initialisation
+      return x  # the single example of an initialisation
     return jax.lax.with_sharding_constraint(x, both if x.shape[1] >= mesh.shape['spatial'] else batch)
 
   constrain.parts = mesh.shape['spatial']
@@ -70,30 +72,38 @@ def make_constrain(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
 
 
 def gather_samples(mesh: Mesh, transform: Callable[[jax.Array, dict], dict]) -> Callable[[jax.Array, dict], dict]:
-  """(key, batch) -> batch that sees whole samples, though they are divided: a rotation takes its voxels from anywhere.
+  """Gathers the samples of a batch before a spatial transform and divides the results again.
 
-  Image and label are gathered once, in the few bytes that they are stored in (left to itself XLA gathers the float image for
-  each corner of the interpolation); the results are divided again, so each device makes its own part of them only.
+  A rotation reads voxels from the whole sample. Image and label are gathered once, in the integer types in which they
+  are stored; XLA alone would gather the float image for each corner of the interpolation. Each device computes its own
+  part of the results only.
+
+  Args:
+    mesh: data x spatial.
+    transform: (key, batch) -> batch, for instance the augmentation.
+
+  Returns:
+    A function like `transform`.
   """
   if mesh.shape['spatial'] == 1:
     return transform
 
-  def placed(batch, *axes):
-    where = NamedSharding(mesh, PartitionSpec(*axes))
-    return {k: jax.lax.with_sharding_constraint(v, where) if k in ('image', 'label') else v for k, v in batch.items()}
+  def divide(batch, *axes):
+    target = NamedSharding(mesh, PartitionSpec(*axes))
+    return {k: jax.lax.with_sharding_constraint(v, target) if k in ('image', 'label') else v for k, v in batch.items()}
 
-  return lambda key, batch: placed(transform(key, placed(batch, 'data')), 'data', 'spatial')
+  return lambda key, batch: divide(transform(key, divide(batch, 'data')), 'data', 'spatial')
 
 
 def jit_over_mesh(mesh: Mesh, predict_step: Callable) -> Callable:
-  """The jitted forward pass of evaluation over all devices of a mesh; any number of rows, filled up to what divides.
+  """Compiles the forward pass of evaluation for all devices of a mesh; batches are padded to a multiple of 'data'.
 
   Args:
     mesh: of this process's own devices.
-    predict_step: (variables, image (B, *S, 1), window (B, 2)) -> probabilities (B, *S, C).
+    predict_step: (variables, image (B, *S, 1), window (B, 2) in HU) -> probabilities (B, *S, C).
 
   Returns:
-    The same function, of numpy images; its probabilities lie on the mesh's first device.
+    A function like `predict_step` that takes numpy arrays with any B; its result is on the first device of the mesh.
   """
   at = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
   run = jax.jit(predict_step, in_shardings=(at(), at('data', 'spatial'), at('data')))
@@ -102,35 +112,31 @@ def jit_over_mesh(mesh: Mesh, predict_step: Callable) -> Callable:
   first = mesh.devices.flat[0]
 
   def predict(variables, image, window):
-    filled = lambda rows: np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % mesh.shape['data'], 0)])
-    return jax.device_put(run(variables, filled(image), filled(window)), first)[: len(image)]
+    pad = lambda rows: np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % mesh.shape['data'], 0)])
+    return jax.device_put(run(variables, pad(image), pad(window)), first)[: len(image)]
 
   return predict
 
 
 def check_divisible(mesh: Mesh, batch_size: int, sides: tuple[int, ...], reduction: int = 1) -> None:
-  """Raises InputError where the global batch or the samples do not divide over the mesh, naming values that would.
+  """Raises InputError, with values that would work, if the global batch or its samples do not divide over the mesh.
 
   Args:
     mesh: data x spatial.
-    batch_size: of the global batch.
-    sides: of a sample.
-    reduction: `models.reduction`. With fewer rows than devices at its deepest level a program is made (jaxlib 0.10.2) whose
-      gradients can be wrong by whole factors, so that is refused.
+    batch_size: the number of samples in the global batch.
+    sides: the shape of a sample in voxels, D, H, W or H, W.
+    reduction: the factor between the first side and its rows at the deepest level of the network, `models.reduction`.
+      Fewer rows there than devices are refused: jaxlib 0.10.2 compiles a program whose gradients can be wrong by whole
+      factors.
   """
   data, spatial = mesh.shape['data'], mesh.shape['spatial']
-  works = [
-    n
-    for n in _divisors(mesh.size)
-    if batch_size % (mesh.size // n) == 0 and sides[0] % n == 0 and n <= max(sides[0] // reduction, 1)
-  ]
-  instead = f'mesh.spatial {_either(works)} with mesh.data -1' if works else ''
+  instead = _spatial_that_works(mesh.size, batch_size, sides[0], reduction)
   if batch_size % data:
     sizes = _either(n for n in (batch_size // data * data, -(-batch_size // data) * data) if n)
     raise InputError(
       'train.batch_size',
       f'{batch_size} does not divide over mesh.data {data}',
-      f'Use {sizes}{", or " if works else ""}{instead}.',
+      f'Use {sizes}{", or " if instead else ""}{instead}.',
     )
   if sides[0] % spatial:
     raise InputError(
@@ -147,11 +153,23 @@ def check_divisible(mesh: Mesh, batch_size: int, sides: tuple[int, ...], reducti
     )
 
 
+def _spatial_that_works(devices: int, batch_size: int, side: int, reduction: int) -> str:
+  """'mesh.spatial 1, 2 or 4 with mesh.data -1': the values for so many devices, '' where there is none."""
+  works = [
+    n
+    for n in _divisors(devices)
+    if batch_size % (devices // n) == 0 and side % n == 0 and n <= max(side // reduction, 1)
+  ]
+  return f'mesh.spatial {_either(works)} with mesh.data -1' if works else ''
+
+
 def data_shard(mesh: Mesh) -> tuple[int, int]:
-  """(rank, world): which of how many equal parts of a global batch this process has to read.
+  """Returns (rank, world): this process reads part `rank` of `world` equal parts of each global batch.
+
+  Processes whose devices hold parts of the same samples read the same part.
 
   Raises:
-    InputError: the devices of one process are neither whole parts of the batch nor within one.
+    InputError: the devices of this process are neither whole parts of the batch nor within one.
   """
   processes = np.vectorize(lambda device: device.process_index)(mesh.devices)
   mine = np.flatnonzero((processes == jax.process_index()).any(1))
@@ -166,24 +184,31 @@ def data_shard(mesh: Mesh) -> tuple[int, int]:
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """Global arrays from this process's share of the batch."""
+  """Puts a batch onto the devices of a mesh as global arrays.
+
+  Args:
+    batch: this process's part of the global batch, see `data_shard`; each array (B / world, ...).
+    mesh: data x spatial.
+
+  Returns:
+    Arrays (B, ...) with the shardings of `batch_shardings`.
+  """
+  shardings = batch_shardings(mesh, batch)
+  if jax.process_count() == 1:
+    return {key: jax.device_put(array, shardings[key]) for key, array in batch.items()}
   rank, world = data_shard(mesh)
 
   def put(array, sharding):
     rows = len(array)
     shape = (rows * world, *array.shape[1:])
-    if world == 1 and jax.process_count() == 1:
-      return jax.device_put(array, sharding)
 
     def part(index):
-      first, last, _ = index[0].indices(shape[0])
-      return array[(slice(first - rank * rows, last - rank * rows), *index[1:])]
+      start, stop, _ = index[0].indices(shape[0])
+      return array[(slice(start - rank * rows, stop - rank * rows), *index[1:])]
 
     return jax.make_array_from_callback(shape, sharding, part)
 
-  return {
-    key: put(array, sharding) for (key, array), sharding in zip(batch.items(), batch_shardings(mesh, batch).values())
-  }
+  return {key: put(array, shardings[key]) for key, array in batch.items()}
 
 
 def _divisors(n: int) -> list[int]:
@@ -191,6 +216,6 @@ def _divisors(n: int) -> list[int]:
 
 
 def _either(values) -> str:
-  """'2', '2 or 4', '1, 2 or 4', each once."""
+  """The distinct values as text: '2', '2 or 4', '1, 2 or 4'."""
   *most, last = dict.fromkeys(map(str, values))
   return f'{", ".join(most)} or {last}' if most else last

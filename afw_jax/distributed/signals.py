@@ -1,49 +1,46 @@
-"""Ctrl-C and SIGTERM during training: the step under way ends and is saved, in all processes after the same step."""
+"""Handles Ctrl-C and SIGTERM during training: all processes finish the same step, save it and exit."""
 
 import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
 
-import jax
-from jax._src import distributed
 from jax.experimental import multihost_utils
 
-from afw_jax.distributed import runtime
+from afw_jax.distributed import coordination, runtime
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 @contextlib.contextmanager
 def graceful_shutdown() -> Iterator[Callable[[int], int | None]]:
-  """Collects Ctrl-C and SIGTERM, so that the step under way ends and is saved; a second Ctrl-C stops at once.
+  """Records Ctrl-C and SIGTERM instead of stopping the program; a second Ctrl-C stops it at once.
 
   Yields:
-    asked(step), to be called after every step: None, or the exit code to stop with after this step. A signal to one
-    process stops all of them after the same step.
+    exit_code(step), to be called once after every step: the code to exit with after this step, or None to continue. A
+    signal to one process stops all processes after the same step.
   """
   several, received = runtime.process_count() > 1, []
-  if several and distributed.global_state.preemption_sync_manager is None:
-    jax.config.update('jax_enable_preemption_service', True)
-    distributed.global_state.initialize_preemption_sync_manager()
+  if several:
+    coordination.start_preemption_service()
 
   def handler(signum, _):
     if signum in received:
       raise KeyboardInterrupt
     received.append(signal.Signals(signum))
     if several:
-      os.kill(os.getpid(), signal.SIGTERM)  # which JAX's runtime catches: it finds the step with the others
+      os.kill(os.getpid(), signal.SIGTERM)  # JAX catches it and finds a step to stop after with the other processes
 
-  def asked(step):
-    reached = multihost_utils.reached_preemption_sync_point(step) if several else received
-    return EXIT_CODES[received[0] if received else signal.SIGTERM] if reached else None
+  def exit_code(step: int) -> int | None:
+    stop = multihost_utils.reached_preemption_sync_point(step) if several else received
+    return EXIT_CODES[received[0] if received else signal.SIGTERM] if stop else None
 
   caught = (signal.SIGINT,) if several else tuple(EXIT_CODES)
-  old = {s: signal.signal(s, handler) for s in caught}
+  previous = {signum: signal.signal(signum, handler) for signum in caught}
   try:
-    yield asked
+    yield exit_code
   finally:
-    for s, h in old.items():
-      signal.signal(s, h)
-    if several:
-      signal.signal(signal.SIGTERM, signal.SIG_DFL)  # instead of JAX's handler: nothing is saved step by step any more
+    for signum, old in previous.items():
+      signal.signal(signum, old)
+    if several:  # JAX's handler would swallow SIGTERM after training, when nothing is saved step by step any more
+      signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Ending together: when one process of a distributed run fails, it ends at once, so that the others do not wait for it."""
+"""Ends all processes of a distributed run when one fails: it exits at once, so that the others do not wait for it."""
 
 import os
 import sys
@@ -6,32 +6,29 @@ import traceback
 
 import jax
 
-# What the failure of another process looks like in this one.
+# Words in the error that this process gets when another one has failed.
 _LOST = ('Gloo', 'NCCL', 'coordination service', 'Barrier failed', 'heartbeat')
 
 
 def lost_another(error: BaseException) -> bool:
-  """Whether an error means that another process of the run failed."""
+  """Whether an error in this process means that another process of the run failed."""
   return any(words in str(error) for words in _LOST)
 
 
-def end_all(kind: type, error: BaseException, trace) -> None:
-  """The `sys.excepthook` of a distributed run: says which process failed and leaves without the orderly exit of Python.
+def end_all(kind: type[BaseException], error: BaseException, trace) -> None:
+  """Reports an uncaught exception with the rank of this process and exits with code 1; for `sys.excepthook`.
 
-  An orderly exit would wait for the other processes, who wait for this one.
+  Python's own exit would run JAX's shutdown, which waits for the other processes, while they wait for this one.
   """
   sys.stdout.flush()
+  rank = f'process {jax.process_index()} of {jax.process_count()}'
   if lost_another(error):
     message = (
-      f'\nerror: process {jax.process_index()} of {jax.process_count()} lost another one: what that one printed says why '
-      f'({str(error).splitlines()[0][:200]}). Start all of them again with the same command: they go on from the last checkpoint.'
+      f'{rank} lost the connection to another process, whose own output says why ({str(error).splitlines()[0][:200]}). '
+      'Start all processes again with the same command: the run resumes from its last checkpoint.'
     )
-    print(message, file=sys.stderr, flush=True)
   else:
     traceback.print_exception(kind, error, trace)
-    print(
-      f'\nerror: process {jax.process_index()} of {jax.process_count()} ends here, and the others with it.',
-      file=sys.stderr,
-      flush=True,
-    )
+    message = f'{rank} ends because of this exception, and the other processes end with it.'
+  print(f'\nerror: {message}', file=sys.stderr, flush=True)
   os._exit(1)

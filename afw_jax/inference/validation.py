@@ -1,7 +1,7 @@
 """Validation during training: the mean Dice similarity coefficient (DSC) that chooses the best checkpoint."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tqdm
@@ -18,6 +18,7 @@ def validate(
   variables: PyTree,
   store_dir: str,
   case_ids: Sequence[str],
+  windows: Mapping[str, tuple[float, float]],
   *,
   organs: Sequence[str],
   options: segmentation.Options,
@@ -29,6 +30,7 @@ def validate(
     variables: of the network, on this process's devices.
     store_dir: the prepared data.
     case_ids: cases to score.
+    windows: case id -> (low, high) of its intensity window.
     organs: names of the classes 1..C-1.
     options: how a volume is put through the network.
 
@@ -44,13 +46,12 @@ def validate(
     disable=runtime.process_index() > 0 or not sys.stderr.isatty(),
   ):
     case = store.read_case(store_dir, case_id)
-    window = case.meta['window']
     labels, _ = segmentation.segment_volume(
       predict_step,
       variables,
       case.arrays['image'],
-      window,
-      resample.Resampling.from_json(case.meta['plan']),
+      windows[case_id],
+      resample.Resampling.from_json(case.meta['resampling']),
       options,
     )
     scores[case_id] = metrics.dice_per_class(labels, case.arrays['native_label'], len(organs) + 1)[1:].tolist()

@@ -1,8 +1,10 @@
-"""Compilers for devices that are not there: what a program would hold and send on a GPU, a TPU, or many CPUs.
+"""Ahead-of-time compilation for accelerators that are not installed: NVIDIA GPUs, TPUs, or many CPUs.
 
-XLA's compilers for NVIDIA GPUs and for TPUs are libraries that need neither driver nor device: given a description of the
-chip they compile the very program that would run on it. Devices are fixed when jax starts, so each program is compiled in a
+XLA's compilers for GPUs and TPUs are libraries that need neither driver nor device: from a description of the chip they
+compile the same program that would run on it. JAX fixes its devices when it starts, so each program is compiled in a
 process of its own, started with `environment`.
+
+The numbers of the NVIDIA chips are those of their device properties, the memory that of their drivers.
 """
 
 import dataclasses
@@ -16,21 +18,21 @@ import jax
 from jax.experimental import topologies
 
 from afw_jax.distributed import xla_flags
-from afw_jax.errors import InputError
+from afw_jax.errors import InputError, did_you_mean
 
 GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """One kind of device.
+  """A kind of device to compile for.
 
   Attributes:
     platform: 'cpu', 'cuda' or 'tpu'.
-    memory_gib: of one device, as its driver tells it; None: all of this machine's.
-    usable: share of it that a program may fill. The rest is for what no compiler counts: the runtime, the libraries'
-      workspaces, buffers of the network, fragmentation. A TPU's compiler counts everything.
-    chip: its facts, for the compiler (NVIDIA).
+    memory_gib: the memory of one device as its driver reports it; None: the memory of this machine.
+    usable: the share of it that a program may fill. The rest is for what the compiler does not count: the runtime,
+      workspaces of libraries, communication buffers, fragmentation. A TPU's compiler counts everything.
+    chip: device properties for the compiler (NVIDIA only).
   """
 
   platform: str
@@ -60,33 +62,35 @@ platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
 device_description_str: "{name}"
 """
-_V5E = {
-  1: '1x1',
-  4: '2x2',
-  8: '2x4',
-  16: '4x4',
-  32: '4x8',
-  64: '8x8',
-  128: '8x16',
-  256: '16x16',
-}  # slices that there are
+# Chips -> topology of the slices of TPU v5e that exist.
+_V5E = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
 
 
 def get(name: str, memory_gib: float | None = None) -> Target:
-  """The target of that name, with the memory of one device (by default what such a device has)."""
+  """Returns the target of a name, with its memory filled in.
+
+  Args:
+    name: one of `TARGETS`.
+    memory_gib: the memory of one device, instead of the target's own.
+
+  Raises:
+    InputError: the name is unknown, or the memory is not positive.
+  """
   if name not in TARGETS:
-    raise InputError('--target', f'{name!r} is unknown', f'Use one of {", ".join(TARGETS)}.')
+    raise InputError(
+      '--target', f'{name!r} is not a known device', f'{did_you_mean(name, TARGETS)}Use one of {", ".join(TARGETS)}.'
+    )
   target = TARGETS[name]
   if memory_gib is not None and memory_gib <= 0:
-    raise InputError('--memory_gib', f'is {memory_gib}', 'Give the memory of one device in GiB.')
+    raise InputError('--memory_gib', f'{memory_gib} is not positive', 'Give the memory of one device in GiB.')
   here = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / GIB
   return dataclasses.replace(target, memory_gib=memory_gib or target.memory_gib or here)
 
 
 def check(name: str, target: Target, count: int) -> None:
-  """Raises InputError where the compiler is not installed, or there are no so many devices in one slice."""
+  """Raises InputError if the target's compiler is not installed, or no TPU slice has this number of chips."""
   if target.platform == 'tpu' and count not in _V5E:
-    raise InputError('--devices', f'there is no slice of {count} chips', f'Use some of {", ".join(map(str, _V5E))}.')
+    raise InputError('--devices', f'no slice of {name} has {count} chips', f'Use some of {", ".join(map(str, _V5E))}.')
   if target.platform == 'cuda' and not (_installed('jax-cuda12-pjrt') or _installed('jax-cuda13-pjrt')):
     packages = f'jax-cuda12-pjrt=={jax.__version__} jax-cuda12-plugin=={jax.__version__}'
   elif target.platform == 'tpu' and not _installed('libtpu'):
@@ -95,25 +99,24 @@ def check(name: str, target: Target, count: int) -> None:
     return
   raise InputError(
     f'--target={name}',
-    'its compiler is not installed (it needs no such device, only space on the disk)',
-    f'{sys.executable} -m pip install --no-deps --target=compilers {packages}  and start the same command with PYTHONPATH=compilers.',
+    'its compiler is not installed (it needs disk space, but no such device)',
+    f'{sys.executable} -m pip install --no-deps --target=compilers {packages}  and start the same command with '
+    'PYTHONPATH=compilers.',
   )
 
 
 def environment(target: Target, count: int, base: Mapping[str, str]) -> dict[str, str]:
-  """Environment variables of a process that compiles for so many devices.
+  """Returns the environment variables for a process that compiles for a number of devices.
 
   Args:
-    target: what they are.
-    count: how many.
-    base: this process's variables, os.environ. The flags in XLA_FLAGS are kept.
+    target: the kind of device.
+    count: the number of devices.
+    base: the variables of this process, os.environ. The user's flags in XLA_FLAGS are kept.
   """
-  flags = base.get('XLA_FLAGS', '').split()
-  more = {}
+  flags, more = base.get('XLA_FLAGS', '').split(), {}
   if target.platform == 'cpu':
-    flags = [f for f in flags if 'host_platform_device_count' not in f] + [
-      f'--xla_force_host_platform_device_count={count}'
-    ]
+    flags = [f for f in flags if 'host_platform_device_count' not in f]
+    flags.append(f'--xla_force_host_platform_device_count={count}')
   else:
     flags = [f for f in flags if f != xla_flags.CPU_FLAG]
   if target.platform == 'cuda':
@@ -131,7 +134,13 @@ def environment(target: Target, count: int, base: Mapping[str, str]) -> dict[str
 
 
 def devices(name: str, target: Target, count: int) -> list:
-  """So many devices of the target to compile for, in a process that was started with `environment`."""
+  """Returns devices of the target to compile for; in a process that was started with `environment`.
+
+  Args:
+    name: of the target.
+    target: the kind of device.
+    count: the number of devices.
+  """
   if target.platform == 'cpu':
     return jax.devices()[:count]
   if target.platform == 'cuda':
@@ -142,8 +151,11 @@ def devices(name: str, target: Target, count: int) -> list:
 
 
 def memory(compiled) -> dict[str, int]:
-  """Bytes that a compiled program holds on one device: arguments, outputs, of these aliased (donated arguments that become
-  outputs), temporary, and in all."""
+  """Returns the bytes that a compiled program holds on one device.
+
+  Returns:
+    'arguments', 'outputs', 'aliased' (donated arguments that become outputs), 'temporary', and their 'total'.
+  """
   parts = compiled.memory_analysis()
   arguments, outputs, aliased, temporary = (
     getattr(parts, f'{part}_size_in_bytes') for part in ('argument', 'output', 'alias', 'temp')
@@ -158,10 +170,8 @@ def memory(compiled) -> dict[str, int]:
 
 
 def exhausted(message: str) -> float | None:
-  """GiB that a compiler says a program needs, where it refuses a program for want of memory; otherwise None."""
-  if (
-    'RESOURCE_EXHAUSTED' not in message or 'hbm' not in message.lower()
-  ):  # vmem is a core's scratch, not the device's memory
+  """Reads the GiB that a program needs from the error of a compiler that refuses it; None for any other error."""
+  if 'RESOURCE_EXHAUSTED' not in message or 'hbm' not in message.lower():  # vmem is the scratch memory of a core
     return None
   used = re.search(r'(?:[Uu]sed |required for HLO temporaries \()([\d.]+)([KMGT])', message)
   return float(used[1]) * {'K': 2**-20, 'M': 2**-10, 'G': 1, 'T': 2**10}[used[2]] if used else float('inf')

@@ -17,14 +17,15 @@ from afw_jax.errors import InputError
 SHAPES = {'a': (9, 20, 15), 'b': (12, 14, 14), 'c': (4, 30, 9), 'd': (10, 16, 18), 'e': (8, 15, 16)}
 IDS = list(SHAPES)
 PATCH = (8, 12, 10)
+WINDOWS = dict.fromkeys(IDS, (50.0, 350.0))
 
 
-def put_case(folder, case_id, image, label, window=(50.0, 350.0)):
+def put_case(folder, case_id, image, label):
   store.write_case(
     folder,
     case_id,
     {'image': image, 'label': label, 'native_label': label, 'foreground': foreground_voxels(label, case_id)},
-    {'window': list(window)},
+    {},
   )
 
 
@@ -40,7 +41,7 @@ def folder(tmp_path_factory):
 
 
 def take(folder, count, *, source=None, **options):
-  iterator = train_batches(source or CropSource(folder, IDS, PATCH), **{'batch_size': 4, 'seed': 3, **options})
+  iterator = train_batches(source or CropSource(folder, IDS, WINDOWS, PATCH), **{'batch_size': 4, 'seed': 3, **options})
   batches = [next(iterator) for _ in range(count)]
   iterator.close()
   return batches
@@ -86,7 +87,7 @@ def test_a_crop_is_cut_or_filled(start, size):
 
 
 def test_crops_are_whole_pieces_of_their_case(folder):
-  source = CropSource(folder, IDS, PATCH, crops_per_case=2)
+  source = CropSource(folder, IDS, WINDOWS, PATCH, crops_per_case=2)
   assert [r[0] for r in source.records] == [i for i in IDS for _ in range(2)] and len(source) == 10
   for batch in take(folder, 10, source=source):
     assert batch['image'].shape == (4, *PATCH, 1) and batch['image'].dtype == np.int16
@@ -109,9 +110,11 @@ def test_crops_are_whole_pieces_of_their_case(folder):
 
 
 def test_all_places_and_only_those_are_drawn(folder):
-  corners = {int(c['image'].min()) for c in draws(CropSource(folder, ['a'], PATCH, foreground=0), 0, 800)}
+  corners = {int(c['image'].min()) for c in draws(CropSource(folder, ['a'], WINDOWS, PATCH, foreground=0), 0, 800)}
   assert corners == {100 + (z * 20 + y) * 15 + x for z in range(2) for y in range(9) for x in range(6)}
-  shares = [len(np.unique(c['image'])) for c in draws(CropSource(folder, ['c'], (8, 40, 10), foreground=1), 0, 5)]
+  shares = [
+    len(np.unique(c['image'])) for c in draws(CropSource(folder, ['c'], WINDOWS, (8, 40, 10), foreground=1), 0, 5)
+  ]
   assert shares == [4 * 30 * 9 + 1] * 5  # smaller along every axis: the same crop each time
 
 
@@ -120,7 +123,7 @@ def test_organs_are_met_as_often_as_asked_each_alike(tmp_path, share):
   label = np.zeros((10, 60, 60), np.uint8)
   label[2, 5:25, 5:25], label[7, 50, 50] = 1, 2  # one organ of 400 voxels, one of 1, never in one crop
   put_case(tmp_path, 'x', np.zeros(label.shape, np.int16), label)
-  drawn = draws(CropSource(tmp_path, ['x'], (4, 6, 6), foreground=share), 0, 1500)
+  drawn = draws(CropSource(tmp_path, ['x'], {'x': (50, 350)}, (4, 6, 6), foreground=share), 0, 1500)
   met = np.array([[(c['label'] == k).any() for k in (1, 2)] for c in drawn]).mean(0)
   if share == 1:
     np.testing.assert_allclose(met, (0.5, 0.5), atol=0.05)
@@ -156,7 +159,8 @@ import hashlib, json
 from afw_jax.data.crops import CropSource
 from afw_jax.data.pipeline import train_batches
 if __name__ == '__main__':
-  it = train_batches(CropSource({folder!r}, {IDS!r}, {PATCH!r}), batch_size=4, seed=3, num_workers=2, start_step=2)
+  source = CropSource({folder!r}, {IDS!r}, {WINDOWS!r}, {PATCH!r})
+  it = train_batches(source, batch_size=4, seed=3, num_workers=2, start_step=2)
   print(json.dumps([hashlib.sha256(next(it)['image'].tobytes()).hexdigest() for _ in range(6)]))
   it.close()
 """
@@ -167,7 +171,7 @@ if __name__ == '__main__':
 
 
 def test_source_travels_whole_by_path(folder):
-  source = CropSource(folder, IDS, PATCH, foreground=0.5, crops_per_case=3)
+  source = CropSource(folder, IDS, WINDOWS, PATCH, foreground=0.5, crops_per_case=3)
   source.draw(source[0], np.random.default_rng(0))
   sent = pickle.dumps(source)
   assert len(sent) < 2000
@@ -178,9 +182,10 @@ def test_source_travels_whole_by_path(folder):
 
 def test_a_window_below_what_the_dtype_holds_and_fractions(tmp_path):
   label = np.ones((2, 3, 3), np.uint8)
-  put_case(tmp_path, 'whole', np.full((2, 3, 3), 7, np.int16), label, (-40000.5, 10))
-  put_case(tmp_path, 'real', np.full((2, 3, 3), 0.5, np.float32), label, (0.25, 0.75))
-  source = CropSource(tmp_path, ['whole', 'real'], (2, 3, 5))
+  put_case(tmp_path, 'whole', np.full((2, 3, 3), 7, np.int16), label)
+  put_case(tmp_path, 'real', np.full((2, 3, 3), 0.5, np.float32), label)
+  windows = {'whole': (-40000.5, 10), 'real': (0.25, 0.75)}
+  source = CropSource(tmp_path, ['whole', 'real'], windows, (2, 3, 5))
   for i, (dark, value) in enumerate(((-32768, 7), (0.25, 0.5))):
     crop = source.draw(source[i], np.random.default_rng(0))
     assert crop['image'].dtype == np.float32 and set(np.unique(crop['image'])) == {dark, value}
@@ -219,10 +224,10 @@ def test_only_the_crop_is_read(tmp_path):
 )
 def test_senseless_crops(folder, bad):
   with pytest.raises(InputError, match=next(iter(bad))):
-    CropSource(folder, IDS, **{'patch_size': PATCH, **bad})
+    CropSource(folder, IDS, WINDOWS, **{'patch_size': PATCH, **bad})
 
 
 def test_a_store_of_an_older_version_says_what_to_do(tmp_path):
-  store.write_case(tmp_path, 'old', {k: np.zeros((2, 3, 3), np.uint8) for k in ('image', 'label')}, {'window': [0, 1]})
-  with pytest.raises(InputError, match='case old: has no foreground.*--mode=prepare'):
-    CropSource(tmp_path, ['old'], (2, 2, 2))
+  store.write_case(tmp_path, 'old', {k: np.zeros((2, 3, 3), np.uint8) for k in ('image', 'label')}, {})
+  with pytest.raises(InputError, match='case old: has no array foreground.*--mode=prepare'):
+    CropSource(tmp_path, ['old'], {'old': (0, 1)}, (2, 2, 2))

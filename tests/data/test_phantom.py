@@ -9,7 +9,8 @@ from scipy import ndimage
 
 from afw_jax.data.formats import volumes
 from afw_jax.data.phantom.make import AXIS_CODES, ORGANS, make_phantom, native_geometry, write_phantoms
-from afw_jax.data.sets import datasets, layouts
+from afw_jax.data.sets import layouts
+from afw_jax.data.sets.lookup import get_spec
 from afw_jax.errors import InputError
 
 SEEDS = range(6)
@@ -131,7 +132,7 @@ def test_patients_differ_in_shape_and_pose(phantoms):
 
 
 def test_files_are_a_folder_data_set(folder):
-  spec = datasets.spec('folder', str(folder))
+  spec = get_spec('folder', str(folder))
   assert spec.organs == ORGANS and spec.modality == 'CT'
   cases = layouts.find_cases(spec, str(folder))
   assert [case.id for case in cases if not case.label] == ['new_000']

@@ -1,3 +1,5 @@
+"""Training batches: one global order, the same for every start, rank and number of workers."""
+
 import json
 import pickle
 import subprocess
@@ -14,15 +16,21 @@ from afw_jax.errors import InputError
 
 DEPTHS = {'a': 3, 'b': 4, 'c': 6}  # 13 slices, coprime to every batch size used here
 IDS = list(DEPTHS)
+WINDOWS = {case_id: (50.0 + n, 350.0 + n) for n, case_id in enumerate(IDS)}
 
 
-def put_case(folder, case_id, image, window=(50.0, 350.0)):
+def alike(*case_ids):
+  """The same intensity window for each case."""
+  return dict.fromkeys(case_ids, (50.0, 350.0))
+
+
+def put_case(folder, case_id, image):
   label = (image % 9).astype(np.uint8)
   store.write_case(
     folder,
     case_id,
     {'image': image, 'label': label, 'native_label': label, 'foreground': foreground_voxels(label, case_id)},
-    {'window': list(window)},
+    {},
   )
 
 
@@ -31,13 +39,13 @@ def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp('store')
   for n, (case_id, depth) in enumerate(DEPTHS.items()):
     image = 1000 * n + np.arange(depth * 20, dtype=np.int16).reshape(depth, 4, 5)
-    put_case(folder, case_id, image, (50.0 + n, 350.0 + n))
+    put_case(folder, case_id, image)
   return str(folder)
 
 
 def take(folder, count, **options):
   options = {'batch_size': 4, 'seed': 3, **options}
-  iterator = train_batches(SliceSource(folder, IDS), **options)
+  iterator = train_batches(SliceSource(folder, IDS, WINDOWS), **options)
   batches = [next(iterator) for _ in range(count)]
   iterator.close()
   return batches
@@ -52,7 +60,7 @@ def assert_same(one, two):
 
 
 def test_a_batch_is_the_slices_its_index_names(folder):
-  rows = SliceSource(folder, IDS).records
+  rows = SliceSource(folder, IDS, WINDOWS).records
   assert rows == [(case_id, z) for case_id, depth in DEPTHS.items() for z in range(depth)]
   for batch in take(folder, 7):
     assert batch['image'].shape == (4, 4, 5, 1) and batch['image'].dtype == np.int16
@@ -107,7 +115,8 @@ import json
 from afw_jax.data.pipeline import SliceSource, train_batches
 if __name__ == '__main__':
   for workers, options in ((2, dict(start_step=2)), (2, dict(start_step=2, rank=1, world=2))):
-    it = train_batches(SliceSource({folder!r}, {IDS!r}), batch_size=4, seed=3, num_workers=workers, **options)
+    source = SliceSource({folder!r}, {IDS!r}, {WINDOWS!r})
+    it = train_batches(source, batch_size=4, seed=3, num_workers=workers, **options)
     print(json.dumps([[int(i) for i in next(it)['index']] for _ in range(6)]))
     it.close()
 """
@@ -119,7 +128,7 @@ if __name__ == '__main__':
 
 
 def test_source_travels_by_path_only(folder):
-  source = SliceSource(folder, IDS)
+  source = SliceSource(folder, IDS, WINDOWS)
   source[0]
   sent = pickle.dumps(source)
   assert len(sent) < 2000
@@ -130,9 +139,9 @@ def test_source_travels_by_path_only(folder):
 
 
 def test_slices_are_copies_not_views_of_the_store(folder):
-  element = SliceSource(folder, IDS)[0]
+  element = SliceSource(folder, IDS, WINDOWS)[0]
   element['image'][:] = -5  # a memory map would refuse, or change the file
-  assert SliceSource(folder, IDS)[0]['image'].min() == 0
+  assert SliceSource(folder, IDS, WINDOWS)[0]['image'].min() == 0
 
 
 def test_batches_are_ready_before_they_are_asked_for(folder, monkeypatch):
@@ -141,7 +150,7 @@ def test_batches_are_ready_before_they_are_asked_for(folder, monkeypatch):
       time.sleep(0.01)
       return super().__getitem__(index)
 
-  iterator = train_batches(Slow(folder, IDS), batch_size=4, seed=0)
+  iterator = train_batches(Slow(folder, IDS, WINDOWS), batch_size=4, seed=0)
   next(iterator)
   waits = []
   for _ in range(5):
@@ -162,7 +171,7 @@ def test_reading_ahead_is_bounded(folder, prefetch):
       read.append(index)
       return super().__getitem__(index)
 
-  iterator = train_batches(Counting(folder, IDS), batch_size=4, seed=0, prefetch=prefetch)
+  iterator = train_batches(Counting(folder, IDS, WINDOWS), batch_size=4, seed=0, prefetch=prefetch)
   for taken in range(1, 4):
     next(iterator)
     time.sleep(0.3)
@@ -180,11 +189,11 @@ def test_reading_ahead_is_bounded(folder, prefetch):
     ([None, None, None], (2, 2, 2), CropSource, ('a', 0)),
   ],
 )
-def test_one_door_to_all_samples(tmp_path, size, patch, kind, record):
+def test_the_source_follows_size_and_patch(tmp_path, size, patch, kind, record):
   for case_id in 'ab':
     put_case(tmp_path, case_id, np.arange(60, dtype=np.int16).reshape(3, 4, 5))
   store.write_index(tmp_path, {'options': {'size': size}})
-  source = make_source(tmp_path, ['a', 'b'], patch)
+  source = make_source(tmp_path, ['a', 'b'], alike('a', 'b'), patch)
   assert isinstance(source, kind) and source.records[0] == record
   assert len(source) == len(source.records) == (6 if kind is SliceSource else 2) and 'c' not in {
     r[0] for r in source.records
@@ -199,7 +208,7 @@ def test_volumes_are_whole_and_share_a_shape(tmp_path):
   image = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
   for case_id in 'ab':
     put_case(tmp_path, case_id, image)
-  source = pickle.loads(pickle.dumps(VolumeSource(tmp_path, ['a', 'b'])))
+  source = pickle.loads(pickle.dumps(VolumeSource(tmp_path, ['a', 'b'], alike('a', 'b'))))
   element = source[1]
   np.testing.assert_array_equal(element['image'][..., 0], image)
   np.testing.assert_array_equal(element['label'], image % 9)
@@ -209,7 +218,7 @@ def test_volumes_are_whole_and_share_a_shape(tmp_path):
   with pytest.raises(
     InputError, match=r'case deep: volumes are \(7, 4, 5\) but those of a are \(3, 4, 5\).*train.patch_size'
   ):
-    VolumeSource(tmp_path, ['a', 'deep'])
+    VolumeSource(tmp_path, ['a', 'deep'], alike('a', 'deep'))
 
 
 def test_other_sources_fit_the_same_pipe():
@@ -246,17 +255,17 @@ def test_cases_that_cannot_share_a_batch_are_named(tmp_path):
   put_case(tmp_path, 'one', np.zeros((2, 4, 5), np.int16))
   put_case(tmp_path, 'wide', np.zeros((2, 4, 6), np.int16))
   with pytest.raises(InputError, match='case wide'):
-    SliceSource(tmp_path, ['one', 'wide'])
+    SliceSource(tmp_path, ['one', 'wide'], alike('one', 'wide'))
   with pytest.raises(InputError, match='no case'):
-    SliceSource(tmp_path, [])
+    SliceSource(tmp_path, [], {})
   with pytest.raises(InputError, match='missing'):
-    SliceSource(tmp_path, ['one', 'missing'])
+    SliceSource(tmp_path, ['one', 'missing'], alike('one', 'missing'))
 
 
 def test_integers_and_fractions_share_a_batch_as_fractions(tmp_path):
   put_case(tmp_path, 'whole', np.full((2, 4, 5), 7, np.int16))
   put_case(tmp_path, 'real', np.full((2, 4, 5), 0.5, np.float32))
-  batch = next(train_batches(SliceSource(tmp_path, ['whole', 'real']), batch_size=4, seed=0))
+  batch = next(train_batches(SliceSource(tmp_path, ['whole', 'real'], alike('whole', 'real')), batch_size=4, seed=0))
   assert batch['image'].dtype == np.float32 and set(np.unique(batch['image'])) == {0.5, 7}
 
 
@@ -264,6 +273,7 @@ def test_many_cases_need_few_open_files(tmp_path, monkeypatch):
   monkeypatch.setattr(cases, 'OPEN', 2)
   for i in range(6):
     put_case(tmp_path, f'c{i}', np.full((2, 4, 5), i, np.int16))
-  source = SliceSource(tmp_path, [f'c{i}' for i in range(6)])
+  ids = [f'c{i}' for i in range(6)]
+  source = SliceSource(tmp_path, ids, alike(*ids))
   assert [int(source[i]['image'][0, 0, 0]) for i in range(12)] == [i // 2 for i in range(12)]
   assert source.cases.open.cache_info().currsize == 2

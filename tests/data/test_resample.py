@@ -1,3 +1,5 @@
+"""Resampling to the working grid equals scipy.ndimage.zoom, and label maps come back to where they were."""
+
 import json
 
 import numpy as np
@@ -5,10 +7,10 @@ import pytest
 import scipy.ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from restore_reference import from_working
 
 from afw_jax.data.resample import (
   Resampling,
-  from_working,
   make_resampling,
   nearest_index,
   restore_matrices,
@@ -62,10 +64,10 @@ def test_nearest_index_is_zoom_of_order_0(n_in, n_out):
 )
 def test_image_equals_zoom_step_by_step(order, spacing, sizes):
   volume = smooth((3, 192, 180))
-  plan = make_resampling(volume.shape, (3, 0.7, 0.7), size=(100, 90), spacing=spacing)
-  assert plan.resampled[1:] in ((192, 180), sizes[0])
+  resampling = make_resampling(volume.shape, (3, 0.7, 0.7), size=(100, 90), spacing=spacing)
+  assert resampling.resampled[1:] in ((192, 180), sizes[0])
   expected = by_slices(volume, sizes, order)
-  got = to_working(volume, plan, order)
+  got = to_working(volume, resampling, order)
   assert got.dtype == np.float32 and got.shape == (3, 100, 90)
   assert np.abs(got - expected).max() < 2e-6 * np.ptp(volume)
 
@@ -80,8 +82,8 @@ def test_integers_are_rounded_and_an_overshoot_does_not_wrap():
   volume = np.zeros((1, 40, 40), np.int16)
   volume[:, 10:20, 10:20] = 32767
   volume[:, 25:35, 25:35] = -32768
-  plan = make_resampling(volume.shape, (1, 1, 1), size=(93, 93), spacing=(None, None, None))
-  got = to_working(volume, plan, 3)
+  resampling = make_resampling(volume.shape, (1, 1, 1), size=(93, 93), spacing=(None, None, None))
+  got = to_working(volume, resampling, 3)
   exact = by_slices(volume.astype(np.float64), [(93, 93)], 3)
   assert exact.max() > 33000 and exact.min() < -33000  # the spline does overshoot
   assert got.dtype == np.int16
@@ -98,42 +100,42 @@ def test_integers_are_rounded_and_an_overshoot_does_not_wrap():
 )
 def test_labels_hold_no_new_value_and_equal_zoom(shape, size, target, fit, seed):
   label = np.random.default_rng(seed).integers(0, 9, shape).astype(np.uint8)
-  plan = make_resampling(shape, (1, 1, 1), size=size, spacing=(None, target, target), fit=fit)
-  got = to_working(label, plan, 0)
-  assert got.dtype == np.uint8 and got.shape == plan.working == (shape[0], *size)
+  resampling = make_resampling(shape, (1, 1, 1), size=size, spacing=(None, target, target), fit=fit)
+  got = to_working(label, resampling, 0)
+  assert got.dtype == np.uint8 and got.shape == resampling.working == (shape[0], *size)
   if fit == 'resize':
-    np.testing.assert_array_equal(got, by_slices(label, [plan.resampled[1:], plan.working[1:]], 0))
+    np.testing.assert_array_equal(got, by_slices(label, [resampling.resampled[1:], resampling.working[1:]], 0))
   assert set(np.unique(got)) <= {0, *np.unique(label)}
 
 
 def test_three_axes():
   volume = smooth((20, 40, 30))
-  plan = make_resampling(volume.shape, (5, 0.8, 0.8), size=(48, 36, 28), spacing=(2.0, 1.0, 1.0))
-  assert plan.resampled == (50, 32, 24) and plan.working == (48, 36, 28)
+  resampling = make_resampling(volume.shape, (5, 0.8, 0.8), size=(48, 36, 28), spacing=(2.0, 1.0, 1.0))
+  assert resampling.resampled == (50, 32, 24) and resampling.working == (48, 36, 28)
   expected = volume
-  for shape in (plan.resampled, plan.working):
+  for shape in (resampling.resampled, resampling.working):
     expected = scipy.ndimage.zoom(expected, np.array(shape) / expected.shape, order=1)
-  assert np.abs(to_working(volume, plan, 1) - expected).max() < 2e-6 * np.ptp(volume)
-  assert from_working(np.ones((*plan.working, 2)), plan).shape == (20, 40, 30, 2)
+  assert np.abs(to_working(volume, resampling, 1) - expected).max() < 2e-6 * np.ptp(volume)
+  assert from_working(np.ones((*resampling.working, 2)), resampling).shape == (20, 40, 30, 2)
 
 
 @pytest.mark.parametrize('order', [0, 1, 3])
 def test_to_the_spacing_and_back_to_the_same_size_is_not_skipped(order):
   volume = smooth((8, 30, 30))
-  plan = make_resampling(volume.shape, (1, 1, 1), size=(8, 30, 30), spacing=(2.0, 2.0, 2.0))
+  resampling = make_resampling(volume.shape, (1, 1, 1), size=(8, 30, 30), spacing=(2.0, 2.0, 2.0))
   expected = scipy.ndimage.zoom(scipy.ndimage.zoom(volume, 0.5, order=order), 2, order=order)
-  assert plan.working == volume.shape and np.abs(expected - volume).max() > 10
-  np.testing.assert_allclose(to_working(volume, plan, order), expected, atol=5e-3)
+  assert resampling.working == volume.shape and np.abs(expected - volume).max() > 10
+  np.testing.assert_allclose(to_working(volume, resampling, order), expected, atol=5e-3)
 
 
 def test_crop_and_pad_are_centred():
   volume = np.arange(2 * 6 * 7, dtype=np.int16).reshape(2, 6, 7) - 30
-  plan = make_resampling(volume.shape, (1, 1, 1), size=(4, 11), spacing=(None, None, None), fit='crop_pad')
-  assert plan.offset == (0, 1, -2)
-  got = to_working(volume, plan, 3)
+  resampling = make_resampling(volume.shape, (1, 1, 1), size=(4, 11), spacing=(None, None, None), fit='crop_pad')
+  assert resampling.offset == (0, 1, -2)
+  got = to_working(volume, resampling, 3)
   np.testing.assert_array_equal(got[:, :, 2:9], volume[:, 1:5])
   assert (got[:, :, :2] == -30).all() and (got[:, :, 9:] == -30).all()
-  assert (to_working(np.ones((2, 6, 7), np.uint8), plan, 0)[:, :, :2] == 0).all()
+  assert (to_working(np.ones((2, 6, 7), np.uint8), resampling, 0)[:, :, :2] == 0).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -147,14 +149,14 @@ def test_restoring_a_plane_gives_the_plane(shape, size, target, fit):
   """A linear function of position survives linear interpolation there and back, wherever the scan was seen."""
   y, x = np.mgrid[: shape[0], : shape[1]]
   plane = (3 * y - 2 * x + 5).astype(np.float32)
-  plan = make_resampling((1, *shape), (1, 1, 1), size=size, spacing=(None, target, target), fit=fit)
-  if min(plan.resampled[1:]) < 2:
+  resampling = make_resampling((1, *shape), (1, 1, 1), size=size, spacing=(None, target, target), fit=fit)
+  if min(resampling.resampled[1:]) < 2:
     return
-  _, my, mx = restore_matrices(plan)
+  _, my, mx = restore_matrices(resampling)
   # to_working's own last row may be zero (zoom's rounding), so the working plane is computed from its definition
   at = [
     (np.arange(w) + o) * (n - 1) / ((w if fit == 'resize' else r) - 1)
-    for w, o, n, r in zip(plan.working[1:], plan.offset[1:], shape, plan.resampled[1:])
+    for w, o, n, r in zip(resampling.working[1:], resampling.offset[1:], shape, resampling.resampled[1:])
   ]
   working = 3 * at[0][:, None] - 2 * at[1] + 5
   inside = np.outer(
@@ -166,35 +168,35 @@ def test_restoring_a_plane_gives_the_plane(shape, size, target, fit):
 
 
 def test_outside_the_field_of_view_is_background():
-  plan = make_resampling((2, 50, 50), (3, 1, 1), size=(20, 20), spacing=(None, 1.0, 1.0), fit='crop_pad')
+  resampling = make_resampling((2, 50, 50), (3, 1, 1), size=(20, 20), spacing=(None, 1.0, 1.0), fit='crop_pad')
   probabilities = np.zeros((2, 20, 20, 3), np.float32)
   probabilities[..., 2] = 1
-  back = from_working(probabilities, plan)
+  back = from_working(probabilities, resampling)
   np.testing.assert_allclose(back.sum(-1), 1, atol=1e-6)
   labels = back.argmax(-1)
   assert (labels[:, 15:35, 15:35] == 2).all() and labels.sum() == 2 * 2 * 20 * 20
-  _, my, mx = restore_matrices(plan)
+  _, my, mx = restore_matrices(resampling)
   assert not (my @ probabilities[0, ..., 2] @ mx.T)[:15].any()
 
 
 def test_restore_rows_are_interpolation_weights():
   for fit in ('resize', 'crop_pad'):
-    plan = make_resampling((3, 91, 60), (3, 0.8, 1.1), size=(70, 80), spacing=(None, 1.0, 1.0), fit=fit)
+    resampling = make_resampling((3, 91, 60), (3, 0.8, 1.1), size=(70, 80), spacing=(None, 1.0, 1.0), fit=fit)
     for axis in range(3):
-      m = restore_matrix(plan, axis)
-      assert m.dtype == np.float32 and m.shape == (plan.native[axis], plan.working[axis]) and m.min() >= 0
+      m = restore_matrix(resampling, axis)
+      assert m.dtype == np.float32 and m.shape == (resampling.native[axis], resampling.working[axis]) and m.min() >= 0
       assert set(np.round(m.sum(1), 5)) <= ({1.0} if fit == 'resize' else {0.0, 1.0})
-    np.testing.assert_array_equal(restore_matrix(plan, 0), np.eye(3, dtype=np.float32))
+    np.testing.assert_array_equal(restore_matrix(resampling, 0), np.eye(3, dtype=np.float32))
 
 
 def test_every_axis_comes_back_by_its_matrix():
-  plan = make_resampling((10, 12, 12), (1.1, 1, 1), size=(10, 12, 12), spacing=(1.0, 1.0, 1.0), fit='crop_pad')
-  assert plan.resampled[0] == 11 and plan.offset[0] == 0  # cut by one: still not the scan's own grid
+  resampling = make_resampling((10, 12, 12), (1.1, 1, 1), size=(10, 12, 12), spacing=(1.0, 1.0, 1.0), fit='crop_pad')
+  assert resampling.resampled[0] == 11 and resampling.offset[0] == 0  # cut by one: still not the scan's own grid
   probabilities = np.random.default_rng(0).random((10, 12, 12, 2), np.float32)
-  mz, my, mx = restore_matrices(plan)
+  mz, my, mx = restore_matrices(resampling)
   expected = np.einsum('Dd,Hh,Ww,dhwc->DHWc', mz, my, mx, probabilities)
   seen = mz.sum(1) > 0
-  np.testing.assert_allclose(from_working(probabilities, plan)[seen], expected[seen], atol=1e-6)
+  np.testing.assert_allclose(from_working(probabilities, resampling)[seen], expected[seen], atol=1e-6)
   assert mz.shape == (10, 10) and not np.array_equal(mz, np.eye(10))
 
 
@@ -203,18 +205,18 @@ def test_a_label_comes_back_to_its_place(fit):
   z, y, x = np.mgrid[:3, :150, :170]
   label = (((y - 60) / 30) ** 2 + ((x - 90) / 41) ** 2 < 1).astype(np.uint8)
   label[np.hypot(y - 105, x - 50) < 14] = 2
-  plan = make_resampling(label.shape, (3, 0.75, 0.75), size=(112, 120), spacing=(None, 1.0, 1.0), fit=fit)
-  back = from_working(np.eye(3, dtype=np.float32)[to_working(label, plan, 0)], plan).argmax(-1)
+  resampling = make_resampling(label.shape, (3, 0.75, 0.75), size=(112, 120), spacing=(None, 1.0, 1.0), fit=fit)
+  back = from_working(np.eye(3, dtype=np.float32)[to_working(label, resampling, 0)], resampling).argmax(-1)
   for c in (1, 2):
     both = ((back == c) & (label == c)).sum()
     assert 2 * both / ((back == c).sum() + (label == c).sum()) > 0.97
 
 
-def test_plan_survives_json_and_knows_its_spacing():
-  plan = make_resampling((10, 512, 400), (5, 0.7, 0.8), size=(224, 200), spacing=(None, 1.0, 1.0), fit='crop_pad')
-  assert Resampling.from_json(json.loads(json.dumps(plan.to_json()))) == plan
-  assert plan.resampled == (10, 358, 320) and plan.offset == (0, 67, 60) and plan.spacing_mm[0] == 5
-  np.testing.assert_allclose(plan.spacing_mm[1:], (0.7 * 511 / 357, 0.8 * 399 / 319))
+def test_a_resampling_survives_json_and_knows_its_spacing():
+  resampling = make_resampling((10, 512, 400), (5, 0.7, 0.8), size=(224, 200), spacing=(None, 1.0, 1.0), fit='crop_pad')
+  assert Resampling.from_json(json.loads(json.dumps(resampling.to_json()))) == resampling
+  assert resampling.resampled == (10, 358, 320) and resampling.offset == (0, 67, 60) and resampling.spacing_mm[0] == 5
+  np.testing.assert_allclose(resampling.spacing_mm[1:], (0.7 * 511 / 357, 0.8 * 399 / 319))
 
 
 @pytest.mark.parametrize(
@@ -230,6 +232,6 @@ def test_plan_survives_json_and_knows_its_spacing():
     dict(spacing=(None, float('nan'), 1)),
   ],
 )
-def test_senseless_plans(bad):
+def test_invalid_options(bad):
   with pytest.raises(InputError):
     make_resampling((5, 64, 64), (1, 1, 1), **{'size': (32, 32), 'spacing': (None, 1, 1), **bad})

@@ -1,7 +1,10 @@
+"""The store: cases are written atomically, every damage is found, and one process writes at a time."""
+
 import concurrent.futures
 import errno
 import json
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -11,7 +14,16 @@ from afw_jax.data.preparation import publish
 from afw_jax.errors import InputError
 
 ARRAYS = {'image': np.arange(2 * 5 * 4, dtype=np.int16).reshape(2, 5, 4), 'label': np.ones((2, 5, 4), np.uint8)}
-META = {'options_hash': 'abc', 'window': [50.0, 350.0]}
+META = {'options_hash': 'abc', 'percentile_window': [50.0, 350.0]}
+
+
+def is_complete(root, case_id, options_hash):
+  """Whether the case can be read, and was prepared with these options."""
+  try:
+    meta = store.read_case(root, case_id).meta
+  except InputError:
+    return False
+  return meta['options_hash'] == options_hash and meta['format'] == store.FORMAT
 
 
 def files(root):
@@ -21,7 +33,7 @@ def files(root):
 def test_round_trip(tmp_path):
   written = store.write_case(tmp_path, 'c 1', ARRAYS, META)
   case = store.read_case(tmp_path, 'c 1', verify=True)
-  assert case.id == 'c 1' and case.meta == written and case.meta['window'] == [50.0, 350.0]
+  assert case.id == 'c 1' and case.meta == written and case.meta['percentile_window'] == [50.0, 350.0]
   for name, array in ARRAYS.items():
     np.testing.assert_array_equal(case.arrays[name], array)
     assert isinstance(case.arrays[name], np.memmap) and case.arrays[name].dtype == array.dtype
@@ -37,7 +49,7 @@ def test_a_case_is_replaced_whole(tmp_path):
   case = store.read_case(tmp_path, 'c', verify=True)
   assert set(case.arrays) == {'image'} and case.arrays['image'][0, 0, 1] == 2
   assert files(tmp_path) == ['cases/c/case.json', 'cases/c/image.npy']
-  assert store.is_complete(tmp_path, 'c', 'new') and not store.is_complete(tmp_path, 'c', 'abc')
+  assert is_complete(tmp_path, 'c', 'new') and not is_complete(tmp_path, 'c', 'abc')
 
 
 def test_every_flipped_bit_is_found(tmp_path):
@@ -71,14 +83,14 @@ def test_half_a_case_is_none(tmp_path):
   (folder / 'label.npy').write_bytes(good[:-1])
   with pytest.raises(InputError, match=r'label.npy.*bytes instead of.*prepare again'):
     store.read_case(tmp_path, 'c')
-  assert not store.is_complete(tmp_path, 'c', 'abc')
+  assert not is_complete(tmp_path, 'c', 'abc')
   (folder / 'label.npy').unlink()
   with pytest.raises(InputError, match='label.npy.*no such file'):
     store.read_case(tmp_path, 'c')
   (folder / 'label.npy').write_bytes(good)
-  assert store.is_complete(tmp_path, 'c', 'abc')
+  assert is_complete(tmp_path, 'c', 'abc')
   (folder / 'case.json').unlink()
-  assert not store.is_complete(tmp_path, 'c', 'abc')
+  assert not is_complete(tmp_path, 'c', 'abc')
   with pytest.raises(InputError, match='no such case'):
     store.read_case(tmp_path, 'c')
 
@@ -102,14 +114,14 @@ def test_a_refused_write_leaves_nothing(tmp_path, monkeypatch, number, word, cal
     store.write_case(tmp_path, 'c', ARRAYS, META)
   assert str(tmp_path) in str(e.value) and files(tmp_path) == []
   store.write_case(tmp_path, 'c', ARRAYS, META)
-  assert store.is_complete(tmp_path, 'c', 'abc')
+  assert is_complete(tmp_path, 'c', 'abc')
 
 
 def test_a_file_where_a_folder_is_needed(tmp_path):
-  (tmp_path / 'cases').write_text('')
+  (tmp_path / 'cases').write_text('', encoding='utf-8')
   with pytest.raises(InputError, match='cannot be written'):
     store.write_case(tmp_path, 'c', ARRAYS, META)
-  (tmp_path / 'file').write_text('')
+  (tmp_path / 'file').write_text('', encoding='utf-8')
   with pytest.raises(InputError, match='cannot be written'), publish.lock(tmp_path / 'file'):
     pass
 
@@ -128,10 +140,10 @@ def test_index(tmp_path):
   for content, message in (
     ('{"labels": {}}', 'not the index'),
     ('{"kind": ', 'damaged'),
-    ('[]', 'damaged'),
+    ('[]', 'not a JSON object'),
     ('{"kind": "afw_jax store", "format": 99}', 'format 99'),
   ):
-    (tmp_path / 'dataset.json').write_text(content)
+    (tmp_path / 'dataset.json').write_text(content, encoding='utf-8')
     with pytest.raises(InputError, match=message):
       store.read_index(tmp_path)
 
@@ -141,27 +153,34 @@ def test_leftovers_go_and_cases_stay(tmp_path):
   for leftover in (tmp_path / 'cases' / '.tmp-d-7', tmp_path / '.staging' / 'cases' / '.tmp-e-8'):
     leftover.mkdir(parents=True)
     (leftover / 'image.npy').write_bytes(b'half')
+  (tmp_path / 'dataset.json.host-9.tmp').write_bytes(b'{')
   store.remove_stale(tmp_path)
   assert files(tmp_path) == ['cases/c/case.json', 'cases/c/image.npy', 'cases/c/label.npy']
 
 
-def test_one_writer_at_a_time(tmp_path):
-  with publish.lock(tmp_path), pytest.raises(InputError, match='another process'), publish.lock(tmp_path):
-    pass
-  with publish.lock(tmp_path):
-    pass
+def holds(tmp_path, shared):
+  """Whether a second process gets the lock while another one holds it, shared or not."""
+  waiting = threading.Event()
+
+  def take():
+    with publish.lock(tmp_path, shared=shared):
+      waiting.set()
+
+  thread = threading.Thread(target=take)
+  thread.start()
+  taken = waiting.wait(0.3)
+  return taken, thread
 
 
-def test_shards_write_together_but_not_beside_a_writer_of_everything(tmp_path):
-  with (
-    publish.lock(tmp_path, shared=True),
-    publish.lock(tmp_path, shared=True),
-    pytest.raises(InputError, match='another process'),
-    publish.lock(tmp_path),
-  ):
-    pass
-  with publish.lock(tmp_path), pytest.raises(InputError, match='another process'), publish.lock(tmp_path, shared=True):
-    pass
+@pytest.mark.parametrize(
+  'first, second, together', [(False, False, False), (True, True, True), (False, True, False), (True, False, False)]
+)
+def test_one_writer_at_a_time_and_shards_together(tmp_path, first, second, together):
+  with publish.lock(tmp_path, shared=first):
+    taken, thread = holds(tmp_path, second)
+    assert taken is together
+  thread.join(10)
+  assert not thread.is_alive()
 
 
 def test_many_threads_may_open_cases_at_once(tmp_path):

@@ -1,15 +1,17 @@
-"""The files in launch/: each says how it is used, is well formed, and runs what it says (with stand-ins for the cluster)."""
+"""The files in launch/: each says how it is used, is well formed, and runs what it says (with a simulated cluster)."""
 
 import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 import yaml
 from conftest import ROOT
 
+from afw_jax import models
 from afw_jax.distributed import launchers
 
 LAUNCH = ROOT / 'launch'
@@ -54,7 +56,7 @@ def test_sbatch_directives():
 
 @pytest.fixture
 def project(tmp_path):
-  """launch/ with stand-ins for Python, which tells its arguments and exits with $CODE, and for SLURM."""
+  """launch/ with scripts in place of Python, which logs its arguments and exits with $CODE, and of SLURM's commands."""
   shutil.copytree(LAUNCH, tmp_path / 'launch')
   (tmp_path / '.venv' / 'bin').mkdir(parents=True)
   for name in ('requirements.txt', '.venv/requirements.txt'):
@@ -129,11 +131,10 @@ def test_jobset():
   )
   name = document['metadata']['name']
   for i in range(job['parallelism']):
-    place = launchers.resolve_process(environ={**environ, 'JOB_COMPLETION_INDEX': str(i)})
-    assert (place.num_processes, place.process_id) == (job['parallelism'], i) and job['completions'] == job[
-      'parallelism'
-    ]
-    assert place.coordinator == f'{name}-{workers["name"]}-0-0.{name}:{container["ports"][0]["containerPort"]}'
+    process = launchers.resolve_process(environ={**environ, 'JOB_COMPLETION_INDEX': str(i)})
+    assert (process.num_processes, process.process_id) == (job['parallelism'], i)
+    assert job['completions'] == job['parallelism']
+    assert process.coordinator == f'{name}-{workers["name"]}-0-0.{name}:{container["ports"][0]["containerPort"]}'
   assert {m['name'] for m in container['volumeMounts']} == {v['name'] for v in pod['volumes']}
   assert re.fullmatch(r'[\w./:-]+', container['image']) and pod['restartPolicy'] == 'Never'
 
@@ -167,3 +168,44 @@ def test_dockerfile():
     re.search(r'\$\((.*)\)', command)[1], shell=True, cwd=ROOT, capture_output=True, text=True
   ).stdout.strip()
   assert f'jax=={version} ' in (ROOT / 'requirements.txt').read_text()
+
+
+NEWER_PYTHON = """#!/bin/sh
+case "$1" in
+  -c) exit 0 ;;
+  --version) echo "Python 3.13.9" ;;
+  -) exec {python} - ;;
+  -m) mkdir -p "$3/bin" && cp .venv/bin/python "$3/bin/python" && echo "made $3" >> log ;;
+esac
+"""
+
+
+def test_the_newest_releases_are_installed_once(project):
+  shutil.copy(ROOT / 'pyproject.toml', project)
+  shim = project / 'bin' / 'python3.13'
+  shim.write_text(NEWER_PYTHON.format(python=sys.executable), encoding='utf-8')
+  shim.chmod(0o755)
+  code, first = run(project, 'test_newest.sh')
+  assert code == 0 and first[0] == 'made .venv-newest' and ' pip install ' in first[1]
+  assert all(line.startswith('python -m pytest ') for line in first[2:]) and len(first) == 4
+  asked = (project / '.venv-newest' / 'requirements.txt').read_text(encoding='utf-8').splitlines()
+  assert asked[0] == 'Python 3.13.9' and 'jax>=0.10.2' in asked and not any('==' in line for line in asked)
+  assert run(project, 'test_newest.sh') == (0, first[2:])
+  ranges = (project / 'pyproject.toml').read_text(encoding='utf-8')
+  (project / 'pyproject.toml').write_text(ranges.replace('"jax>=0.10.2"', '"jax>=0.11"'), encoding='utf-8')
+  assert run(project, 'test_newest.sh') == (0, first)
+
+
+def test_without_a_newer_python_there_is_nothing_to_test(project):
+  for name in ('python3.12', 'python3.13'):
+    (project / 'bin' / name).write_text('#!/bin/sh\nexit 127\n', encoding='utf-8')
+    (project / 'bin' / name).chmod(0o755)
+  assert run(project, 'test_newest.sh') == (0, [])
+
+
+def test_the_newest_releases_are_tested_with_every_network():
+  script = (LAUNCH / 'test_newest.sh').read_text(encoding='utf-8')
+  folder, one, other = re.search(r"run (tests/models) -k '(\w+) or (\w+)'", script).groups()
+  for name in models.MODELS:
+    tests = (path.read_text(encoding='utf-8') for path in (ROOT / folder).glob(f'test_{name}*.py'))
+    assert re.search(rf'def test_\w*({one}|{other})', '\n'.join(tests)), name

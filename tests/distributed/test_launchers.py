@@ -1,4 +1,4 @@
-"""Whether a process belongs to others: told by flags or by its launcher, never guessed."""
+"""Rank and coordinator come from flags or from the launcher's variables; without them a process runs alone."""
 
 import pytest
 from process_runs import JOB, STEP
@@ -23,7 +23,7 @@ JAX = {'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '2'}
     {'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '0', 'JAX_PLATFORMS': 'cpu'},
   ],
 )
-def test_one_host_stays_alone(environ):
+def test_a_single_process(environ):
   assert launchers.resolve_process(environ=environ) is None
 
 
@@ -46,6 +46,23 @@ def test_one_host_stays_alone(environ):
       {**STEP, 'SLURM_STEP_NODELIST': 'alpha-1,beta', 'JAX_COORDINATOR_PORT': '99'},
       launchers.Process('alpha-1:99', 4, 3, (1,)),
     ),
+    # Nodes of a step may have different numbers of tasks: node 0 has two, node 1 has one, which takes all GPUs.
+    (
+      {**STEP, 'SLURM_STEP_TASKS_PER_NODE': '2,1', 'SLURM_NODEID': '0', 'SLURM_LOCALID': '0'},
+      launchers.Process('node07:62344', 4, 3, (0,)),
+    ),
+    (
+      {**STEP, 'SLURM_STEP_TASKS_PER_NODE': '1,2', 'SLURM_NODEID': '1', 'SLURM_LOCALID': '0'},
+      launchers.Process('node07:62344', 4, 3, (0,)),
+    ),
+    (
+      {**STEP, 'SLURM_STEP_TASKS_PER_NODE': '2,1', 'SLURM_NODEID': '1', 'SLURM_LOCALID': '0'},
+      launchers.Process('node07:62344', 4, 3),
+    ),
+    (
+      {**STEP, 'SLURM_STEP_NODELIST': 'rack[1-2]n[03-04].cluster'},
+      launchers.Process('rack1n03.cluster:62344', 4, 3, (1,)),
+    ),
     ({**JAX, 'JOB_COMPLETION_INDEX': '1'}, launchers.Process('a:1', 2, 1)),
     ({**JAX, 'JAX_PROCESS_ID': '0'}, launchers.Process('a:1', 2, 0)),
     ({'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_WORKER_ID': '1'}, launchers.Process('auto')),
@@ -61,12 +78,15 @@ def test_launchers(environ, expected):
     (JAX, 'JAX_PROCESS_ID'),
     ({'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '0'}, 'JAX_COORDINATOR_ADDRESS'),
     ({'JAX_COORDINATOR_ADDRESS': 'a:1', 'JOB_COMPLETION_INDEX': '1'}, 'JAX_NUM_PROCESSES'),
-    ({**JAX, 'JAX_NUM_PROCESSES': 'two', 'JAX_PROCESS_ID': '0'}, "'two' is no number"),
+    ({**JAX, 'JAX_NUM_PROCESSES': 'two', 'JAX_PROCESS_ID': '0'}, "JAX_NUM_PROCESSES: 'two' is not a whole number"),
+    ({**JAX, 'JAX_PROCESS_ID': '-1'}, "JAX_PROCESS_ID: '-1' is not a whole number"),
     ({**JAX, 'JAX_PROCESS_ID': '2'}, '0 to 1'),
+    ({**STEP, 'SLURM_STEP_NUM_TASKS': 'many'}, "SLURM_STEP_NUM_TASKS: 'many' is not a whole number"),
+    ({**STEP, 'SLURM_PROCID': '4'}, 'SLURM_PROCID: 4 is not the rank of one of 4 processes'),
   ],
 )
-def test_told_in_part_by_the_environment_is_refused(environ, named):
-  """Alone, each would train the whole in the same workdir."""
+def test_incomplete_or_invalid_variables_are_refused(environ, named):
+  """Taken for a single process, each would train the whole run in the same workdir."""
   with pytest.raises(InputError, match=named):
     launchers.resolve_process(environ=environ)
   assert launchers.resolve_process(None, 1, environ=environ) is None

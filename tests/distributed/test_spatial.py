@@ -1,7 +1,7 @@
 """A mesh of data x spatial trains as one device does: the same numbers, a share of the memory, and only borders sent.
 
 The programs are compiled and run in processes of their own with eight virtual CPU devices: this file run as a script,
-with what to do, a network and numbers as arguments, and the findings as JSON.
+with a task, a network and numbers as arguments, prints its results as JSON.
 """
 
 import collections
@@ -58,7 +58,7 @@ def all_losses(logits, labels, log_sigma_sq):
 
 
 def make_program(name, mesh, dtype='float32', loss='ce_afw', augmentation='none', **options):
-  """(the train step, its state without values) for a network of the testing size; mesh None: as if there were no meshes."""
+  """(train step, function that makes its state) for a network of the testing size; mesh None: without shardings."""
   where = {'constrain': sharding.make_constrain(mesh)} if mesh else {}
   model = models.build(name, CLASSES, size='testing', dtype=dtype, **where, **options)
   single = all_losses if loss == 'all' else losses.make_loss(loss)
@@ -118,7 +118,8 @@ def results(name, mesh, sides=None, **options):
 def difference(one, other):
   """The largest difference relative to its leaf's scale.
 
-  The keys' bias in an attention has no gradient but rounding's, since the softmax takes it out: it counts by the largest.
+  The bias of an attention's keys has no effect, because the softmax removes it, so its gradient is rounding: it is
+  compared with the largest leaf.
   """
   pairs = [
     (path, np.asarray(a), np.asarray(b))
@@ -249,7 +250,7 @@ def test_in_float32_where_nothing_amplifies_rounding():
   ],
 )
 def test_each_device_holds_its_share_and_sends_only_borders(name, batch_size, sides):
-  """Of the program for CPUs; `volume_conv` has another form on a GPU or TPU, which is divided before in the same way."""
+  """Of the program for CPUs; `volume_conv` has another form on GPUs and TPUs, divided in the same way before it."""
   found = run('memory', name, batch_size, sides)
   alone, sent = found['1']
   assert not sent
@@ -277,8 +278,8 @@ def test_on_one_device_the_sharded_program_has_the_instructions_of_the_plain_one
     train_step, init = make_program('unet', mesh)
     state = jax.eval_shape(init, jax.random.key(0), image=batch['image'][:1])
     if mesh:
-      batch = sharding.put_batch(batch, mesh)
-      state = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding.replicated(mesh)), state)  # noqa: B023
+      batch, everywhere = sharding.put_batch(batch, mesh), sharding.replicated(mesh)
+      state = jax.tree.map(lambda a, where=everywhere: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), state)
     compiled = train_step.lower(state, batch, jax.random.key(7)).compile(compiler_options=FAST)
     programs.append(
       (

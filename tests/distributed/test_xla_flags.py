@@ -1,4 +1,4 @@
-"""The CPU flag is set where it helps, and nowhere else; each case in a process of its own."""
+"""XLA flags are set where they help, and nowhere else; each case in a process of its own."""
 
 import os
 import subprocess
@@ -7,8 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from afw_jax.distributed import xla_flags
+from afw_jax.errors import InputError
+
 ROOT = Path(__file__).parents[2]
-ASK = 'from afw_jax.distributed import xla_flags; got = xla_flags.set_cpu_flags(); import os; print(got, os.environ.get("XLA_FLAGS"), sep="|")'
+ASK = """
+import os
+from afw_jax.distributed import xla_flags
+got = xla_flags.set_cpu_flags()
+print(got, os.environ.get('XLA_FLAGS'), sep='|')
+"""
 FLAG = '--xla_cpu_experimental_ynn_fusion_type=-individual_convolution'
 
 
@@ -34,23 +42,29 @@ CPU_ONLY = pretend(
 )
 
 
-def test_set_on_a_cpu_with_a_known_jaxlib():
-  assert ask(CPU_ONLY) == [FLAG, FLAG]
-  assert ask(CPU_ONLY, JAX_PLATFORMS='cpu') == [FLAG, FLAG]
+@pytest.mark.parametrize('release', xla_flags.KNOWN_JAXLIB)
+def test_set_on_a_cpu_with_a_known_jaxlib(release):
+  known = CPU_ONLY.replace('0.10.2', release)
+  assert ask(known) == [FLAG, FLAG]
+  assert ask(known, JAX_PLATFORMS='cpu') == [FLAG, FLAG]
+
+
+OTHER_VERSION = 'm.version = lambda p: {} if p == "jaxlib" else real("no-such")'
 
 
 @pytest.mark.parametrize(
   'before, environment',
   [
-    ('import jax', {}),
-    ('', {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}),
-    ('', {'JAX_PLATFORMS': 'cuda'}),
-    ('', {'JAX_PLATFORMS': 'cuda,cpu'}),
-    ('m.version = lambda p: "99.0" if p == "jaxlib" else real("no-such")', {}),
-    ('m.entry_points = lambda **k: ["xla_cuda12"]', {}),
-    ('m.version = lambda p: "0.10.2" if p == "jaxlib" else "0.1"', {}),
+    pytest.param('import jax', {}, id='jax imported'),
+    pytest.param('', {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}, id='user flags'),
+    pytest.param('', {'JAX_PLATFORMS': 'cuda'}, id='gpu'),
+    pytest.param('', {'JAX_PLATFORMS': 'cuda,cpu'}, id='gpu then cpu'),
+    pytest.param(OTHER_VERSION.format('"99.0"'), {}, id='other jaxlib'),
+    pytest.param(OTHER_VERSION.format('"0.10.20"'), {}, id='similar jaxlib'),
+    pytest.param(OTHER_VERSION.format('real("no-such")'), {}, id='no jaxlib'),
+    pytest.param('m.entry_points = lambda **k: ["xla_cuda12"]', {}, id='cuda plugin'),
+    pytest.param('m.version = lambda p: "0.10.2" if p == "jaxlib" else "0.1"', {}, id='libtpu'),
   ],
-  ids=['jax imported', 'user flags', 'gpu', 'gpu then cpu', 'other jaxlib', 'cuda plugin', 'libtpu'],
 )
 def test_left_alone_where_it_might_do_harm(before, environment):
   assert ask(f'{CPU_ONLY}\n{before}', **environment) == ['None', environment.get('XLA_FLAGS', 'None')]
@@ -58,7 +72,7 @@ def test_left_alone_where_it_might_do_harm(before, environment):
 
 GPU = '--xla_gpu_deterministic_ops=true'
 WITH_GPU = CPU_ONLY.replace('lambda **k: []', 'lambda **k: ["xla_cuda12"]')
-ASK_GPU = 'from afw_jax.distributed import xla_flags; got = xla_flags.set_deterministic(); import os; print(got, os.environ.get("XLA_FLAGS"), sep="|")'
+ASK_GPU = ASK.replace('set_cpu_flags', 'set_deterministic')
 
 
 def test_a_gpu_repeats_itself_on_request(monkeypatch):
@@ -75,3 +89,17 @@ def test_a_gpu_repeats_itself_on_request(monkeypatch):
 
 def test_this_jaxlib_accepts_what_is_set_and_nothing_imports_jax():
   ask('', 'assert "jax" not in sys.modules\nimport jax; assert float(jax.numpy.ones(3).sum()) == 3')
+
+
+@pytest.mark.parametrize('count', ['0', '', 'two', '1.5', '-2'])
+def test_a_number_of_devices_that_jax_cannot_use_is_refused(count, run_main):
+  with pytest.raises(InputError, match='^JAX_NUM_CPU_DEVICES: .* is not a number of devices'):
+    xla_flags.check_device_count({'JAX_NUM_CPU_DEVICES': count})
+  if count in ('0', ''):
+    done = run_main('--help', JAX_NUM_CPU_DEVICES=count, check=2)
+    assert done.stderr.startswith('\nerror: JAX_NUM_CPU_DEVICES: ') and 'Traceback' not in done.stderr
+
+
+def test_numbers_of_devices_that_jax_can_use():
+  for environ in ({}, {'JAX_NUM_CPU_DEVICES': '1'}, {'JAX_NUM_CPU_DEVICES': '8'}, {'JAX_NUM_CPU_DEVICES': '-1'}):
+    xla_flags.check_device_count(environ)

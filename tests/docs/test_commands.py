@@ -12,7 +12,7 @@ from absl import flags
 from conftest import ROOT
 from doc_pages import PAGES, blocks, codes, prose
 
-from afw_jax import main
+from afw_jax import command_line, main
 from afw_jax.config import shipped
 
 BLOCKS = [block for page in PAGES for block in blocks(page, 'bash')]
@@ -30,6 +30,17 @@ def commands(text: str) -> list[list[str]]:
   lines = text.replace('\\\n', ' ').splitlines()
   words = [shlex.split(part, comments=True) for line in lines for part in re.split(r' && ', line)]
   return [command for command in words if command]
+
+
+def shown_commands(text: str) -> list[list[str]]:
+  """The lines of a text that are commands."""
+  lines = (line.strip() for line in text.replace('\\\n', ' ').splitlines())
+  return [
+    command
+    for line in lines
+    if re.match(r'(\w+ +)?(afw-jax|bash|(\.venv/bin/)?python) -?-?\S', line)
+    for command in commands(re.sub(r'^\w+ +(?=afw-jax )', '', line))
+  ]
 
 
 def check(command: list[str]) -> None:
@@ -141,6 +152,24 @@ def set_key(config, key: str, value: str) -> None:
 @pytest.mark.parametrize('block', BLOCKS, ids=str)
 def test_block(block):
   for command in commands(block.text):
+    check(command)
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem)
+def test_commands_of_a_config(path):
+  """The docstring of a config shows the command that runs it."""
+  shown = shown_commands(ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))))
+  assert any(path.stem in word for command in shown for word in command)
+  for command in shown:
+    check(command)
+
+
+def test_commands_of_the_help_screen():
+  _, _, examples = command_line.help_text().partition('modes')
+  shown = shown_commands(examples.replace('[', '').replace(']', ''))
+  modes = {word.removeprefix('--mode=') for command in shown for word in command if word.startswith('--mode=')}
+  assert modes | {'all'} == set(main.MODES)
+  for command in shown:
     check(command)
 
 

@@ -1,5 +1,6 @@
 """The examples of the documentation run: every Python block, and the shell blocks marked with <!-- test: run -->."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,21 @@ from doc_pages import PAGES, blocks
 
 PYTHON = [page for page in PAGES if blocks(page, 'python')]
 MARKED = [block for page in PAGES for block in blocks(page, 'bash') if block.mark == 'test: run']
+# One process runs all pages, each in a namespace of its own: most of the time goes into importing and compiling.
+DRIVER = """
+import contextlib, io, json, sys, traceback
+results = {}
+for page, scripts in json.load(sys.stdin).items():
+  namespace, results[page] = {'__name__': page}, {'printed': [], 'error': ''}
+  try:
+    for script in scripts:
+      with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile(script, page, 'exec'), namespace)
+      results[page]['printed'].append(out.getvalue())
+  except BaseException:
+    results[page]['error'] = traceback.format_exc()
+print(json.dumps(results))
+"""
 
 
 @pytest.fixture(scope='module')
@@ -37,23 +53,24 @@ def run(workspace, command, text):
   )
 
 
+@pytest.fixture(scope='module')
+def results(workspace):
+  """Page -> what each of its Python blocks printed, and the traceback of the one that failed."""
+  scripts = {page: ['\n' * block.line + block.text for block in blocks(page, 'python')] for page in PYTHON}
+  done = run(workspace, [sys.executable, '-c', DRIVER], json.dumps(scripts))  # blank lines: tracebacks show the page's
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout)
+
+
 @pytest.mark.parametrize('page', PYTHON)
-def test_python_blocks(page, workspace):
-  """The blocks of a page in order, in one namespace. What a block prints is the ```text block behind it, if any."""
+def test_python_blocks(page, results):
+  """The blocks of a page run in order. What a block prints is the ```text block behind it, if there is one."""
+  assert not results[page]['error'], results[page]['error']
   found = blocks(page, 'python', 'text')
-  script = ''
+  printed = iter(results[page]['printed'])
   for block, following in zip(found, [*found[1:], None]):
-    if block.language == 'python':
-      script += '\n' * (block.line - script.count('\n')) + block.text  # lines as on the page, for the traceback
-      if following and following.language == 'text' and 'print(' in block.text:
-        script += f'print({"--" + str(following)!r})\n'
-  done = run(workspace, [sys.executable, '-'], script)
-  assert done.returncode == 0, f'{page}: {done.stderr[-3000:]}'
-  rest = done.stdout
-  for block in found:
-    if block.language == 'text' and f'--{block}\n' in rest:
-      printed, _, rest = rest.partition(f'--{block}\n')
-      assert printed == block.text, str(block)
+    if block.language == 'python' and (text := next(printed)) and following and following.language == 'text':
+      assert text == following.text, str(block)
 
 
 @pytest.mark.parametrize('block', MARKED, ids=str)

@@ -11,7 +11,7 @@ from test_architecture import LAYERS, OWNERS, PACKAGE
 
 from afw_jax import losses, main, metrics, models
 from afw_jax.config import default_config, shipped
-from afw_jax.data.sets import datasets, public
+from afw_jax.data.sets import lookup, public, window
 
 COMMON = ('num_classes', 'size', 'dtype', 'remat', 'constrain')  # options of every network
 
@@ -26,8 +26,8 @@ def comment_of(key: str) -> str:
 @pytest.mark.parametrize('key, known', [
   ('evaluation.convention', metrics.UNITS),
   ('evaluation.split', ('train', 'val', 'test')),
-  ('data.dataset', datasets.NAMES),
-  ('data.window', (*datasets.WINDOWS, 'percentile')),
+  ('data.dataset', lookup.NAMES),
+  ('data.window', (*window.NAMED_HU, 'percentile')),
   ('model.name', models.MODELS),
 ])  # fmt: skip
 def test_comments_of_the_default_config_name_every_choice(key, known):
@@ -92,13 +92,13 @@ def test_sizes_of_networks():
 def test_data_sets():
   rows = table('docs/data-sets.md', 'config')
   sets = {name for row in rows for name in codes(row[1])}
-  assert sets == set(datasets.NAMES) - {'folder'}
+  assert sets == set(lookup.NAMES) - {'folder'}
   assert {name for row in rows for name in codes(row[0])} <= set(shipped.names())
-  assert len(public.ABDOMENCT1K['defects']) == 22
+  assert len(public.ABDOMENCT1K.defects) == 22
   for row in rows:
     organs = {organ.strip().replace(' ', '_') for organ in row[3].replace(' and right kidney', '_kidney, right kidney')
               .replace('right and left kidney', 'right kidney, left kidney').split(',')}  # fmt: skip
-    assert organs == set(datasets.spec(codes(row[1])[0]).organs), row[1]
+    assert organs == set(lookup.get_spec(codes(row[1])[0]).organs), row[1]
 
 
 def test_modes_and_sections():

@@ -14,6 +14,7 @@ from afw_jax.data import store
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.geometry import Geometry
 from afw_jax.data.preparation import prepare
+from afw_jax.data.preparation.options import StoreOptions
 
 SHAPE, CASES = (48, 192, 192), 12
 VOLUME = np.prod(SHAPE) * 2 / 2**20  # MiB of a scan as int16
@@ -26,10 +27,11 @@ PREPARE = (
   PEAK
   + """
 from afw_jax.data.preparation import prepare
+from afw_jax.data.preparation.options import StoreOptions
 root, out = sys.argv[1:]
 start, peaks, one = peak(), [], prepare.prepare_case
 prepare.prepare_case = lambda job: (one(job), peaks.append(peak()))[0]
-prepare.prepare('folder', root, out, size=(96, 96), workers=0, progress=False)
+prepare.prepare(StoreOptions('folder', size=(96, 96)), root, out, workers=0, progress=False)
 print(start, *peaks)
 """
 )
@@ -96,9 +98,9 @@ def test_evaluating(tmp_path, trained, phantoms):
   names = json.loads((phantoms / 'dataset.json').read_text(encoding='utf-8'))
   names['split'] = {'train': ['c00'], 'test': [f'c{i:02d}' for i in range(1, CASES)]}
   root = make_large(tmp_path / 'raw', names)
-  request = store.read_index(next((trained.parent / 'stores').iterdir()))['request']
-  choices = {key: request[key] for key in ('size', 'spacing_mm', 'fit', 'order', 'window')}
-  prepare.prepare('folder', root, tmp_path / 's', progress=False, workers=0, **choices)
+  options = store.read_index(next((trained.parent / 'stores').iterdir()))['options']
+  grid = {key: options[key] for key in ('size', 'spacing_mm', 'fit')}
+  prepare.prepare(StoreOptions('folder', **grid, order='linear'), root, tmp_path / 's', progress=False, workers=0)
   shutil.copytree(trained, tmp_path / 'run')  # other tests look at the scores in it
   start, peaks = peaks_of(EVALUATE, tmp_path / 'run', tmp_path / 's')
   assert len(peaks) == CASES - 1

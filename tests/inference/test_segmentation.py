@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from restore_reference import from_working
 
 from afw_jax.data import resample
 from afw_jax.errors import InputError
@@ -80,7 +81,7 @@ def test_the_streamed_way_back_is_the_reference(grid, slices):
     Options(plan.working[1:] if slices else (7, 9, 8), batch_size=4),
     keep_probabilities=True,
   )
-  expected = resample.from_working(soft_step({}, image[..., None], None), plan)
+  expected = from_working(soft_step({}, image[..., None], None), plan)
   assert labels.shape == native == probabilities.shape[:3]
   seen = np.ix_(*(np.asarray(m).any(1) for m in resample.restore_matrices(plan)))
   np.testing.assert_allclose(probabilities[seen].astype(np.float32), expected[seen], atol=1e-3)

@@ -1,4 +1,4 @@
-"""A labelled data set of many tiny scans, made in a moment; and processes that prepare shares of it."""
+"""A labelled data set of many tiny scans, and processes that prepare shards of it."""
 
 import os
 import subprocess
@@ -10,20 +10,27 @@ from tiny_dataset import describe, geometry
 from afw_jax.data.formats import volumes
 
 CHOICES = dict(size=(8, 8), spacing_mm=(None, None, None))
+ARRAY_TASK = dict(
+  SLURM_ARRAY_TASK_ID='7',
+  SLURM_ARRAY_TASK_COUNT='3',
+  SLURM_ARRAY_TASK_MIN='5',
+  SLURM_ARRAY_TASK_MAX='9',
+  SLURM_ARRAY_TASK_STEP='2',
+)
 SCRIPT = """
 import os, sys, time
-from afw_jax.data.preparation import read_checked, prepare
-from afw_jax.data import store
+from afw_jax.data.preparation import load_case, prepare
+from afw_jax.data.preparation.options import StoreOptions
 root, out, i, n, slow, gate = sys.argv[1:]
 if float(slow):
-  read = checks.read_checked
-  checks.read_checked = lambda *a: time.sleep(float(slow)) or read(*a)
+  read = load_case.load_and_validate
+  load_case.load_and_validate = lambda *a: time.sleep(float(slow)) or read(*a)
 if gate:
   open(f'{gate}{i}', 'w').close()
 while gate and not all(os.path.exists(f'{gate}{k}') for k in range(int(n))):
   time.sleep(0.001)
-index = prepare.prepare('folder', root, out, size=(8, 8), spacing_mm=(None, None, None), workers=0, progress=False,
-                        shard=(int(i), int(n)))
+options = StoreOptions('folder', size=(8, 8), spacing_mm=(None, None, None))
+index = prepare.prepare(options, root, out, workers=0, progress=False, shard=(int(i), int(n)))
 print('published' if index else 'left to others')
 """
 
@@ -47,7 +54,7 @@ def make_many(root, n, shape=(4, 8, 8)):
 
 
 def start_shard(tmp_path, root, out, i, n, slow=0, gate=''):
-  """A process of its own that prepares one share; with a gate it begins together with the others."""
+  """Starts a process that prepares one shard; with a gate, all shards start at the same time."""
   gate = str(tmp_path / gate) if gate else ''
   return subprocess.Popen(
     [sys.executable, '-c', SCRIPT, *map(str, (root, out, i, n, slow, gate))],
@@ -59,7 +66,7 @@ def start_shard(tmp_path, root, out, i, n, slow=0, gate=''):
 
 
 def ended(processes, seconds=120):
-  """What each said at its end; all must succeed."""
+  """The output of each process; all must succeed."""
   said = []
   for process in processes:
     out, error = process.communicate(timeout=seconds)

@@ -1,7 +1,8 @@
-"""Runs of several processes on one machine, each with a log of its own; and the environment of a step that SLURM started."""
+"""Runs of several processes on one machine, each with its own log, in the environment of a step started by SLURM."""
 
 import json
 import os
+import pathlib
 import socket
 import subprocess
 import time
@@ -11,13 +12,9 @@ from conftest import ROOT, environment
 
 from afw_jax.training import metric_writer
 
-SECONDS = 30  # for the others to end in
-JOB = {
-  'SLURM_JOB_ID': '5000',
-  'SLURM_NTASKS': '4',
-  'SLURM_PROCID': '0',
-  'SLURM_LOCALID': '0',
-}  # what salloc's shell sees
+SECONDS = 30  # within which the other processes end when one fails
+# The variables that the shell of salloc has, and those of a task that srun started.
+JOB = {'SLURM_JOB_ID': '5000', 'SLURM_NTASKS': '4', 'SLURM_PROCID': '0', 'SLURM_LOCALID': '0'}
 STEP = {
   **JOB,
   'SLURM_STEP_ID': '0',
@@ -30,7 +27,7 @@ STEP = {
 
 
 def start(arguments, n, log, **environ):
-  """n processes of one run, each with a log of its own."""
+  """Starts n processes of one run; process i writes to LOG.i."""
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     port = s.getsockname()[1]
@@ -43,7 +40,7 @@ def start(arguments, n, log, **environ):
       'SLURM_STEP_NODELIST': 'localhost',
       'JAX_COORDINATOR_PORT': str(port),
     }
-    out = open(f'{log}.{i}', 'w')
+    out = open(f'{log}.{i}', 'wb')
     started.append(
       subprocess.Popen(
         arguments,
@@ -58,12 +55,11 @@ def start(arguments, n, log, **environ):
 
 
 def text(log, i):
-  with open(f'{log}.{i}') as f:
-    return f.read()
+  return pathlib.Path(f'{log}.{i}').read_text(encoding='utf-8')
 
 
 def finish(started, log, codes=0):
-  """Waits for the processes; their exit codes are the given ones."""
+  """Waits for the processes to end with the given exit codes."""
   for i, process in enumerate(started):
     code = process.wait(300)
     assert code == (codes if isinstance(codes, int) else codes[i]), text(log, i)[-3000:]
@@ -83,14 +79,12 @@ def reach(workdir, step, started, log):
 
 
 def check_same_run(workdir, trained):
-  """The curve, files and scores of the finished run WORKDIR are those of the run TRAINED, by one process and device."""
+  """Compares curve, files and scores of a finished run with those of a run by one process on one device."""
   found, wanted = losses(workdir), losses(trained)
   assert list(found) == list(wanted) == list(range(1, 25))
   found, wanted = list(found.values()), list(wanted.values())
   np.testing.assert_allclose(found[:6], wanted[:6], rtol=1e-5)
-  np.testing.assert_allclose(
-    found, wanted, rtol=2e-3
-  )  # as more devices of one process: this tiny network makes much of rounding
+  np.testing.assert_allclose(found, wanted, rtol=2e-3)  # this tiny network amplifies rounding
   validated = [
     [(r['step'], r['val/dsc']) for r in metric_writer.read_metrics(str(w)) if 'val/dsc' in r]
     for w in (workdir, trained)

@@ -1,12 +1,17 @@
-"""A small labelled data set on disk, made afresh for each test."""
+"""A small labelled data set on disk, and calls that prepare it and select its cases."""
 
+import dataclasses
 import json
 
 import numpy as np
 import scipy.ndimage
 
+from afw_jax.data import selection
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.geometry import Geometry
+from afw_jax.data.preparation import prepare
+from afw_jax.data.preparation.options import StoreOptions
+from afw_jax.data.selection import SelectionOptions
 
 SHAPE = (6, 40, 48)  # z, y, x
 DESCRIPTION = {
@@ -15,6 +20,23 @@ DESCRIPTION = {
   'file_ending': '.nii.gz',
 }
 SMALL = dict(size=(32, 32), progress=False, workers=0)
+
+
+def _of(kind, choices):
+  return {field.name: choices[field.name] for field in dataclasses.fields(kind) if field.name in choices}
+
+
+def prepare_store(dataset, root, out, **choices):
+  """`prepare.prepare` with the fields of its options as keywords."""
+  stored, selected = _of(StoreOptions, choices), _of(SelectionOptions, choices)
+  call = {key: value for key, value in choices.items() if key not in stored | selected}
+  return prepare.prepare(StoreOptions(dataset, **stored), root, out, SelectionOptions(**selected), **call)
+
+
+def prepare_and_select(dataset, root, out, **choices):
+  """(index, the `Selection` with the same options)."""
+  index = prepare_store(dataset, root, out, **choices)
+  return index, selection.select(index, SelectionOptions(**_of(SelectionOptions, choices)))
 
 
 def geometry(shape=SHAPE, spacing_mm=(3.0, 1.5, 1.25), axes='RAS', origin=(-20, 30, 5)):
@@ -52,7 +74,7 @@ def make(root, n=4, shape=SHAPE, **changes):
 
 
 def describe(root, **changes):
-  (root / 'dataset.json').write_text(json.dumps({**DESCRIPTION, **changes}))
+  (root / 'dataset.json').write_text(json.dumps({**DESCRIPTION, **changes}), encoding='utf-8')
 
 
 def contents(root):

@@ -80,7 +80,7 @@ def test_a_missing_key_that_says_the_sizes_is_listed_too(state, lost):
 
 def test_weights_made_with_other_options_are_refused(state):
   for options in ({'features': (2, 3)}, {'num_classes': 4, **OPTIONS}, {'head_kernel': 3, **OPTIONS}):
-    with pytest.raises(InputError, match='give the network and the options'):
+    with pytest.raises(InputError, match='Give the network and the options'):
       convert.from_torch('unet', state, **options)
   with pytest.raises(InputError, match='no such option'):
     convert.from_torch('unet', state, feature=3)

@@ -1,4 +1,4 @@
-"""PyTorch weights become a run: it predicts as the network itself does, and trains on."""
+"""Imported PyTorch weights: the run predicts as the network itself does, and training continues from it."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from afw_jax.weights import convert
 
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
-  """(file of a small UNet's weights as PyTorch keeps them, the variables they are)."""
+  """(file of a small UNet's weights in PyTorch's layout, the network, the same weights as its variables)."""
   model = models.build('unet', num_classes=9, features=(4, 8, 8, 8, 8))
   shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 16, 16, 1), np.float32))
   rng = np.random.default_rng(0)
@@ -32,15 +32,15 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def adopted(weights, demo, run_main, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('adopt') / 'run'
+def imported(weights, demo, run_main, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('imported') / 'run'
   done = run_main('--mode=convert', *demo, f'--workdir={workdir}', f'--input={weights[0]}')
   assert str(workdir) in done.stdout
   return workdir
 
 
-def test_a_converted_network_predicts_as_itself(adopted, weights, phantoms):
-  trained = predict.load(str(adopted))
+def test_a_converted_network_predicts_as_itself(imported, weights, phantoms):
+  trained = predict.load(str(imported))
   scan = volumes.read_image(phantoms / 'imagesTs' / 'new_000.nii.gz')
   _, probabilities = predict.predict_volume(trained, scan, keep_probabilities=True)
   _, model, variables = weights
@@ -53,15 +53,15 @@ def test_a_converted_network_predicts_as_itself(adopted, weights, phantoms):
   assert probabilities.shape == (*scan.array.shape, 9) and trained.organs[0] == 'aorta'
 
 
-def test_it_trains_on_from_there(adopted, demo, run_main):
-  run_main(*demo, f'--workdir={adopted}', '--config.train.epochs=3')
-  assert [r['step'] for r in metric_writer.read_metrics(str(adopted)) if 'train/loss' in r][-1] == 24
-  assert len(list((adopted / 'cases').glob('*.json'))) == 2
+def test_it_trains_on_from_there(imported, demo, run_main):
+  run_main(*demo, f'--workdir={imported}', '--config.train.epochs=3')
+  assert [r['step'] for r in metric_writer.read_metrics(str(imported)) if 'train/loss' in r][-1] == 24
+  assert len(list((imported / 'cases').glob('*.json'))) == 2
 
 
 def test_what_cannot_be_converted_is_refused(weights, demo, run_main, trained, tmp_path):
   for arguments, said in (
-    ((f'--workdir={trained}', f'--input={weights[0]}'), 'trained run already'),
+    ((f'--workdir={trained}', f'--input={weights[0]}'), 'already holds a trained run'),
     ((f'--workdir={tmp_path}/a',), '--input'),
     ((f'--workdir={tmp_path}/b', '--input=nowhere.pth'), 'nowhere.pth'),
     (

@@ -1,6 +1,4 @@
-"""Published encoders: files of the same keys and shapes, made here, are read and mean what the published ones mean."""
-
-import pathlib
+"""TransUNet's published encoder: files with the same keys and shapes, made here, give the published network."""
 
 import flax.linen as nn
 import jax
@@ -9,85 +7,12 @@ import numpy as np
 import pytest
 import scipy.ndimage
 from flax import traverse_util
+from vit_files import FULL, TINY, classifier, draw, vit_file_shapes
 
 from afw_jax import models
 from afw_jax.errors import InputError
 from afw_jax.models import transunet
 from afw_jax.weights import pretrained
-
-GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
-FULL = {'width': 64, 'depths': (3, 4, 9), 'hidden': 768, 'layers': 12, 'heads': 12, 'mlp': 3072, 'side': 14}
-TINY = {'width': 8, 'depths': (1, 1, 1), 'hidden': 32, 'layers': 2, 'heads': 4, 'mlp': 64, 'side': 2}
-
-
-def vit_file_shapes(width, depths, hidden, layers, heads, mlp, side):
-  """Keys and shapes of R50+ViT-B_16.npz, written down from its description; 14 x 14 tokens and a class token there."""
-  shapes = {'conv_root/kernel': (7, 7, 3, width)}
-
-  def norm(key, channels):
-    shapes.update({f'{key}/scale': (channels,), f'{key}/bias': (channels,)})
-
-  def dense(key, kernel, bias):
-    shapes.update({f'{key}/kernel': kernel, f'{key}/bias': bias})
-
-  norm('gn_root', width)
-  inputs = width
-  for block, depth in enumerate(depths, 1):
-    mid = width * 2 ** (block - 1)
-    for unit in range(1, depth + 1):
-      at = f'block{block}/unit{unit}'
-      shapes.update(
-        {
-          f'{at}/conv1/kernel': (1, 1, inputs, mid),
-          f'{at}/conv2/kernel': (3, 3, mid, mid),
-          f'{at}/conv3/kernel': (1, 1, mid, 4 * mid),
-        }
-      )
-      for i, channels in ((1, mid), (2, mid), (3, 4 * mid)):
-        norm(f'{at}/gn{i}', channels)
-      if unit == 1:
-        shapes[f'{at}/conv_proj/kernel'] = (1, 1, inputs, 4 * mid)
-        norm(f'{at}/gn_proj', 4 * mid)
-      inputs = 4 * mid
-  dense('embedding', (1, 1, inputs, hidden), (hidden,))
-  shapes['Transformer/posembed_input/pos_embedding'] = (1, side**2 + 1, hidden)
-  for i in range(layers):
-    at = f'Transformer/encoderblock_{i}'
-    norm(f'{at}/LayerNorm_0', hidden)
-    for part in ('query', 'key', 'value'):
-      dense(f'{at}/MultiHeadDotProductAttention_1/{part}', (hidden, heads, hidden // heads), (heads, hidden // heads))
-    dense(f'{at}/MultiHeadDotProductAttention_1/out', (heads, hidden // heads, hidden), (hidden,))
-    norm(f'{at}/LayerNorm_2', hidden)
-    dense(f'{at}/MlpBlock_3/Dense_0', (hidden, mlp), (mlp,))
-    dense(f'{at}/MlpBlock_3/Dense_1', (mlp, hidden), (hidden,))
-  norm('Transformer/encoder_norm', hidden)
-  return shapes
-
-
-def classifier(hidden):
-  return {
-    'cls': np.zeros((1, 1, hidden)),
-    'pre_logits/kernel': np.zeros((hidden, hidden)),
-    'pre_logits/bias': np.zeros(hidden),
-    'head/kernel': np.zeros((hidden, 7)),
-    'head/bias': np.zeros(7),
-  }
-
-
-def draw(shapes, seed=0):
-  rng = np.random.default_rng(seed)
-  arrays = {}
-  for key, shape in shapes.items():
-    z = rng.standard_normal(shape).astype(np.float32)
-    small = 0.01 if 'conv' in key else 1  # where dividing by std + 1e-5 and by sqrt(var + 1e-5) are not the same
-    arrays[key] = (
-      1 + 0.1 * z
-      if key.endswith('scale')
-      else small * z / np.float32(np.sqrt(np.prod(shape[:-1])))
-      if key.endswith('kernel')
-      else 0.1 * z
-    )
-  return arrays
 
 
 @pytest.fixture
@@ -104,7 +29,7 @@ def fresh():
 
 
 def google_encoder(file, image, groups=4, heads=4):
-  """The published weights in the network that they were trained in, put together from Flax's own layers.
+  """The network that the published weights were trained in, built from Flax's own layers.
 
   Returns:
     The last block's tokens, normalised, and the features of stride 4.
@@ -185,9 +110,8 @@ def test_the_encoder_is_replaced_and_the_decoder_is_not(google_file, fresh, capl
     assert (
       new[f'params/layer1/attn/{ours}'] == arrays[f'{at}/{theirs}'].reshape(new[f'params/layer1/attn/{ours}'].shape)
     ).all()
-  assert (
-    f'{len(arrays)} arrays' in caplog.text and 'not used: cls, head/bias, head/kernel, pre_logits/bias' in caplog.text
-  )
+  assert f'{len(arrays)} arrays' in caplog.text
+  assert 'not used: cls, head/bias, head/kernel, pre_logits/bias' in caplog.text
 
 
 def test_full_size_keys_and_shapes_are_the_published_ones():
@@ -219,7 +143,7 @@ def test_the_table_of_positions_is_resized_to_any_grid(google_file, image_shape,
     found = pretrained.load('transunet', path, variables, size='testing', **options)['params']['position_embeddings']
     assert np.abs(found - wanted).max() < 1e-6
   if grid[0] != grid[1]:
-    with pytest.raises(InputError, match='12 positions.*image_shape'):
+    with pytest.raises(InputError, match='12 position embeddings.*image_shape'):
       pretrained.load('transunet', path, variables, size='testing')
 
 
@@ -264,11 +188,11 @@ def test_a_file_that_does_not_fit_is_refused_with_every_reason(google_file, fres
     pretrained.load('transunet', path, fresh)  # without saying size='testing'
 
 
-def test_a_table_of_positions_that_is_no_square_is_refused(google_file, fresh, tmp_path):
+def test_a_table_of_positions_that_is_not_a_square_is_refused(google_file, fresh, tmp_path):
   arrays, _ = google_file
   other = str(tmp_path / 'bad.npz')
   np.savez(other, **{**arrays, 'Transformer/posembed_input/pos_embedding': np.zeros((1, 7, 32))})
-  with pytest.raises(InputError, match='6 tokens besides the class token'):
+  with pytest.raises(InputError, match='6 tokens besides the class token, which is not a square'):
     pretrained.load('transunet', other, fresh, size='testing')
 
 
@@ -292,14 +216,14 @@ def test_the_encoder_without_a_resnet_has_a_file_too(tmp_path):
     ('vatransunet', 'https://huggingface.co/Visual-Attention-Network/VAN-Tiny-original'),
   ],
 )
-def test_a_missing_file_is_told_with_where_it_is_published(name, url, tmp_path):
+def test_the_error_for_a_missing_file_says_where_it_is_published(name, url, tmp_path):
   path = str(tmp_path / 'weights.npz')
   with pytest.raises(InputError) as caught:
     pretrained.load(name, path, {'params': {}})
   assert path in str(caught.value) and 'no such file' in str(caught.value) and f'{url} ' in str(caught.value)
 
 
-def test_networks_without_a_published_encoder_are_told_those_that_have_one(tmp_path):
+def test_the_error_for_a_network_without_an_encoder_names_those_that_have_one(tmp_path):
   with pytest.raises(InputError, match='for unet.*transunet, vatransunet'):
     pretrained.load('unet', str(tmp_path / 'x.npz'), {'params': {}})
   with pytest.raises(InputError, match='no network has this name'):

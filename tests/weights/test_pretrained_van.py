@@ -1,4 +1,4 @@
-"""VAN-B0's published weights go into VATransUNet's encoder."""
+"""VATransUNet's published encoder, VAN-B0: its keys and shapes, and a run that starts from it."""
 
 import json
 import pathlib
@@ -19,7 +19,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 
 
 def test_full_size_van_keys_and_shapes_are_the_published_ones():
-  facts = json.loads((GOLDEN / 'vatransunet.json').read_text())
+  facts = json.loads((GOLDEN / 'vatransunet.json').read_text(encoding='utf-8'))
   model = vatransunet.make(9)
   variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 1), jnp.float32))
   needed = pretrained.van_shapes(traverse_util.flatten_dict(variables), vatransunet.TORCH_NAMES)
@@ -100,6 +100,9 @@ def test_a_run_starts_from_them(van, demo, run_main, tmp_path):
   done = run_main(*run, f'--workdir={tmp_path}/run', f'--config.model.pretrained={tmp_path}/none.npz', check=2)
   assert 'none.npz' in done.stderr and 'VAN-Tiny-original' in done.stderr
   run_main(*run, '--mode=prepare', f'--workdir={tmp_path}/run')
-  run_main(*run, f'--workdir={tmp_path}/run', f'--config.model.pretrained={tmp_path}/van_tiny_754.npz')
+  done = run_main(*run, f'--workdir={tmp_path}/run', f'--config.model.pretrained={tmp_path}/van_tiny_754.npz')
+  needed = pretrained.van_shapes(traverse_util.flatten_dict(van[0]), vatransunet.TORCH_NAMES)
+  notice = f'pretrained weights {tmp_path}/van_tiny_754.npz: {len(needed)} arrays with '
+  assert notice in done.stderr and 'keys not used: head.bias, head.weight' in done.stderr  # on the terminal
   kernel = predict.load(str(tmp_path / 'run')).variables['params']['van']['patch_embed1']['proj']['kernel']
   np.testing.assert_allclose(kernel, van[1]['params']['van']['patch_embed1']['proj']['kernel'], atol=1e-9)

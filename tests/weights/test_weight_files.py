@@ -1,4 +1,4 @@
-"""Files of weights: what is in them comes out, and nothing else gets in."""
+"""Weight files: their arrays are read, damaged files are refused, and nothing in them is executed."""
 
 import argparse
 import os

@@ -1,1 +1,1 @@
-"""File formats: NIfTI, DICOM series, PNG masks and TransUNet files, read into one orientation and written back."""
+"""Image file formats: NIfTI, DICOM series, PNG masks and TransUNet's files, read into one orientation."""

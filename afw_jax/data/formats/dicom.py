@@ -1,4 +1,4 @@
-"""A folder with one DICOM series: slices ordered by where they lie, intensities rescaled slice by slice."""
+"""DICOM series: reads the slices in a folder as one volume, ordered by position and rescaled slice by slice."""
 
 import dataclasses
 import hashlib
@@ -17,12 +17,12 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from afw_jax.data.formats.geometry import Geometry, check_affine, check_shape
 from afw_jax.errors import InputError
 
-JUNK = ('dicomdir', '.ds_store', 'thumbs.db', 'desktop.ini')  # left behind by viewers and file managers
-MAX_OFF_GRID = 0.05  # of the slice spacing: how far a slice may lie from its place on an even grid
-SAME_PLACE_MM = 0.01
+JUNK = ('dicomdir', '.ds_store', 'thumbs.db', 'desktop.ini')  # files that viewers and file managers leave behind
+MAX_OFF_GRID = 0.05  # largest distance of a slice from an even grid, as a fraction of the slice spacing
+SAME_POSITION_MM = 0.01  # slices closer than this are duplicates
 NEEDED = ('Rows', 'Columns', 'PixelSpacing', 'ImagePositionPatient', 'ImageOrientationPatient', 'PixelData')
 INT16 = np.iinfo(np.int16)
-# what pydicom and its decoders raise on files that are damaged or beyond them
+# exceptions of pydicom and its decoders on damaged or unsupported files
 BROKEN = (
   ArithmeticError,
   AttributeError,
@@ -41,41 +41,56 @@ EXPORT = 'Export the series again, uncompressed, one slice per file.'
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-  """One slice as its file has it: raw pixels (rows, columns), place in the patient (LPS mm), rescaling, checksum."""
+  """One slice as stored in its file.
+
+  Attributes:
+    name: of the file.
+    series: SeriesInstanceUID.
+    pixels: (rows, columns) integers before rescaling.
+    position: (3,) LPS coordinates of the first pixel, in mm.
+    orientation: (2, 3) LPS directions along a row and down a column.
+    pixel_spacing: (2,) mm between rows, between columns.
+    slope, intercept: rescaling of the pixels.
+    digest: SHA-256 of the file.
+  """
 
   name: str
   series: str
   pixels: np.ndarray
-  position: np.ndarray  # (3,)
-  orientation: np.ndarray  # (2, 3): direction along a row, direction down a column
-  pixel_spacing: np.ndarray  # (2,): between rows, between columns
+  position: np.ndarray
+  orientation: np.ndarray
+  pixel_spacing: np.ndarray
   slope: float
   intercept: float
   digest: bytes
 
   def values(self) -> np.ndarray:
-    """Rescaled pixels: int64 where the rescaling is integral, else float64."""
+    """(rows, columns) rescaled intensities: int64 if slope and intercept are integers, else float64."""
     if self.slope.is_integer() and self.intercept.is_integer():
       return self.pixels.astype(np.int64) * int(self.slope) + int(self.intercept)
     return self.pixels * self.slope + self.intercept
 
 
 def read_image(folder: str | os.PathLike) -> tuple[np.ndarray, Geometry, str]:
-  """One series as (D, H, W) int16 (float32 where rescaling leaves no integers or exceeds int16), grid and checksum.
+  """Reads one series. Slices are ordered by their position along the normal of the image plane, never by file name.
 
-  Slices are ordered by their position along the normal of the image plane, never by name. The checksum is the SHA-256
-  of the files' SHA-256 in that order. `Geometry.slice_files` keeps the file names in that order.
+  Args:
+    folder: holds the slices of the series and no other files.
+
+  Returns:
+    ((D, H, W) int16 if every rescaled value is an integer that fits, else float32; `Geometry`, with the file names in
+    slice order; SHA-256 of the files' SHA-256 digests in that order).
 
   Raises:
-    InputError: no DICOM, several series, slices that differ in size, direction or spacing, a missing or doubled slice,
-      a tilted gantry, colour, multi-frame or undecodable pixels, files of another kind.
+    InputError: no DICOM file, several series, slices that differ in size, orientation or spacing, a missing or
+      duplicate slice, a tilted gantry, colour, multi-frame or undecodable pixels, other files.
   """
   paths = list_files(folder)
   if not paths:
     raise InputError(
       folder, 'there is no DICOM file in this folder', 'Give the folder that holds the slices of one series.'
     )
-  with warnings.catch_warnings():  # pydicom's, on elements that are not used here; those used are checked
+  with warnings.catch_warnings():  # about elements that are not used here; those used are checked
     warnings.simplefilter('ignore')
     slices = [_read_slice(path) for path in paths]
   _check_alike(folder, slices)
@@ -90,7 +105,11 @@ def read_image(folder: str | os.PathLike) -> tuple[np.ndarray, Geometry, str]:
 
 
 def list_files(folder: str | os.PathLike) -> list[Path]:
-  """The files of a folder without the known litter of viewers and file managers; InputError on subfolders."""
+  """The files of a folder, sorted by name, without those that viewers and file managers leave behind.
+
+  Raises:
+    InputError: the folder cannot be read, or has subfolders.
+  """
   try:
     entries = sorted(Path(folder).iterdir())
   except OSError as e:
@@ -100,8 +119,8 @@ def list_files(folder: str | os.PathLike) -> list[Path]:
   if folders:
     raise InputError(
       folder,
-      f'it holds folders ({", ".join(folders[:5])}), not only the files of one series',
-      'Give the one folder that directly holds the slices.',
+      f'it has subfolders ({", ".join(folders[:5])})',
+      'Give the folder that directly holds the slices of one series.',
     )
   return paths
 
@@ -144,15 +163,13 @@ def _check_kind(path: Path, ds: pydicom.Dataset) -> None:
   if missing:
     raise InputError(
       path,
-      f'it is no slice of a scan: {", ".join(missing)} missing',
-      'Remove it from the folder (reports, dose sheets and the like), or export the series again.',
+      f'it is not a slice of a scan: {", ".join(missing)} missing',
+      'Remove it from the folder if it is a report or a dose sheet; else export the series again.',
     )
   if ds.get('SamplesPerPixel', 1) != 1 or ds.get('PhotometricInterpretation') != 'MONOCHROME2':
-    raise InputError(
-      path, f'its pixels are {ds.get("PhotometricInterpretation")}, not MONOCHROME2 (plain grey)', EXPORT
-    )
+    raise InputError(path, f'its pixels are {ds.get("PhotometricInterpretation")}, not MONOCHROME2 (greyscale)', EXPORT)
   if 'ModalityLUTSequence' in ds:
-    raise InputError(path, 'its intensities need a modality lookup table, which is not read', EXPORT)
+    raise InputError(path, 'its intensities need a modality lookup table, which is not supported', EXPORT)
   check_shape(path, (int(ds.Columns), int(ds.Rows), 1))
 
 
@@ -160,7 +177,7 @@ def _pixels(path: Path, ds: pydicom.Dataset) -> np.ndarray:
   syntax = ds.file_meta.TransferSyntaxUID
   bits, stored, signed = int(ds.BitsAllocated), int(ds.BitsStored), int(ds.PixelRepresentation)
   if bits not in (8, 16, 32) or not 1 <= stored <= bits or int(ds.HighBit) != stored - 1 or signed not in (0, 1):
-    raise InputError(path, f'its pixel format ({bits} bits, {stored} stored) is not read', EXPORT)
+    raise InputError(path, f'its pixel format ({bits} bits, {stored} stored) is not supported', EXPORT)
   rows, columns = int(ds.Rows), int(ds.Columns)
   if syntax.is_compressed:
     try:
@@ -176,19 +193,19 @@ def _pixels(path: Path, ds: pydicom.Dataset) -> np.ndarray:
     if len(ds.PixelData) != n_bytes + n_bytes % 2:
       raise InputError(
         path,
-        f'it has {len(ds.PixelData)} bytes of pixels, its size asks for {n_bytes}: truncated or damaged',
+        f'it has {len(ds.PixelData)} bytes of pixels instead of {n_bytes}: truncated or damaged',
         'Copy it again. ' + EXPORT,
       )
     order = '<' if syntax.is_little_endian else '>'
     pixels = np.frombuffer(ds.PixelData, f'{order}{"i" if signed else "u"}{bits // 8}', rows * columns)
   pixels = pixels.reshape(rows, columns)
   low, high = pixels.min(), pixels.max()
-  if signed and low >= 0 and stored < bits and high < 2**stored:  # written without extending the sign
+  if signed and low >= 0 and stored < bits and high < 2**stored:  # written without sign extension
     pixels = pixels.astype(np.int64)
     return np.where(pixels < 2 ** (stored - 1), pixels, pixels - 2**stored)
   least, most = (-(2 ** (stored - 1)), 2 ** (stored - 1) - 1) if signed else (0, 2**stored - 1)
   if low < least or high > most:
-    raise InputError(path, f'its pixels exceed the {stored} bits that it says are used', EXPORT)
+    raise InputError(path, f'its pixels exceed the {stored} bits of BitsStored', EXPORT)
   return pixels
 
 
@@ -197,9 +214,7 @@ def _rescale(path: Path, ds: pydicom.Dataset) -> tuple[float, float]:
   if slope is None and intercept is None and ds.get('Modality') != 'CT':
     return 1.0, 0.0
   if slope is None or intercept is None:
-    raise InputError(
-      path, 'its RescaleSlope or RescaleIntercept is missing: the intensities could be off by 1024', EXPORT
-    )
+    raise InputError(path, 'its RescaleSlope or RescaleIntercept is missing, so its HU are unknown', EXPORT)
   slope, intercept = float(slope), float(intercept)
   if not (np.isfinite(slope) and np.isfinite(intercept)) or slope == 0:
     raise InputError(path, f'its rescaling is invalid (slope {slope:g}, intercept {intercept:g})', EXPORT)
@@ -212,13 +227,13 @@ def _check_alike(folder: str | os.PathLike, slices: list[Slice]) -> None:
     raise InputError(
       folder,
       f'it mixes {len(series)} series ({" + ".join(map(str, series.values()))} slices)',
-      'Put every series in a folder of its own (by SeriesInstanceUID).',
+      'Put each series in its own folder (by SeriesInstanceUID).',
     )
   first = slices[0]
   for s in slices[1:]:
-    cure = 'Leave only the slices of one stack in the folder (no localiser, no second reconstruction).'
+    cure = 'Keep only the slices of one stack in the folder (no localiser, no second reconstruction).'
     if s.pixels.shape != first.pixels.shape:
-      raise InputError(folder, f'{s.name} has {s.pixels.shape} pixels, {first.name} {first.pixels.shape}', cure)
+      raise InputError(folder, f'{s.name} has {s.pixels.shape} pixels, but {first.name} has {first.pixels.shape}', cure)
     if np.abs(s.orientation - first.orientation).max() > 1e-3:
       raise InputError(folder, f'{s.name} and {first.name} are oriented differently', cure)
     if np.abs(s.pixel_spacing / first.pixel_spacing - 1).max() > 1e-3:
@@ -226,20 +241,20 @@ def _check_alike(folder: str | os.PathLike, slices: list[Slice]) -> None:
 
 
 def _geometry(folder: str | os.PathLike, slices: list[Slice]) -> Geometry:
-  """Native axes: i along a row, j down a column, k along the normal; the slices must lie on an even grid."""
+  """The grid (i along a row, j down a column, k along the normal); InputError unless slices are evenly spaced."""
   n = len(slices)
   rows, columns = slices[0].pixels.shape
   check_shape(folder, (columns, rows, n))
   if n < 2:
-    raise InputError(folder, 'a single slice is no volume: the slice spacing is unknown', 'Give the whole series.')
+    raise InputError(folder, 'it has a single slice, so the slice spacing is unknown', 'Give the whole series.')
   positions = np.stack([s.position for s in slices])
   gaps = np.diff(positions @ np.cross(*slices[0].orientation))
-  if gaps.min() < SAME_PLACE_MM:
+  if gaps.min() < SAME_POSITION_MM:
     k = int(gaps.argmin())
     raise InputError(
       folder,
-      f'{slices[k].name} and {slices[k + 1].name} lie at the same place',
-      'Leave only one of each slice, and only one phase or echo, in the folder.',
+      f'{slices[k].name} and {slices[k + 1].name} have the same position',
+      'Keep only one copy of each slice, and only one phase or echo, in the folder.',
     )
   step = (positions[-1] - positions[0]) / (n - 1)
   off = np.linalg.norm(positions - positions[0] - np.arange(n)[:, None] * step, axis=1)
@@ -248,7 +263,7 @@ def _geometry(folder: str | os.PathLike, slices: list[Slice]) -> Geometry:
     raise InputError(
       folder,
       f'its slices are not evenly spaced: {gaps[k]:.3f} mm between {slices[k].name} and '
-      f'{slices[k + 1].name}, usually {np.median(gaps):.3f} mm. A slice is missing, or the spacing varies',
+      f'{slices[k + 1].name}, {np.median(gaps):.3f} mm between most others (a slice is missing, or the spacing varies)',
       'Copy the whole series again, or resample it to an even spacing.',
     )
   (row, column), (between_rows, between_columns) = slices[0].orientation, slices[0].pixel_spacing
@@ -256,9 +271,7 @@ def _geometry(folder: str | os.PathLike, slices: list[Slice]) -> Geometry:
   affine[:3] = np.stack([row * between_columns, column * between_rows, step, positions[0]], axis=1)
   affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM's LPS -> RAS
   check_affine(folder, affine)
-  affine = affine.astype(
-    np.float32
-  )  # as a NIfTI header keeps it, so that label maps written on this grid agree exactly
+  affine = affine.astype(np.float32)  # the precision of NIfTI: label maps written on this grid have the same affine
   return Geometry(shape=(columns, rows, n), affine=affine.tolist(), slice_files=tuple(s.name for s in slices))
 
 

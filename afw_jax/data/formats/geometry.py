@@ -1,38 +1,40 @@
-"""Where the voxels of a file lie in the patient, and the one internal orientation (z, y, x) = (Superior, Posterior, Left)."""
+"""Voxel grids of image files (shape, affine, spacing), and the orientation that all arrays are brought to.
+
+Internally every volume is (D, H, W) with z towards Superior, y towards Posterior and x towards Left.
+"""
 
 import dataclasses
 import itertools
-import os
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from afw_jax.data import resources
 from afw_jax.errors import InputError
 
 MAX_DIM = 4096  # voxels along one axis
-MAX_VOXELS = 2**30
+MAX_VOXELS = 2**30  # of one volume
 SPACING_RANGE_MM = (0.01, 100.0)
 MAX_SHEAR = 1e-3  # largest cosine between two axes that should be perpendicular
 MAX_DISAGREEMENT = 0.01  # relative, between the pixdim, qform and sform of one header
-SAME_AFFINE_MM = 1e-3  # between scan and label
+SAME_AFFINE_MM = 1e-3  # largest difference between the affines of a scan and its label map
 # unit vectors (RAS) of the internal z, y and x axes
 _INTERNAL_AXES = np.array([(0, 0, 1), (0, -1, 0), (-1, 0, 0)], np.float64)
 
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-  """The grid of a source file: enough to put an array on the internal orientation and to write it back faithfully.
+  """The voxel grid of a source file: enough to reorient its array and to write a label map on the same grid.
 
-  Args:
-    shape: native array shape (i, j, k), in voxels.
-    affine: 4x4, native voxel index (i, j, k, 1) -> RAS mm.
-    sform_code: NIfTI code of the sform; 0 where only the qform was set.
-    qform_code: NIfTI code of the qform; 0 where only the sform was set.
+  Attributes:
+    shape: voxels along the axes of the file (i, j, k).
+    affine: 4 x 4, voxel index (i, j, k, 1) -> RAS coordinates in mm.
+    sform_code: NIfTI code of the sform; 0 where only the qform is set.
+    qform_code: NIfTI code of the qform; 0 where only the sform is set.
     xyzt_units: NIfTI units byte (2 = mm).
-    qform: (qfac, pixdim 1..3, quatern b c d, qoffset x y z) as the source header has them; None = from the affine.
-    has_mm: False where the source carries no spacing (TransUNet's files): 'mm' then means voxels.
-    slice_files: names of the files of slices k = 0, 1, ... where each slice is a file (DICOM), else empty.
+    qform: (qfac, pixdim 1..3, quatern b c d, qoffset x y z) of the source header; None: computed from the affine.
+    has_mm: whether the file has a voxel size in mm; without one (TransUNet's files) lengths are in voxels.
+    slice_files: file names of slices k = 0, 1, ... of a DICOM series, else empty.
   """
 
   shape: tuple[int, int, int]
@@ -55,12 +57,12 @@ class Geometry:
       object.__setattr__(self, name, value)
 
   def to_json(self) -> dict[str, Any]:
-    """Plain dict of numbers, strings and lists; `from_json` gives an equal Geometry back."""
+    """Numbers, strings and lists that JSON can hold; the inverse of `from_json`."""
     return {k: _as_lists(v) for k, v in dataclasses.asdict(self).items()}
 
   @classmethod
   def from_json(cls, fields: dict[str, Any]) -> Self:
-    """The Geometry that `to_json` wrote."""
+    """The `Geometry` of a dict that `to_json` returned."""
     return cls(**fields)
 
   @property
@@ -76,7 +78,7 @@ class Geometry:
 
   @property
   def internal_affine(self) -> np.ndarray:
-    """4x4 float64: internal voxel index (z, y, x, 1) -> RAS mm."""
+    """4 x 4 float64: internal voxel index (z, y, x, 1) -> RAS coordinates in mm."""
     affine, (axes, flips) = np.array(self.affine), self._axes()
     native = np.zeros((4, 4))  # internal index -> native index
     native[3, 3] = 1
@@ -86,19 +88,19 @@ class Geometry:
     return affine @ native
 
   def to_internal(self, array: np.ndarray) -> np.ndarray:
-    """View of a native (i, j, k, ...) array as (D, H, W, ...): transposed and flipped, never resampled."""
+    """A view of an array (i, j, k, ...) of the file as (D, H, W, ...): axes permuted and flipped, not resampled."""
     axes, flips = self._axes()
     rest = range(3, array.ndim)
     return array.transpose(*axes, *rest)[_flip(flips)]
 
   def to_native(self, array: np.ndarray) -> np.ndarray:
-    """View of an internal (D, H, W, ...) array as native (i, j, k, ...): the exact inverse of `to_internal`."""
+    """A view of an array (D, H, W, ...) as (i, j, k, ...) of the file: the inverse of `to_internal`."""
     axes, flips = self._axes()
     rest = range(3, array.ndim)
     return array[_flip(flips)].transpose(*np.argsort(axes), *rest)
 
   def _axes(self) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """For internal z, y, x: the native axis nearest to it, and whether it runs the other way."""
+    """For internal z, y, x: the closest axis of the file, and whether it points the other way."""
     columns = np.array(self.affine)[:3, :3]
     cosines = _INTERNAL_AXES @ (columns / np.linalg.norm(columns, axis=0))
     axes = max(itertools.permutations(range(3)), key=lambda p: sum(abs(cosines[n, p[n]]) for n in range(3)))
@@ -106,7 +108,15 @@ class Geometry:
 
 
 def check_shape(path: object, shape: tuple[int, ...]) -> None:
-  """Raises InputError unless `shape` is three sizes, each within [1, 4096], with at most 2^30 voxels in all."""
+  """Checks the shape of a volume before memory is allocated for it.
+
+  Args:
+    path: of the file, for the error.
+    shape: three sizes, each from 1 to 4096, with at most 2^30 voxels in all.
+
+  Raises:
+    InputError: another shape.
+  """
   if len(shape) != 3 or not all(1 <= n <= MAX_DIM for n in shape) or np.prod(shape, dtype=object) > MAX_VOXELS:
     raise InputError(
       path,
@@ -116,24 +126,24 @@ def check_shape(path: object, shape: tuple[int, ...]) -> None:
 
 
 def check_memory(path: object, n_bytes: int) -> None:
-  """Raises InputError where reading a file would take more memory than the machine can give now."""
-  free = _available_bytes()
+  """Raises InputError if reading a file takes more memory than is available to this process."""
+  free = resources.free_memory()
   if n_bytes > free:
     raise InputError(
       path,
-      f'reading it takes {n_bytes / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free',
-      'Crop or resample the scan, close other programs, or use a machine with more memory.',
+      f'reading it takes {n_bytes / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free',
+      'Crop or resample the scan, close other programs, or raise the memory limit of the job.',
     )
 
 
 def check_affine(path: object, affine: np.ndarray) -> None:
-  """Raises InputError unless a 4x4 voxel -> mm matrix is finite, invertible, free of shear and of a sane voxel size."""
-  cure = 'Write the file again with its true geometry (export it anew from the original scan).'
+  """Raises InputError unless a 4 x 4 affine (mm) is finite, invertible, without shear, with plausible voxel sizes."""
+  cure = 'Export the file again from the original scan, with a valid affine.'
   if not np.all(np.isfinite(affine)):
     raise InputError(path, 'its affine has NaN or infinite entries', cure)
   sizes = np.linalg.norm(affine[:3, :3], axis=0)
   if not sizes.all() or abs(np.linalg.det(affine[:3, :3] / sizes)) < 1e-6:
-    raise InputError(path, 'its affine is singular (an axis has no extent or no direction of its own)', cure)
+    raise InputError(path, 'its affine is singular (an axis has length 0, or two axes are parallel)', cure)
   low, high = SPACING_RANGE_MM
   if sizes.min() < low or sizes.max() > high:
     raise InputError(path, f'its voxel size {_mm(sizes)} mm is outside {low} to {high} mm', cure)
@@ -142,19 +152,19 @@ def check_affine(path: object, affine: np.ndarray) -> None:
   if shear > MAX_SHEAR:
     raise InputError(
       path,
-      f'its axes are sheared: they are {np.degrees(np.arcsin(min(1.0, shear))):.2f} degrees away from perpendicular',
-      'Resample it to a grid with perpendicular axes first (for a tilted gantry: dcm2niix writes such a file).',
+      f'its axes are sheared: {np.degrees(np.arcsin(min(1.0, shear))):.2f} degrees from perpendicular',
+      'Resample it to a grid with perpendicular axes first (dcm2niix does so for a tilted gantry).',
     )
 
 
 def check_agreement(path: object, affine: np.ndarray, pixdim: np.ndarray, qform: np.ndarray | None) -> None:
-  """Raises InputError where a NIfTI header gives two different voxel sizes, or two different places (sform, qform)."""
+  """Raises InputError if pixdim, sform and qform of a NIfTI header disagree about voxel size or position."""
   sizes = np.linalg.norm(affine[:3, :3], axis=0)
   if np.abs(pixdim / sizes - 1).max() > MAX_DISAGREEMENT:
     raise InputError(
       path,
       f'its voxel size is {pixdim.round(4).tolist()} mm by pixdim, but {sizes.round(4).tolist()} mm by its affine',
-      'Find out which is true and write the file again with that one.',
+      'Find out which is right, and write the file again with it.',
     )
   if qform is not None:
     turned = np.linalg.norm(affine[:3, :3] - qform[:3, :3], axis=0) / sizes
@@ -162,21 +172,9 @@ def check_agreement(path: object, affine: np.ndarray, pixdim: np.ndarray, qform:
     if turned.max() > MAX_DISAGREEMENT or moved > 0.5:
       raise InputError(
         path,
-        'its sform and its qform place it differently',
-        'Find out which is true and write the file again with both equal.',
+        'its sform and its qform differ',
+        'Find out which is right, and write the file again with it as both.',
       )
-
-
-def _available_bytes() -> int:
-  free = [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')]
-  meminfo, cgroup = Path('/proc/meminfo'), Path('/sys/fs/cgroup/memory.max')  # Linux; a container's own limit
-  if meminfo.exists():
-    free += [
-      int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if line.startswith('MemAvailable')
-    ]
-  if cgroup.exists() and (limit := cgroup.read_text().strip()).isdigit():
-    free.append(int(limit))
-  return min(free)
 
 
 def _flip(flips: tuple[bool, ...]) -> tuple[slice, ...]:

@@ -1,4 +1,4 @@
-"""CHAOS label masks: a folder of grey PNG images, one per slice of a DICOM series."""
+"""PNG label masks of the CHAOS challenge: one greyscale image per slice of a DICOM series."""
 
 import hashlib
 import io
@@ -25,27 +25,30 @@ BROKEN = (
   struct.error,
   zlib.error,
 )
-WHOLE = 'Copy the folder of masks and its DICOM folder again, whole and with their original names.'
+COPY = 'Copy the folder of masks and its DICOM folder again, complete and with the original file names.'
 
 
 def read_label(folder: str | os.PathLike, geometry: Geometry) -> tuple[np.ndarray, Geometry, str]:
-  """The masks of one scan as (D, H, W) uint8 grey values (CT: 255 liver; MR: 63, 126, 189, 252), grid and checksum.
+  """Reads the masks of one scan as a volume of grey values.
 
-  CHAOS pairs masks and slices by file name, and its names may run against the slice positions. So a mask belongs to the
-  DICOM file of the same name; where the names differ, the m-th mask to the m-th DICOM file by name, provided that
-  both namings number the slices in an order that cannot be mistaken.
+  CHAOS pairs masks and slices by file name, in an order that may be the reverse of the slice positions. A mask belongs
+  to the DICOM file of the same name; where the names differ, the m-th mask belongs to the m-th DICOM file by name,
+  provided that both number the slices without ambiguity.
 
   Args:
-    folder: the PNG images (CHAOS: Ground).
-    geometry: of the DICOM series (its `slice_files` tell which slice came from which file).
+    folder: the PNG images (in CHAOS: Ground).
+    geometry: grid of the DICOM series, with its `slice_files`.
+
+  Returns:
+    ((D, H, W) uint8 grey values; `geometry`; SHA-256 of the files' SHA-256 digests in slice order).
 
   Raises:
-    InputError: a mask too few or too many, of another size, damaged or not grey; an order that names do not settle.
+    InputError: missing or surplus masks, another size, damaged or coloured masks, an ambiguous order.
   """
   if not geometry.slice_files:
     raise InputError(
       folder,
-      'PNG masks need the DICOM series they were drawn on: its file names give the slice order',
+      'PNG masks need the DICOM series they were drawn on, whose file names give the slice order',
       'Use them with the DICOM folder, not with a converted scan.',
     )
   paths = list_files(folder)
@@ -53,11 +56,11 @@ def read_label(folder: str | os.PathLike, geometry: Geometry) -> tuple[np.ndarra
   if others or not paths:
     raise InputError(
       folder,
-      f'it is no folder of PNG masks ({", ".join(others[:3]) or "nothing in it"})',
-      'Give the folder that holds one PNG mask per slice and nothing else.',
+      f'it is not a folder of PNG masks ({", ".join(others[:3]) or "it is empty"})',
+      'Give a folder that holds one PNG mask per slice and no other files.',
     )
   if len(paths) != len(geometry.slice_files):
-    raise InputError(folder, f'{len(paths)} masks for {len(geometry.slice_files)} DICOM slices', WHOLE)
+    raise InputError(folder, f'{len(paths)} masks for {len(geometry.slice_files)} DICOM slices', COPY)
   array = np.empty(geometry.internal_shape, np.uint8)
   target = geometry.to_native(array)
   digests = []
@@ -69,32 +72,31 @@ def read_label(folder: str | os.PathLike, geometry: Geometry) -> tuple[np.ndarra
 
 
 def _in_slice_order(folder: str | os.PathLike, paths: list[Path], slice_files: tuple[str, ...]) -> list[Path]:
-  """The mask of each slice k."""
+  """The masks in the order of the slices k."""
   stems = [re.sub(r'\.dcm$', '', name, flags=re.IGNORECASE) for name in slice_files]
   by_stem = {p.stem: p for p in paths}
   if set(stems) == set(by_stem):
     return [by_stem[stem] for stem in stems]
   masks = sorted(paths, key=lambda p: _natural(p.stem))
   if not _is_numbering([_natural(p.stem) for p in masks]):
-    raise InputError(folder, 'the names of the masks do not number the slices one by one', WHOLE)
-  ranked = sorted(range(len(stems)), key=lambda k: _natural(stems[k]))  # slice indices in the order of their names
+    raise InputError(folder, 'the names of the masks do not number the slices consecutively', COPY)
+  ranked = sorted(range(len(stems)), key=lambda k: _natural(stems[k]))  # slice indices, ordered by file name
   if ranked not in (list(range(len(stems))), list(range(len(stems)))[::-1]):
     raise InputError(
       folder,
-      'the DICOM files are not named in the order of their positions, so it is unknown which mask '
-      'belongs to which slice',
-      WHOLE,
+      'the DICOM files are not named in the order of their positions, so the masks cannot be matched to slices',
+      COPY,
     )
   return [path for _, path in sorted(zip(ranked, masks))]
 
 
 def _natural(stem: str) -> list[str | int]:
-  """Sort key in which numbers count by value: text, number, text, number, ..."""
+  """Sort key that compares numbers by value: text, number, text, number, ..."""
   return [int(part) if n % 2 else part for n, part in enumerate(re.split(r'(\d+)', stem))]
 
 
 def _is_numbering(names: list[list[str | int]]) -> bool:
-  """Whether sorted names differ in a single number that goes up by equal steps."""
+  """Whether sorted names differ in one number that increases by equal steps."""
   if len({len(name) for name in names}) != 1:
     return False
   changing = [column for column in zip(*names) if len(set(column)) > 1]
@@ -105,7 +107,7 @@ def _is_numbering(names: list[list[str | int]]) -> bool:
 
 
 def _read_mask(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, bytes]:
-  """Grey values (rows, columns) uint8, having checked every checksum of the PNG, and the SHA-256 of the file."""
+  """((rows, columns) uint8 grey values, SHA-256 of the file); InputError on a wrong checksum inside the PNG."""
   try:
     data = path.read_bytes()
     with Image.open(io.BytesIO(data), formats=['PNG']) as image:
@@ -115,12 +117,12 @@ def _read_mask(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, bytes]:
     with Image.open(io.BytesIO(data), formats=['PNG']) as image:
       mask = np.array(image.convert('L')) if found == size and mode in ('1', 'L') else None
   except BROKEN as e:
-    raise InputError(path, f'it is not a sound PNG image ({e})', WHOLE) from e
+    raise InputError(path, f'it is not a valid PNG image ({e})', COPY) from e
   if mask is None:
     raise InputError(
       path,
-      f'it is {found[0]} x {found[1]} pixels of mode {mode}; the scan has {size[0]} x {size[1]}, and '
-      'masks are grey (8 bit) or black and white',
-      WHOLE,
+      f'it has {found[0]} x {found[1]} pixels of mode {mode}; a mask of this scan has {size[0]} x {size[1]} and is '
+      'greyscale (8 bits) or black and white',
+      COPY,
     )
   return mask, hashlib.sha256(data).digest()

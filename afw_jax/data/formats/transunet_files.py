@@ -1,4 +1,7 @@
-"""TransUNet's Synapse files: train_npz slices, test_vol_h5 volumes and the lists of names. No file is ever unpickled."""
+"""Preprocessed Synapse files of TransUNet: train_npz slices and test_vol_h5 volumes.
+
+Chen J. et al., TransUNet, arXiv:2102.04306. Pickled content is refused, because unpickling can run code.
+"""
 
 import hashlib
 import os
@@ -13,18 +16,21 @@ import numpy as np
 from afw_jax.data.formats.geometry import MAX_DIM, Geometry, check_memory, check_shape
 from afw_jax.errors import InputError
 
-MAX_RATIO = 1100  # deflate cannot do better than 1032
-RANGE_SLACK = 1e-6  # rounding of values that were scaled to [0, 1]
-AGAIN = "Copy it again from TransUNet's preprocessed Synapse data."
+MAX_RATIO = 1100  # deflate compresses by 1032 at most
+RANGE_SLACK = 1e-6  # rounding error of values scaled to [0, 1]
+COPY = "Copy it again from TransUNet's preprocessed Synapse data."
 
-Decoded = tuple[np.ndarray, Geometry, str]
+Decoded = tuple[np.ndarray, Geometry, str]  # (D, H, W) array, voxel grid, SHA-256
 
 
 def read_image(path: str | os.PathLike) -> Decoded:
-  """One case's image as (D, H, W) float32 in [0, 1], as windowed and scaled by its makers; grid in voxels, checksum.
+  """Reads the image of one case.
 
   Args:
     path: caseXXXX.npy.h5, or the pattern FOLDER/caseXXXX_slice*.npz for all slices of a case.
+
+  Returns:
+    ((D, H, W) float32 in [0, 1], already windowed; `Geometry` without a voxel size in mm; SHA-256 of the files).
 
   Raises:
     InputError: missing slices, pickled or damaged content, wrong shape or type, NaN, values outside [0, 1].
@@ -32,43 +38,22 @@ def read_image(path: str | os.PathLike) -> Decoded:
   array, sha256 = _read(path, 'image')
   low, high = array.min(), array.max()
   if not (low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK):  # NaN compares false
-    raise InputError(path, f'its image has values from {low:g} to {high:g}, not in [0, 1]', AGAIN)
+    raise InputError(path, f'its image has values from {low:g} to {high:g}, not in [0, 1]', COPY)
   return array.astype(np.float32), _geometry(array.shape), sha256
 
 
 def read_label(path: str | os.PathLike) -> Decoded:
-  """One case's label map as (D, H, W) uint8; arguments and errors as `read_image`."""
+  """Reads the label map of one case as (D, H, W) uint8; see `read_image`."""
   array, sha256 = _read(path, 'label')
   if not (array.min() >= 0 and array.max() <= 255 and np.all(array == np.rint(array))):
     raise InputError(
-      path, f'its label has values from {array.min():g} to {array.max():g} that are not all integers in 0..255', AGAIN
+      path, f'its label has values from {array.min():g} to {array.max():g} that are not all integers in 0..255', COPY
     )
   return array.astype(np.uint8), _geometry(array.shape), sha256
 
 
-def read_list(path: str | os.PathLike) -> list[str]:
-  """The names in one of lists_Synapse's files: 'caseXXXX_sliceXXX' (train.txt) or 'caseXXXX' (test_vol.txt).
-
-  Raises:
-    InputError: no such file, a line that is no such name, a name that comes twice, an empty list.
-  """
-  try:
-    lines = Path(path).read_text(encoding='ascii').split('\n')
-  except (OSError, UnicodeDecodeError) as e:
-    raise InputError(
-      path, f'cannot be read as a list of names ({e})', "Give TransUNet's train.txt or test_vol.txt."
-    ) from e
-  names = [line.strip().removesuffix('.npz') for line in lines if line.strip()]
-  for n, name in enumerate(names):
-    if not re.fullmatch(r'case\d{4}(_slice\d{3})?', name) or name in names[:n]:
-      raise InputError(path, f'"{name[:40]}" is no name of a case or slice, or comes twice', 'Correct the list.')
-  if not names:
-    raise InputError(path, 'the list is empty', "Give TransUNet's train.txt or test_vol.txt.")
-  return names
-
-
 def _geometry(shape: tuple[int, int, int]) -> Geometry:
-  """The files carry neither spacing nor orientation: their order (z, y, x) is kept, and lengths are voxels."""
+  """The grid of files without spacing and orientation: the axis order (z, y, x) is kept, lengths are in voxels."""
   return Geometry(shape=shape[::-1], affine=np.diag([-1.0, -1.0, 1.0, 1.0]).tolist(), has_mm=False)
 
 
@@ -87,26 +72,26 @@ def _read_h5(path: str | os.PathLike, key: str) -> tuple[np.ndarray, str]:
     with h5py.File(path, 'r') as f:
       shapes = {name: _check_dataset(path, f, name, n_file) for name in ('image', 'label')}
       if shapes['image'] != shapes['label']:
-        raise InputError(path, f'its image is {shapes["image"]}, its label {shapes["label"]}', AGAIN)
+        raise InputError(path, f'its image is {shapes["image"]}, its label {shapes["label"]}', COPY)
       return f[key][()], sha256
   except InputError:
     raise
   except (OSError, KeyError, RuntimeError, TypeError, ValueError) as e:
-    raise InputError(path, f'it is no readable HDF5 file ({e})', AGAIN) from e
+    raise InputError(path, f'it is not a valid HDF5 file ({e})', COPY) from e
 
 
 def _check_dataset(path: str | os.PathLike, f: h5py.File, name: str, n_file: int) -> tuple[int, ...]:
   if not isinstance(f.get(name, getlink=True), h5py.HardLink) or not isinstance(f[name], h5py.Dataset):
-    raise InputError(path, f'it has no dataset "{name}" of its own', AGAIN)
+    raise InputError(path, f'it has no dataset "{name}"', COPY)
   dataset = f[name]
   if dataset.dtype.kind not in 'biuf':
-    raise InputError(path, f'its "{name}" is of type {dataset.dtype}, not numbers', AGAIN)
+    raise InputError(path, f'its "{name}" is of type {dataset.dtype}, not numbers', COPY)
   check_shape(path, dataset.shape)
   if dataset.external or dataset.is_virtual or dataset.id.get_storage_size() == 0:
-    raise InputError(path, f'its "{name}" was created but never written, or lies in another file', AGAIN)
+    raise InputError(path, f'its "{name}" was never written, or is stored in another file', COPY)
   n_bytes = dataset.size * dataset.dtype.itemsize
   if n_bytes > MAX_RATIO * n_file:
-    raise InputError(path, f'its "{name}" claims {n_bytes} bytes, more than a file of {n_file} bytes can hold', AGAIN)
+    raise InputError(path, f'its "{name}" claims {n_bytes} bytes, more than a file of {n_file} bytes can hold', COPY)
   check_memory(path, n_bytes + 8 * dataset.size)
   return dataset.shape
 
@@ -131,25 +116,25 @@ def _read_slices(pattern: str | os.PathLike, key: str) -> tuple[np.ndarray, str]
   for name, (array, _) in zip(names, slices):
     if array.shape != slices[0][0].shape:
       raise InputError(
-        folder / name, f'its size {array.shape} is not that of the first slice, {slices[0][0].shape}', AGAIN
+        folder / name, f'its size {array.shape} differs from that of the first slice, {slices[0][0].shape}', COPY
       )
   check_shape(pattern, (len(slices), *slices[0][0].shape))
   return np.stack([array for array, _ in slices]), hashlib.sha256(b''.join(digest for _, digest in slices)).hexdigest()
 
 
 def _read_npz(path: Path, key: str) -> tuple[np.ndarray, bytes]:
-  """One slice (H, W) and the SHA-256 of its file; zip's CRC is verified on the way."""
+  """((H, W) slice, SHA-256 of its file); reading checks the CRC of the zip archive."""
   try:
     with open(path, 'rb') as raw:
       digest = hashlib.file_digest(raw, 'sha256').digest()
     with zipfile.ZipFile(path) as archive:
       shapes = {name: _check_member(path, archive, name) for name in ('image', 'label')}
       if shapes['image'] != shapes['label']:
-        raise InputError(path, f'its image is {shapes["image"]}, its label {shapes["label"]}', AGAIN)
+        raise InputError(path, f'its image is {shapes["image"]}, its label {shapes["label"]}', COPY)
       with archive.open(f'{key}.npy') as member:
         array = np.lib.format.read_array(member, allow_pickle=False)
         if member.read(1):
-          raise InputError(path, f'its "{key}" has bytes after its data', AGAIN)
+          raise InputError(path, f'its "{key}" has bytes after its data', COPY)
     return array, digest
   except InputError:
     raise
@@ -163,12 +148,12 @@ def _read_npz(path: Path, key: str) -> tuple[np.ndarray, bytes]:
     zipfile.BadZipFile,
     zlib.error,
   ) as e:
-    raise InputError(path, f'it is no readable .npz file ({e})', AGAIN) from e
+    raise InputError(path, f'it is not a valid .npz file ({e})', COPY) from e
 
 
 def _check_member(path: Path, archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
   if f'{name}.npy' not in archive.namelist():
-    raise InputError(path, f'it has no array "{name}"', AGAIN)
+    raise InputError(path, f'it has no array "{name}"', COPY)
   with archive.open(f'{name}.npy') as member:
     version = np.lib.format.read_magic(member)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -176,9 +161,9 @@ def _check_member(path: Path, archive: zipfile.ZipFile, name: str) -> tuple[int,
   if dtype.hasobject:
     raise InputError(
       path,
-      f'its "{name}" is pickled, which is refused because reading it could run code',
+      f'its "{name}" is pickled, which is refused because unpickling can run code',
       'Save plain arrays of numbers (np.savez without objects).',
     )
   if dtype.kind not in 'biuf' or len(shape) != 2 or not all(1 <= n <= MAX_DIM for n in shape):
-    raise InputError(path, f'its "{name}" is {dtype} of shape {shape}, not one slice of numbers', AGAIN)
+    raise InputError(path, f'its "{name}" is {dtype} of shape {shape}, not one slice of numbers', COPY)
   return shape

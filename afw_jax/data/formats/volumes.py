@@ -1,4 +1,4 @@
-"""Reads and writes volumes, whatever the format: the one door between files and (D, H, W) arrays."""
+"""Reads and writes volumes of any supported format as (D, H, W) arrays in the internal orientation."""
 
 import dataclasses
 import os
@@ -19,14 +19,13 @@ INT16 = np.iinfo(np.int16)
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
-  """One scan or one label map in the internal orientation.
+  """A scan or a label map in the internal orientation.
 
-  Args:
-    array: (D, H, W): an image as int16 (every value integral and in range, as HU are) or float32; a label as uint8 or
-      uint16.
-    geometry: the grid of the source file.
-    source: the path it came from.
-    sha256: of the source bytes; of a folder: of its files in slice order.
+  Attributes:
+    array: (D, H, W); a scan as int16 (HU) or float32, a label map as uint8 or uint16.
+    geometry: voxel grid of the source file.
+    source: path of the source.
+    sha256: of the source file; for a folder, of its files in slice order.
   """
 
   array: np.ndarray
@@ -36,22 +35,22 @@ class Volume:
 
   @property
   def spacing_mm(self) -> tuple[float, float, float]:
-    """Voxel size (z, y, x) of `array`, in mm."""
+    """Voxel size (z, y, x) in mm."""
     return self.geometry.spacing_mm
 
 
 def read_image(path: str | os.PathLike) -> Volume:
-  """Reads a scan and refuses whatever could load silently wrong.
+  """Reads a scan, and refuses files that could be read wrongly without notice.
 
   Args:
     path: a .nii or .nii.gz file, a folder with the slices of one DICOM series, a TransUNet caseXXXX.npy.h5, or the
       pattern FOLDER/caseXXXX_slice*.npz (with the asterisk) for TransUNet's slices of one case.
 
   Returns:
-    The Volume: int16 where every value is integral and fits, else float32.
+    A `Volume`: int16 if every value is an integer that fits, else float32.
 
   Raises:
-    InputError: naming the file, what is wrong and the cure.
+    InputError: no such file, an unsupported format, or a damaged or inconsistent file.
   """
   kind = _kind(path)
   if kind == 'folder':
@@ -62,26 +61,26 @@ def read_image(path: str | os.PathLike) -> Volume:
 
 
 def read_label(path: str | os.PathLike, *, geometry: Geometry | None = None) -> Volume:
-  """Reads a label map, its ids as stored (which id means which organ is the data set's matter).
+  """Reads a label map with the ids of the file; `DatasetSpec.raw_ids` says which id is which organ.
 
   Args:
-    path: a .nii or .nii.gz file, a folder of CHAOS PNG masks (one grey image per slice), or TransUNet's files as in
-      `read_image`.
-    geometry: for PNG masks, which carry none: that of the DICOM series they were drawn on. Otherwise unused.
+    path: a .nii or .nii.gz file, a folder of CHAOS PNG masks (one greyscale image per slice), or TransUNet's files as
+      in `read_image`.
+    geometry: of the DICOM series that PNG masks were drawn on; unused for other formats.
 
   Returns:
-    The Volume: uint8, or uint16 where an id exceeds 255.
+    A `Volume`: uint8, or uint16 if an id exceeds 255.
 
   Raises:
-    InputError: naming the file, what is wrong and the cure; also for ids that are fractional, negative or > 65535.
+    InputError: as `read_image`; also for ids that are fractional, negative or above 65535.
   """
   kind = _kind(path)
   if kind == 'folder':
     if geometry is None:
       raise InputError(
         path,
-        'a folder of PNG masks has no geometry of its own',
-        'Give the scan it belongs to: read_label(folder, geometry=read_image(dicom_folder).geometry).',
+        'a folder of PNG masks has no geometry',
+        'Give that of its scan: read_label(folder, geometry=read_image(dicom_folder).geometry).',
       )
     return _volume(path, png_masks.read_label(path, geometry))
   if kind == 'nifti':
@@ -90,12 +89,12 @@ def read_label(path: str | os.PathLike, *, geometry: Geometry | None = None) -> 
 
 
 def write_label(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) -> None:
-  """Writes a label map as uint8 NIfTI on the grid of the scan it belongs to; whole or not at all.
+  """Writes a label map as uint8 NIfTI on the grid of its scan, atomically.
 
   Args:
     path: .nii or .nii.gz.
     array: (D, H, W) integers or bool, 0..255, in the internal orientation.
-    geometry: of the source scan: its affine, codes and units are written.
+    geometry: grid of the scan, whose affine, codes and units are written.
 
   Raises:
     InputError: values or shape that do not fit, no permission, a full disk.
@@ -104,7 +103,7 @@ def write_label(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) 
 
 
 def write_image(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) -> None:
-  """Writes a scan as int16 or float32 NIfTI on the given grid; whole or not at all.
+  """Writes a scan as int16 or float32 NIfTI, atomically.
 
   Args:
     path: .nii or .nii.gz.
@@ -118,19 +117,19 @@ def write_image(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) 
 
 
 def check_pair(image: Volume, label: Volume) -> None:
-  """Raises InputError unless scan and label lie on the same voxels (compared in the internal orientation)."""
+  """Raises InputError unless a scan and a label map have the same voxel grid (in the internal orientation)."""
   if image.array.shape != label.array.shape:
     raise InputError(
       label.source,
-      f'its shape {label.array.shape} (z, y, x) is not that of the scan {image.source}, {image.array.shape}',
-      'Use the label map drawn on this very scan, or resample it to its grid.',
+      f'its shape {label.array.shape} (z, y, x) differs from that of the scan {image.source}, {image.array.shape}',
+      'Use the label map drawn on this scan, or resample it to the grid of the scan.',
     )
   difference = np.abs(image.geometry.internal_affine - label.geometry.internal_affine).max()
   if difference > SAME_AFFINE_MM:
     raise InputError(
       label.source,
       f'its affine differs by {difference:.4g} mm from that of the scan {image.source}',
-      'Use the label map drawn on this very scan; if only its header is wrong, copy the affine of the scan into it.',
+      'Use the label map drawn on this scan; if only its header is wrong, copy the affine of the scan into it.',
     )
 
 
@@ -140,7 +139,7 @@ def _volume(path: str | os.PathLike, parts: tuple[np.ndarray, Geometry, str]) ->
 
 
 def _kind(path: str | os.PathLike) -> str:
-  """'folder', 'nifti' or 'transunet'; raises where nothing is there or the kind of file is another."""
+  """'folder', 'nifti' or 'transunet'; InputError for a missing path or an unsupported file."""
   name = os.path.basename(os.fspath(path)).lower()
   if name.endswith('_slice*.npz'):
     return 'transunet'
@@ -153,35 +152,35 @@ def _kind(path: str | os.PathLike) -> str:
   if stat.S_ISDIR(mode):
     return 'folder'
   if not stat.S_ISREG(mode):
-    raise InputError(path, 'neither a file nor a folder', READABLE)
+    raise InputError(path, 'is neither a file nor a folder', READABLE)
   if name.endswith(('.nii', '.nii.gz')):
     return 'nifti'
   if name.endswith('.h5'):
     return 'transunet'
-  raise InputError(path, 'not a kind of file that can be read', READABLE)
+  raise InputError(path, 'is not a supported file format', READABLE)
 
 
 def _as_label(path: str | os.PathLike, array: np.ndarray) -> np.ndarray:
-  """The array as uint8; InputError unless it is of integers (or bool) within 0..255."""
+  """The array as uint8; InputError unless it holds integers or bools from 0 to 255."""
   array = np.asarray(array)
   if array.dtype.kind not in 'biu' or (array.size and (array.min() < 0 or array.max() > 255)):
     raise InputError(
       path,
-      f'not written: a label map needs integers from 0 to 255, this is {_describe(array)}',
+      f'not written: a label map needs integers from 0 to 255, but the array is {_describe(array)}',
       'Map the classes to ids from 0 to 255 first.',
     )
   return array.astype(np.uint8, copy=False)
 
 
 def _as_image(path: str | os.PathLike, array: np.ndarray) -> np.ndarray:
-  """The array as int16 (integers) or float32 (floats); InputError where its values do not fit."""
+  """The array as int16 (from integers) or float32 (from floats); InputError if its values do not fit."""
   array = np.asarray(array)
   limit = float(np.finfo(np.float32).max) if array.dtype.kind == 'f' else INT16.max
   fits = array.dtype.kind in 'biuf' and (not array.size or (-limit - 1 <= array.min() and array.max() <= limit))
-  if not fits:  # NaN compares false, so it ends here too
+  if not fits:  # also for NaN, which compares false
     raise InputError(
       path,
-      f'not written: a scan needs int16 or finite float32 values, this is {_describe(array)}',
+      f'not written: a scan needs int16 or finite float32 values, but the array is {_describe(array)}',
       'Rescale the values, or give them as finite floats.',
     )
   return array.astype(np.float32 if array.dtype.kind == 'f' else np.int16, copy=False)

@@ -1,4 +1,4 @@
-"""Writes synthetic scans: python -m afw_jax.data.phantom --output FOLDER."""
+"""Writes a data set of synthetic scans: python -m afw_jax.data.phantom --output=FOLDER."""
 
 import argparse
 
@@ -11,4 +11,4 @@ parser.add_argument('--seed', type=int, default=0)
 parser.add_argument('--shape', type=int, nargs=3, default=(32, 120, 120), help='voxels: depth height width')
 arguments = parser.parse_args()
 write_phantoms(arguments.output, num_cases=arguments.num_cases, seed=arguments.seed, shape=tuple(arguments.shape))
-print(f'{arguments.num_cases} synthetic abdomens in {arguments.output}')
+print(f'{arguments.num_cases} synthetic scans written to {arguments.output}')

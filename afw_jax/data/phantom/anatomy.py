@@ -1,14 +1,14 @@
-"""The anatomy of the synthetic abdomen: where each tissue lies, in mm, and how bright it is, in HU.
+"""Anatomy of the synthetic abdomen: positions and sizes of the tissues in mm, and their intensities in HU.
 
-Body coordinates in mm: x towards the patient's Left, y towards Posterior, z towards Superior; the origin lies on the
-body's axis at the height of the pancreas. Sizes and places are rough adult figures of portal-venous CT.
+Body coordinates in mm: x towards the patient's Left, y towards Posterior, z towards Superior; the origin is on the axis
+of the body at the level of the pancreas. Sizes and positions approximate those of adults in portal-venous CT.
 """
 
 import numpy as np
 from scipy.interpolate import CubicSpline
 
 ORGANS = ('aorta', 'gallbladder', 'left_kidney', 'right_kidney', 'liver', 'pancreas', 'spleen', 'stomach')
-# tissue: mean HU and half the range over patients
+# tissue: (mean HU, half of the range over patients)
 HU = {
   'air': (-1000, 0),
   'lung': (-850, 30),
@@ -38,7 +38,7 @@ HU = {
   'stomach_wall': (65, 8),
   'stomach': (25, 15),
 }
-# tubes: points (x, y, z) and radii, in mm
+# tubular organs: (points (x, y, z) of the centre line, radii at these points), in mm
 TUBES = {
   'aorta': ([(2, 14, -120), (4, 13, -60), (6, 12, 0), (8, 12, 60), (14, 24, 150)], [8.5, 9, 10, 11, 12]),
   'cava': ([(-18, 16, -120), (-19, 15, -50), (-21, 10, 20), (-18, -2, 90), (-14, -8, 130)], [10, 11, 12, 12, 11]),
@@ -69,7 +69,16 @@ TUBES = {
 
 
 def tube(p, points, radii):
-  """Depth in mm below the surface of a smooth tube (negative outside, -inf far away) at points p (3, N)."""
+  """Depth below the surface of a smooth tube.
+
+  Args:
+    p: (3, N) coordinates in mm.
+    points: coordinates of the centre line, in mm.
+    radii: of the tube at these points, in mm.
+
+  Returns:
+    (N,) depth in mm: negative outside, -inf far away.
+  """
   t = np.linspace(0, len(points) - 1, 4 * (len(points) - 1) + 1)
   nodes = CubicSpline(np.arange(len(points)), np.column_stack([points, radii]))(t).astype(np.float32)
   low, high = (nodes[:, :3] - nodes[:, 3:]).min(0) - 3, (nodes[:, :3] + nodes[:, 3:]).max(0) + 3
@@ -89,7 +98,17 @@ def tube(p, points, radii):
 
 
 def ellipsoid(p, centre, semi, tilt_deg=(0, 0, 0)):
-  """About the depth in mm below the surface of a tilted ellipsoid, at points p (3, N)."""
+  """Approximate depth below the surface of a tilted ellipsoid.
+
+  Args:
+    p: (3, N) coordinates in mm.
+    centre: (x, y, z) in mm.
+    semi: the three semi-axes in mm.
+    tilt_deg: rotation about the x, y and z axes.
+
+  Returns:
+    (N,) depth in mm, negative outside.
+  """
   turn = np.eye(3)
   for axis, angle in enumerate(np.deg2rad(tilt_deg)):
     i, j = [k for k in range(3) if k != axis]
@@ -102,15 +121,15 @@ def ellipsoid(p, centre, semi, tilt_deg=(0, 0, 0)):
 
 
 def draw(rng, p, texture):
-  """Paint one patient.
+  """Draws one patient.
 
   Args:
-    rng: numpy Generator; decides tissue brightness, organ sizes, places and tilts, fat, bowel.
+    rng: numpy Generator for intensities, and for sizes, positions and tilts of the organs.
     p: (3, N) float32 body coordinates (x, y, z) of the voxels in mm.
-    texture: (3, N) float32, smooth random fields of unit size, for contents that vary.
+    texture: (3, N) float32 smooth random fields of unit standard deviation, for inhomogeneous tissue.
 
   Returns:
-    (N,) float32 HU and (N,) uint8 labels (0 background, i = ORGANS[i - 1]).
+    ((N,) float32 HU, (N,) uint8 labels: 0 background, i = ORGANS[i - 1]).
   """
   x, y, z = p
   level = {name: mean + rng.uniform(-spread, spread) for name, (mean, spread) in HU.items()}
@@ -141,7 +160,7 @@ def draw(rng, p, texture):
   def shell(half_x, half_y):
     return 1 - ((np.abs(x) / half_x) ** 2.3 + (np.abs(y) / half_y) ** 2.3)
 
-  # body: skin, fat, muscle wall with ribs, the cavity and its fat
+  # body: skin, fat, muscle wall with ribs, and the abdominal cavity with its fat
   fat = rng.uniform(6, 24)
   body, wall, cavity = shell(149 + fat, 98 + 0.85 * fat), shell(149, 98), shell(136, 85)
   paint(np.abs(y - 106 - 0.85 * fat - 8 + 0.0009 * x * x) < 5, 'couch')
@@ -155,7 +174,7 @@ def draw(rng, p, texture):
   paint((rib < 6) & (shell(146, 95) > 0) & (shell(138, 87) < 0), 'bone')
   paint((rib < 3.5) & (shell(144, 93) > 0) & (shell(140, 89) < 0), 'marrow')
 
-  # diaphragm: lungs and heart above two domes, the abdomen below
+  # diaphragm: lungs and heart above its two domes, the abdomen below
   top = rng.uniform(88, 104)
   domes = [
     height - 45 * ((x - centre) / 75) ** 2 - 22 * (y / 75) ** 2 - 38 * np.clip((y - 12) / 70, 0, None) ** 2
@@ -169,7 +188,7 @@ def draw(rng, p, texture):
   paint((blob((24, -36, top + 28), (62, 42, 38)) > 0) & inside, 'heart')
   paint(organ('oesophagus', move=2) > 0, 'bowel_wall')
 
-  # bowel, unlabelled: loops of small bowel, then the colon with its varied content
+  # bowel (not labelled): loops of small bowel, then the colon with inhomogeneous content
   free = below & (z < 20)
   for _ in range(16):
     start = np.array([rng.uniform(-85, 90), rng.uniform(-68, 5), rng.uniform(-125, -48)])
@@ -178,7 +197,7 @@ def draw(rng, p, texture):
     hollow(tube(p, path, rng.uniform(10, 14) * np.ones(4)), 3, 'bowel_wall', 'bowel', gas, free)
   hollow(organ('colon', move=6), 3, 'bowel_wall', 40 + 60 * texture[2], -58 + rng.uniform(-20, 10), below)
 
-  # muscles beside the spine
+  # psoas and back muscles
   for side in (-1, 1):
     paint((blob((side * 36, 72, 0), (33, 22, 900), move=1, tilt_range=0) > 0) & (wall > 0), 'muscle')
     psoas = np.array([(side * 24, 42, 10), (side * 34, 42, -40), (side * 44, 38, -125)])
@@ -204,13 +223,13 @@ def draw(rng, p, texture):
   )
   hollow(organ('duodenum'), 3, 'bowel_wall', 'bowel', rng.uniform(-60, -40), below)
   for name, side, low in (('left_kidney', 1, 2), ('right_kidney', -1, -12)):
-    place = np.array((side * 65, 40, low)) + rng.normal(0, 3.5, 3)
+    position = np.array((side * 65, 40, low)) + rng.normal(0, 3.5, 3)
     tilt = np.array((-6, side * 9, side * -20))
-    paint((ellipsoid(p, place, (33, 32, 62), tilt) > 0) & below, 'fat')
-    kidney = blob(place, (27, 26, 54), tilt, move=0)
+    paint((ellipsoid(p, position, (33, 32, 62), tilt) > 0) & below, 'fat')
+    kidney = blob(position, (27, 26, 54), tilt, move=0)
     paint(kidney > 0, 'cortex', name)
     paint((kidney > 7) & (texture[0] + texture[1] > -0.9), 'medulla', name)
-    paint(blob(place + (-side * 16, -6, 0), (15, 10, 21), move=1.5) > 0, 'sinus')
+    paint(blob(position + (-side * 16, -6, 0), (15, 10, 21), move=1.5) > 0, 'sinus')
 
   # spine
   phase = np.abs((z + rng.uniform(0, 34)) % 34 - 17)  # 0 in the middle of a vertebra, 17 in that of a disc
@@ -224,7 +243,7 @@ def draw(rng, p, texture):
   paint((np.abs(x) < 40) & (np.abs(y - 64) < 5) & (phase < 6), 'bone')
   paint((x / 10) ** 2 + ((y - 67) / 8) ** 2 < 1, 'canal')
 
-  # vessels and the two small organs
+  # vessels, pancreas and gallbladder
   paint(organ('cava', move=2) > 0, 'vein')
   paint((organ('portal', move=2) > 0) | (organ('splenic_vein', move=2) > 0), 'vein')
   paint(organ('pancreas', move=4, size=0.1) > 0, level['pancreas'] + 10 * texture[2], 'pancreas')

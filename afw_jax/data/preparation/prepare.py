@@ -1,295 +1,176 @@
-"""Raw scans -> store: checks every case, brings it to the working grid, and shows the store only when all are fine."""
+"""Prepares the cases of a data set into a store: each is read once, validated and resampled to the working grid."""
 
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
 
-import numpy as np
-
-from afw_jax.data import crops, resample, store
-from afw_jax.data.formats import volumes
-from afw_jax.data.preparation import dask_cluster, publish, read_checked, selection, worker_pool
-from afw_jax.data.sets import datasets, layouts
-from afw_jax.errors import InputError, InputErrors
+from afw_jax.data import store
+from afw_jax.data.preparation import dask_cluster, publish, worker_pool
+from afw_jax.data.preparation.listing import make_listing
+from afw_jax.data.preparation.options import StoreOptions
+from afw_jax.data.preparation.prepare_case import prepare_case
+from afw_jax.data.selection import SelectionOptions, choose, find_leaks
+from afw_jax.data.sets import layouts
+from afw_jax.data.sets.case_files import abbreviate
+from afw_jax.data.sets.lookup import get_spec
+from afw_jax.errors import InputErrors
 
 _log = logging.getLogger('afw_jax')
 
-ORDERS = {'linear': 1, 'cubic': 3, 1: 1, 3: 3}
+# What the index has of each case: all that selecting cases needs.
+_SUMMARY = (
+  'shape',
+  'spacing_mm',
+  'native_shape',
+  'native_spacing_mm',
+  'percentile_window',
+  'voxels',
+  'working_voxels',
+  'voxels_sha256',
+  'source',
+  'notes',
+)
 
 
 def prepare(
-  dataset: str,
+  options: StoreOptions,
   root: str | os.PathLike,
   store_dir: str | os.PathLike,
+  selected: SelectionOptions | None = None,
   *,
-  size: Sequence[int] = (224, 224),
-  spacing_mm: Sequence[float | None] = (None, 1.0, 1.0),
-  fit: str = 'resize',
-  order: str | int = 'cubic',
-  window=None,
-  fractions: Sequence[float] | None = None,
-  seed: int = 0,
-  cases: Sequence[str] | int | None = None,
+  verify: bool = True,
   workers: int | None = None,
-  keep_defective: bool = False,
   progress: bool = True,
   shard: tuple[int, int] | None = None,
   scheduler: str | None = None,
 ) -> dict | None:
-  """Prepares a data set for training, or goes on where a killed run of the same call stopped.
+  """Prepares cases of a data set, or continues where an interrupted call stopped.
 
-  Every scan and label is decoded once, checked, resampled and kept in a staging folder inside the store; only when no
-  case has a problem do the cases move to their places and is the index written. An older store at the same place stays
-  as it is until then.
+  The cases wait in a staging folder inside the store until all of them are prepared without a problem; then they are
+  published together with a new index. Cases that are already in the store stay there. A store of other options in the
+  same folder is replaced, and stays as it is until then.
 
-  Several hosts that share the disks of root and store may divide the work: as shards, each a call of its own, at any
-  time and in any order, or as workers of a Dask cluster. The store is the same to the bit.
+  Several hosts that share a file system can divide the work: as shards, each a call of its own, at any time and in any
+  order, or as workers of a Dask cluster. The store is bit-identical.
 
   Args:
-    dataset: a name of `datasets.NAMES`.
-    root: where the data set lies.
-    store_dir: folder of the store; made if need be.
-    size: working grid, (h, w) or (d, h, w) voxels; None keeps what the spacing gives.
-    spacing_mm: target (z, y, x); None keeps the scan's.
-    fit: from the target spacing to the size by 'resize' (interpolation) or 'crop_pad' (centred).
-    order: 'cubic' or 'linear' interpolation of the image; labels are always nearest.
-    window: None (the data set's own), 'paper', 'transunet', 'percentile' or (low, high); see `datasets.resolve_window`.
-    fractions: shares of (train, val, test) for cases whose part is not published or given; None: the data set's own.
-      Given for a set with a published train part and no val part, they also divide that part into train and val.
-    seed: of the split, and of the choice where `cases` is a number.
-    cases: ids to use, or how many to draw; None uses all.
-    workers: processes; None as many as cores and memory allow, 0 works in this process.
-    keep_defective: also use the cases that are known to be defective.
-    progress: show a bar with the time left.
-    shard: (i, n): do every n-th case from the i-th on. The shard that finds all cases ready publishes the store; one
-      that died is given again, and does what is missing.
-    scheduler: of a Dask cluster that does the work instead of processes here: its address or its scheduler file.
+    options: of the store.
+    root: folder of the data set.
+    store_dir: folder of the store; created if missing.
+    selected: options of the run whose cases are prepared; None: all cases.
+    verify: read the source files of prepared cases, and prepare those again that have changed. If False, prepared cases
+      are taken as they are.
+    workers: processes; None: as many as CPUs and memory allow; 0: work in this process.
+    progress: show a progress bar.
+    shard: (i, n): prepare every n-th case from the i-th on. The shard that finds all cases prepared publishes them; one
+      that failed can be repeated.
+    scheduler: of a Dask cluster that does the work: its address or its scheduler file.
 
   Returns:
-    The index of the store (STORE/dataset.json); None of a shard that leaves the end to others.
+    The index of the store (STORE/dataset.json); None for a shard after which other shards still have to finish.
 
   Raises:
     InputError: one problem that stops everything, such as a missing path or a full disk.
-    InputErrors: every problem found in the cases; nothing of the store is visible then.
+    InputErrors: every problem found in the cases; no case is published then.
   """
-  request = make_request(
-    dataset,
-    size=size,
-    spacing_mm=spacing_mm,
-    fit=fit,
-    order=order,
-    window=window,
-    fractions=fractions,
-    seed=seed,
-    cases=cases,
-    keep_defective=keep_defective,
-  )
-  spec = datasets.spec(dataset, os.fspath(root))
-  options = case_options(spec, request)
-  options_hash = _digest(options)
-  if scheduler:  # whose workers are in other folders
+  if scheduler:  # whose workers have other working directories
     root, store_dir = os.path.abspath(root), os.path.abspath(store_dir)
-  files, excluded, notes = selection.choose(spec, layouts.find_cases(spec, root), request)
-  splits, more = selection.split(spec, files, request)
+  spec = get_spec(options.dataset, os.fspath(root))
+  files = {case.id: case for case in layouts.find_cases(spec, root)}
+  listing = make_listing(spec, files.values())
+  choice = choose(listing, selected or SelectionOptions())
+  content = options.to_json(spec)
+  options_hash = _digest({'format': store.FORMAT, **content})
   publish.check_folder(store_dir)
-  jobs = [
-    dict(id=case.id, case=case, spec=spec, options=options, options_hash=options_hash, store=os.fspath(store_dir))
-    for case in (files[shard[0] :: shard[1]] if shard else files)
-  ]
   with publish.lock(store_dir, shared=shard is not None):
     if not shard:
       store.remove_stale(store_dir)
+    own = choice.ids[shard[0] :: shard[1]] if shard else choice.ids
+    ready = {} if verify else publish.find_prepared(store_dir, own, options_hash)
+    job = dict(spec=spec, options=content, options_hash=options_hash, store=os.fspath(store_dir))
+    jobs = [{'id': case_id, 'case': files[case_id], **job} for case_id in own if case_id not in ready]
     if scheduler:
-      done = dask_cluster.run_jobs(prepare_case, jobs, scheduler=scheduler, progress=progress)
+      results = dask_cluster.run_jobs(prepare_case, jobs, scheduler=scheduler, progress=progress)
     else:
-      done = worker_pool.run_jobs(prepare_case, jobs, workers=workers, progress=progress)
-    results = {r['id']: r for r in done}
-    ready = {i: (r['meta'], r['staged']) for i, r in results.items() if r.get('meta')}
-    ready |= publish.of_others(store_dir, [case.id for case in files if case.id not in results], options_hash)
-    metas = {i: ready[i][0] for i in sorted(ready)}
-    problems = [p for i in sorted(results) for p in results[i]['problems']] + selection.leaks(metas, splits)
+      results = worker_pool.run_jobs(prepare_case, jobs, workers=workers, progress=progress)
+    results = {result['id']: result for result in results}
+    ready |= {case_id: (r['meta'], r['staged']) for case_id, r in results.items() if r.get('meta')}
+    by_others = [case_id for case_id in choice.ids if case_id not in ready and case_id not in results]
+    ready |= publish.find_prepared(store_dir, by_others, options_hash)
+    metas = {case_id: ready[case_id][0] for case_id in sorted(ready)}
+    problems = [problem for case_id in sorted(results) for problem in results[case_id]['problems']]
+    problems += find_leaks(metas, choice.splits)
     if problems:
       raise InputErrors(problems) if len(problems) > 1 else problems[0]
-    missing = [case.id for case in files if case.id not in ready]
+    missing = [case_id for case_id in choice.ids if case_id not in ready]
     if missing:
       _log.info(
-        'shard %d/%d is done; %d of %d cases are not ready yet (%s ...): the last shard publishes the store',
+        'shard %d/%d is done; %d of %d cases are not prepared yet (%s): the last shard publishes the store',
         *shard,
         len(missing),
-        len(files),
-        missing[0],
+        len(choice.ids),
+        abbreviate(missing),
       )
       return None
-    notes += more + selection.case_notes(spec, metas, splits)
-    index = selection.index(spec, request, options, options_hash, splits, metas, excluded, notes)
-    return publish.publish(
-      store_dir, json.loads(json.dumps(index)), metas, [i for i in metas if ready[i][1]], alone=not shard
+    index = dict(
+      dataset=options.dataset,
+      name=spec.name,
+      modality=spec.modality,
+      organs=spec.organs,
+      labels=spec.labels,
+      output_ids=dict(spec.output_ids),
+      options=content,
+      options_hash=options_hash,
+      listing=listing,
+      cases={case_id: {key: meta[key] for key in _SUMMARY} for case_id, meta in metas.items()},
     )
+    staged = [case_id for case_id in metas if ready[case_id][1]]
+    return publish.publish(store_dir, index, metas, staged, alone=not shard)
 
 
-def make_request(
-  dataset: str,
-  *,
-  size=(224, 224),
-  spacing_mm=(None, 1.0, 1.0),
-  fit='resize',
-  order='cubic',
-  window=None,
-  fractions=None,
-  seed=0,
-  cases=None,
-  keep_defective=False,
-) -> dict:
-  """The choices of a `prepare` call as plain JSON, as the index keeps them under 'request'."""
-  if order not in ORDERS:
-    raise InputError(f'order {order!r}', 'unknown', "Use 'cubic' or 'linear'")
-  resample.make_resampling((8, 8, 8), (1, 1, 1), size=size, spacing=spacing_mm, fit=fit)  # says what makes no sense
-  if isinstance(cases, int) and cases < 1:
-    raise InputError(f'cases {cases}', 'is not a number of cases', 'Give a positive number, a list of ids, or None')
-  return json.loads(
-    json.dumps(
-      dict(
-        dataset=dataset,
-        size=[s if s is None else int(s) for s in size],
-        spacing_mm=[s if s is None else float(s) for s in spacing_mm],
-        fit=fit,
-        order=ORDERS[order],
-        window=window if window is None or isinstance(window, str) else [float(w) for w in window],
-        fractions=None if fractions is None else [float(f) for f in fractions],
-        seed=int(seed),
-        cases=cases if cases is None or isinstance(cases, int) else sorted(cases),
-        keep_defective=bool(keep_defective),
-      )
-    )
-  )
-
-
-def differences(store_dir: str | os.PathLike, dataset: str, root: str | os.PathLike | None = None, **choices) -> dict:
-  """What in a store is not as a `prepare` call would make it.
+def differences(store_dir: str | os.PathLike, options: StoreOptions, root: str | os.PathLike | None = None) -> dict:
+  """The options in which a store differs from those wanted.
 
   Args:
-    store_dir: a finished store.
-    dataset, root, choices: as for `prepare` (without workers and progress). Where the raw data are gone, or root is
-      None, only the choices are compared.
+    store_dir: a complete store.
+    options: wanted.
+    root: folder of the data set, whose labels are compared too; None, or a missing folder: only the options.
 
   Returns:
-    Name of the choice -> (as in the store, as wanted); empty if the store fits.
+    Name of the option -> (in the store, wanted); empty if the store can be used.
   """
-  index, wanted = store.read_index(store_dir), make_request(dataset, **choices)
-  found = {
-    key: (index['request'].get(key), value) for key, value in wanted.items() if index['request'].get(key) != value
-  }
-  if not found and root is not None and os.path.isdir(root):
-    options = json.loads(json.dumps(case_options(datasets.spec(dataset, os.fspath(root)), wanted)))
-    found = {
-      key: (index['options'].get(key), value) for key, value in options.items() if index['options'].get(key) != value
-    }
-  return found
+  index = store.read_index(store_dir)
+  stored = {'dataset': index['dataset'], **index['options']}
+  wanted = {'dataset': options.dataset, **options.grid()}
+  if root is not None and os.path.isdir(root) and all(stored[key] == value for key, value in wanted.items()):
+    wanted |= options.to_json(get_spec(options.dataset, os.fspath(root)))
+  return {key: (stored.get(key), value) for key, value in wanted.items() if stored.get(key) != value}
 
 
-def added(store_dir: str | os.PathLike, dataset: str, root: str | os.PathLike, **choices) -> list[str]:
-  """Ids of the cases that a `prepare` call would use and the store does not hold; only lists files.
-
-  Raises:
-    InputError, InputErrors: what is wrong with the files at root.
-  """
-  spec, known = datasets.spec(dataset, os.fspath(root)), store.read_index(store_dir)['cases']
-  files, _, _ = selection.choose(spec, layouts.find_cases(spec, root), make_request(dataset, **choices))
-  return [case.id for case in files if case.id not in known]
-
-
-def prepare_case(job: dict) -> dict:
-  """One case from files to the staging folder; done again it finds its own result and does nothing.
-
-  Returns:
-    {'id', 'problems', 'meta' (None with problems), 'staged' (False if it already lies in its place)}
-  """
-  case, spec, options = job['case'], job['spec'], job['options']
-  result = {'id': job['id'], 'problems': [], 'meta': None, 'staged': True}
-  try:
-    digests = read_checked.source_digests(case)
-  except InputError as e:
-    return {**result, 'problems': [e]}
-  for meta, staged in publish.prepared(job['store'], case.id, job['options_hash']):
-    if meta['source_sha256'] == digests:
-      return {**result, 'meta': meta, 'staged': staged}
-  checked = read_checked.read_checked(case, spec)
-  if checked.problems:
-    return {**result, 'problems': checked.problems}
-  try:
-    arrays, meta = _to_store(case.id, checked, spec, options)
-  except InputError as e:
-    return {**result, 'problems': [e]}
-  meta.update(
-    options_hash=job['options_hash'],
-    source_sha256=digests,
-    notes=checked.notes,
-    source={'image': case.image, 'label': case.label},
-  )
-  return {**result, 'meta': store.write_case(os.path.join(job['store'], store.STAGING), case.id, arrays, meta)}
-
-
-def case_options(spec, request) -> dict:
-  """All that the arrays and meta of a case depend on, besides its files."""
-  return dict(
-    format=store.FORMAT,
-    modality=spec.modality,
-    organs=list(spec.organs),
-    source=spec.source,
-    raw_ids={organ: list(ids) for organ, ids in spec.raw_ids.items()},
-    ignored_ids=spec.ignored_ids if spec.ignored_ids == 'all' else list(spec.ignored_ids),
-    window=datasets.resolve_window(request['window'], spec),
-    **{key: request[key] for key in ('size', 'spacing_mm', 'fit', 'order')},
-  )
-
-
-def to_working(scan: volumes.Volume, options: dict) -> tuple[resample.Resampling, np.ndarray, tuple[float, float]]:
-  """A scan as it enters a store or a trained network.
+def outdated(
+  store_dir: str | os.PathLike, options: StoreOptions, root: str | os.PathLike, selected: SelectionOptions
+) -> str:
+  """Compares a store with the files of its data set; lists files and reads no scan.
 
   Args:
-    scan: as `volumes.read_image` gives it.
-    options: of the store, INDEX['options'].
+    store_dir: a complete store with these options.
+    options: of the store.
+    root: folder of the data set.
+    selected: options of the run.
 
   Returns:
-    (plan, (d, h, w) image on the working grid, (low, high) window).
+    Why `prepare` is needed before the run, in words; '' if it is not.
 
   Raises:
-    InputError: the scan carries no voxel size and the grid is cropped at a spacing.
+    InputError, InputErrors: what is wrong with the files or the options.
   """
-  spacing = options['spacing_mm']
-  if not scan.geometry.has_mm:
-    if options['fit'] == 'crop_pad':
-      raise InputError(scan.source, 'carries no voxel size, so it cannot be cropped at a spacing', "Use fit='resize'")
-    spacing = (None, None, None)
-  image = np.ascontiguousarray(scan.array)
-  plan = resample.make_resampling(
-    image.shape, scan.spacing_mm, size=options['size'], spacing=spacing, fit=options['fit']
-  )
-  return plan, resample.to_working(image, plan, options['order']), datasets.scan_window(image, options['window'])
-
-
-def _to_store(case_id, checked, spec, options) -> tuple[dict, dict]:
-  scan, geometry = checked.image, checked.image.geometry
-  plan, image, window = to_working(scan, options)
-  arrays = {'image': image, 'label': resample.to_working(checked.classes, plan, 0), 'native_label': checked.classes}
-  arrays['foreground'] = crops.foreground_voxels(arrays['label'], case_id)
-  meta = dict(
-    shape=list(plan.working),
-    spacing_mm=list(plan.spacing_mm),
-    native_shape=list(plan.native),
-    native_spacing_mm=list(plan.native_spacing_mm),
-    geometry=geometry.to_json(),
-    plan=plan.to_json(),
-    order=options['order'],
-    window=list(window),
-    voxels=checked.voxels,
-    working_voxels=read_checked.count_organs(arrays['label'], spec.organs),
-    intensity_range=[float(scan.array.min()), float(scan.array.max())],
-    voxels_sha256=read_checked.voxels_digest(scan.array),
-  )
-  return arrays, meta
+  index, spec = store.read_index(store_dir), get_spec(options.dataset, os.fspath(root))
+  listing = make_listing(spec, layouts.find_cases(spec, root))
+  missing = [i for i in choose(listing, selected).ids if i not in index['cases']]
+  if missing:
+    return f'{len(missing)} cases of {root} are not in the store yet ({abbreviate(missing)})'
+  return '' if listing == index['listing'] else f'the scans or the split of {root} have changed'
 
 
 def _digest(content: dict) -> str:

@@ -1,36 +1,46 @@
-"""From cases that wait in staging to a store that shows them: safe for several processes and hosts at once."""
+"""Publication of staged cases in a store, safe for several processes and hosts at once."""
 
 import contextlib
 import fcntl
+import json
+import logging
 import os
 import pathlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 
+from afw_jax.atomic_files import process_name, to_json, write_errors
 from afw_jax.data import store
 from afw_jax.errors import InputError
 
+_log = logging.getLogger('afw_jax')
+
 
 @contextlib.contextmanager
-def lock(store_dir: str | os.PathLike, *, shared: bool = False):
-  """Holds the store for one writing process; the system lets go of it when the process ends, however it ends.
+def lock(store_dir: str | os.PathLike, *, shared: bool = False) -> Iterator[None]:
+  """Locks a store for writing, and waits for other processes that prepare it.
+
+  The operating system releases the lock when the process ends, for whatever reason.
 
   Args:
-    store_dir: the folder; made if need be.
-    shared: hold it together with others that share it, for as far as the disk knows locks (some network disks do not).
+    store_dir: folder of the store; created if missing.
+    shared: share the lock with others that do so, where the file system supports locks (some network disks do not).
 
   Raises:
-    InputError: another process holds it, or it cannot be locked.
+    InputError: the folder cannot be created or locked.
   """
   path = pathlib.Path(store_dir)
-  with store.writing(path):
+  with write_errors(path):
     path.mkdir(parents=True, exist_ok=True)
     fd = os.open(path / '.lock', os.O_RDWR | os.O_CREAT, 0o666)
+  kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
   try:
     try:
-      fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-      raise InputError(path, 'another process is preparing this store', 'Wait for it, or use another folder') from e
+      try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+      except BlockingIOError:
+        _log.warning('another process is preparing %s: waiting for it', path)
+        fcntl.flock(fd, kind)
     except OSError as e:
       if not shared:
         raise InputError(path, f'cannot be locked ({e.strerror})', 'Use a folder on a local disk') from e
@@ -40,46 +50,45 @@ def lock(store_dir: str | os.PathLike, *, shared: bool = False):
 
 
 def check_folder(store_dir: str | os.PathLike) -> None:
-  """Refuses a folder that holds something other than a store, before anything is written into it."""
+  """Raises InputError for a folder that holds other files than a store, before anything is written to it."""
   path = pathlib.Path(store_dir)
-  if (
-    read_index(path) is None
-    and path.is_dir()
-    and any(
-      p.name not in ('cases', store.STAGING, '.lock', 'dataset.json') and not p.name.startswith('.tmp-')
-      for p in path.iterdir()
-    )
-  ):
+  own = ('cases', store.STAGING, '.lock', 'dataset.json')
+  foreign = [p for p in path.glob('*') if p.name not in own and not p.name.startswith('dataset.json.')]
+  if read_index(path) is None and foreign:
     raise InputError(path, 'is not a store: it holds other files', 'Choose a new or empty folder for the store')
 
 
 def read_index(store_dir: str | os.PathLike) -> dict | None:
-  """The index of a store; None where there is none (another process may just be writing a new one)."""
+  """The index of a store; None if there is none, or one of another format, which is to be replaced.
+
+  Raises:
+    InputError: a damaged index, or a dataset.json that is not the index of a store.
+  """
   try:
     return store.read_index(store_dir)
   except InputError:
-    if (pathlib.Path(store_dir) / 'dataset.json').exists():
+    if (pathlib.Path(store_dir) / 'dataset.json').exists() and not store.has_other_format(store_dir):
       raise
     return None
 
 
 def prepared(store_dir: str | os.PathLike, case_id: str, options_hash: str) -> Iterator[tuple[dict, bool]]:
-  """(meta, whether it waits in staging) of the case wherever it lies whole and made with these options; staging first."""
-  for place, staged in ((os.path.join(store_dir, store.STAGING), True), (store_dir, False)):
+  """(case.json, whether the case is staged) of every complete copy with these options, the staged one first."""
+  for folder, staged in ((os.path.join(store_dir, store.STAGING), True), (store_dir, False)):
     try:
-      meta = store.read_case(place, case_id).meta
-    except InputError:  # not there, or damaged: it will be made again
+      meta = store.read_case(folder, case_id).meta
+    except InputError:  # missing or damaged: it will be prepared again
       continue
-    if (meta.get('options_hash'), meta.get('format')) == (options_hash, store.FORMAT) and 'foreground' in meta[
-      'arrays'
-    ]:
+    if (meta.get('options_hash'), meta['format']) == (options_hash, store.FORMAT):
       yield meta, staged
 
 
-def of_others(store_dir: str | os.PathLike, case_ids: Iterable[str], options_hash: str) -> dict[str, tuple[dict, bool]]:
-  """Case id -> (meta, staged) of those that other processes have prepared so far."""
-  probe = pathlib.Path(store_dir) / store.STAGING / 'cases' / f'.tmp-probe-{store.process()}'
-  with contextlib.suppress(FileNotFoundError):  # a change of ours in the folder makes a network disk look at it anew
+def find_prepared(
+  store_dir: str | os.PathLike, case_ids: Iterable[str], options_hash: str
+) -> dict[str, tuple[dict, bool]]:
+  """Case id -> (case.json, whether it is staged) of the cases that are prepared, by whichever process."""
+  probe = pathlib.Path(store_dir) / store.STAGING / 'cases' / f'{store.TEMPORARY}probe-{process_name()}'
+  with contextlib.suppress(FileNotFoundError):  # a change in the folder makes network disks refresh their cache
     probe.mkdir(exist_ok=True)
     probe.rmdir()
   found = ((case_id, next(prepared(store_dir, case_id, options_hash), None)) for case_id in case_ids)
@@ -89,27 +98,28 @@ def of_others(store_dir: str | os.PathLike, case_ids: Iterable[str], options_has
 def publish(
   store_dir: str | os.PathLike, index: dict, metas: Mapping[str, dict], staged: Iterable[str], *, alone: bool = True
 ) -> dict:
-  """Moves staged cases to their places and writes the index, last.
+  """Moves staged cases to their final folders, then writes the index. Published cases with the same options stay.
 
-  The processes that share the work may all come here at once: each does what it finds undone, and what each writes is
-  the same.
+  Processes that share the work may call this at the same time: each does what is left to do, with the same result.
 
   Args:
-    store_dir: the store.
-    index: the new content of its dataset.json.
-    metas: case id -> meta, of every case.
-    staged: ids of the cases that wait in staging.
-    alone: no other process can be at work in staging.
+    store_dir: folder of the store.
+    index: new content of dataset.json, with the cases to publish.
+    metas: case id -> case.json of these cases.
+    staged: ids of the cases that are staged.
+    alone: whether no other process is using the staging folder.
 
   Returns:
-    The index as it now is.
+    The index of the store.
   """
   path = pathlib.Path(store_dir)
   staged, written = list(staged), read_index(path)
-  same = written is not None and {k: v for k, v in written.items() if k not in ('format', 'kind')} == index
-  if staged or not same:
-    if written is not None and not same:  # nobody shall read cases with the index of others
-      with store.writing(path):
+  index = json.loads(to_json(index))
+  kept = written['cases'] if written is not None and written['options_hash'] == index['options_hash'] else {}
+  index['cases'] = {**kept, **index['cases']}
+  if staged or written is None or {k: v for k, v in written.items() if k not in ('format', 'kind')} != index:
+    if not kept or kept.keys() & set(staged):  # no process shall read a case with the index of another one
+      with write_errors(path):
         (path / 'dataset.json').unlink(missing_ok=True)
     for case_id in staged:
       store.move_case(path / store.STAGING, path, case_id, metas[case_id])
@@ -117,14 +127,14 @@ def publish(
   if alone:
     shutil.rmtree(path / store.STAGING, ignore_errors=True)
   else:
-    _tidy(path / store.STAGING, metas)
+    _clear_staging(path / store.STAGING, metas)
   return written
 
 
-def _tidy(staging: pathlib.Path, metas: Mapping[str, dict]) -> None:
-  """Removes what of these very cases is left in staging, and staging itself if others stage nothing there meanwhile."""
+def _clear_staging(staging: pathlib.Path, metas: Mapping[str, dict]) -> None:
+  """Removes staged copies of these cases, and the staging folder if other processes have nothing in it."""
   for case_id, meta in metas.items():
-    with contextlib.suppress(InputError):  # not there any more
+    with contextlib.suppress(InputError):  # already removed
       if store.read_case(staging, case_id).meta == meta:
         shutil.rmtree(store.case_folder(staging, case_id), ignore_errors=True)
   for folder in (staging / 'cases', staging):

@@ -1,4 +1,4 @@
-"""Runs one idempotent function over many cases in worker processes that may die."""
+"""Runs preparation jobs in worker processes, and survives the death of a worker."""
 
 import collections
 import contextlib
@@ -14,33 +14,34 @@ from concurrent.futures.process import BrokenProcessPool
 
 import tqdm
 
+from afw_jax.data import resources
 from afw_jax.errors import InputError
 
-DEATHS = 3  # a case that kills its worker so often is given up
-_BYTES_PER_WORKER = 2 << 30  # a 512 x 512 x 600 scan as int16 and its label, several times over
+DEATHS = 3  # a job that has killed so many workers is given up
+_BYTES_PER_WORKER = 2 << 30  # several copies of a 512 x 512 x 600 scan and its label map
 _BLAS = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
 
 
 def run_jobs(function: Callable[[dict], dict], jobs: list[dict], *, workers: int | None, progress: bool) -> list[dict]:
   """Maps an idempotent function over jobs.
 
-  A worker that dies (out of memory, a crash in a decoder) takes its whole pool along: the cases in flight are then done
-  again one at a time in a pool of their own, so that the guilty one is known.
+  A worker that dies (out of memory, a crash in a decoder) breaks its whole pool. The unfinished jobs are then repeated
+  one at a time in a pool of their own, which identifies the job that kills its worker.
 
   Args:
-    function: at module level; takes a job, returns a dict with 'id'.
+    function: at the top level of a module; takes a job, returns a dict with 'id'.
     jobs: dicts with 'id' and 'case'.
-    workers: processes; None as many as cores and memory allow; 0 runs in this process.
-    progress: show a bar with the time left.
+    workers: processes; None: as many as CPUs and memory allow; 0: run in this process.
+    progress: show a progress bar.
 
   Returns:
-    The results, in the order of completion. A case given up gives {'id', 'problems': [InputError]}.
+    The results in the order of completion; {'id', 'problems': [InputError]} for a job that was given up.
 
   Raises:
-    Whatever the function raises; no further job is started then.
+    Exception: any exception of the function; no further job is started.
   """
   if workers is None:
-    workers = _default_workers()
+    workers = default_workers()
   workers = min(workers, len(jobs))
   results = []
   with tqdm.tqdm(total=len(jobs), unit='case', desc='prepare', disable=not progress) as bar:
@@ -86,7 +87,7 @@ def _run_pools(function, jobs, workers, done):
                 'problems': [
                   InputError(
                     job['case'].image,
-                    f'reading it ended the worker process {DEATHS} times',
+                    f'reading it killed the worker process {DEATHS} times',
                     'Probably too little memory: prepare with fewer workers, or remove the case',
                   )
                 ],
@@ -96,10 +97,10 @@ def _run_pools(function, jobs, workers, done):
 
 @contextlib.contextmanager
 def _pool(processes, workers):
-  """A pool of fresh interpreters, each with its share of the cores for matrix products."""
-  threads = str(max(1, _cores() // workers))
+  """A pool of new interpreters; the CPUs are divided among them for matrix products."""
+  threads = str(max(1, resources.cpu_count() // workers))
   changed = [name for name in _BLAS if name not in os.environ]
-  os.environ.update(dict.fromkeys(changed, threads))  # read once, when the worker loads numpy
+  os.environ.update(dict.fromkeys(changed, threads))  # read once, when a worker imports numpy
   try:
     with ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'), _start) as pool:
       yield pool
@@ -110,8 +111,10 @@ def _pool(processes, workers):
 
 @contextlib.contextmanager
 def _no_main():
-  """Lets workers start without running the caller's script again (a new interpreter does so for the sake of functions
-  defined there; ours are not), be it slow to import, not guarded by __name__, or standard input."""
+  """Keeps new workers from importing the script of the caller, which need not be guarded by __name__ or even be a file.
+
+  Multiprocessing imports it for functions that are defined there; the functions of the jobs are not.
+  """
   main = sys.modules['__main__']
   sys.modules['__main__'] = types.ModuleType('__main__')
   try:
@@ -121,7 +124,7 @@ def _no_main():
 
 
 def _start():
-  """In the worker: leave Ctrl-C to the parent, and end when the parent is gone, however it went."""
+  """In the worker: leaves Ctrl-C to the parent process, and exits when the parent has died."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
 
@@ -132,10 +135,6 @@ def _start():
   threading.Thread(target=watch, daemon=True).start()
 
 
-def _cores() -> int:
-  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-
-def _default_workers() -> int:
-  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  return max(1, min(_cores(), memory // _BYTES_PER_WORKER))
+def default_workers() -> int:
+  """Processes that the CPUs and the memory available to this one allow."""
+  return max(1, min(resources.cpu_count(), resources.memory_limit() // _BYTES_PER_WORKER))

@@ -1,1 +1,1 @@
-"""Data sets: their organs, label ids, intensity windows, splits and folder layouts."""
+"""Data sets: organs, label ids, intensity windows, splits and folder layouts."""

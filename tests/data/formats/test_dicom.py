@@ -104,12 +104,12 @@ def test_uneven_names_and_litter_do_not_matter(tmp_path):
     (2, {'orientation': (0, 1, 0, 0, 0, -1)}, 'oriented differently'),
     (2, {'PixelSpacing': [0.7, 0.5]}, 'pixel spacings'),
     (2, {'pixels': np.zeros((N, 6, 6), np.uint16)}, r'\(6, 6\) pixels'),
-    (2, {'ImagePositionPatient': [-10, -20, 102.5]}, 'same place'),
+    (2, {'ImagePositionPatient': [-10, -20, 102.5]}, 'same position'),
     (2, {'ImagePositionPatient': [-10, -20, 106]}, 'not evenly spaced'),
     (4, {'ImagePositionPatient': [-10, -20, 112.5]}, 'not evenly spaced'),
     (2, {'ImagePositionPatient': [-10, -25, 105]}, 'not evenly spaced'),
     (2, {'ImagePositionPatient': None}, 'ImagePositionPatient missing'),
-    (2, {'PixelData': None}, 'no slice of a scan'),
+    (2, {'PixelData': None}, 'not a slice of a scan'),
     (2, {'PixelSpacing': None}, 'PixelSpacing missing'),
     (2, {'PixelSpacing': [0, 0.5]}, 'invalid'),
     (2, {'PixelSpacing': [0.5]}, 'invalid|damaged'),
@@ -118,8 +118,8 @@ def test_uneven_names_and_litter_do_not_matter(tmp_path):
     (2, {'NumberOfFrames': 3}, 'multi-frame'),
     (2, {'PhotometricInterpretation': 'MONOCHROME1'}, 'MONOCHROME1'),
     (2, {'PhotometricInterpretation': 'RGB', 'SamplesPerPixel': 3}, 'RGB'),
-    (2, {'RescaleSlope': None, 'RescaleIntercept': None}, 'off by 1024'),
-    (2, {'RescaleIntercept': None}, 'off by 1024'),
+    (2, {'RescaleSlope': None, 'RescaleIntercept': None}, 'HU are unknown'),
+    (2, {'RescaleIntercept': None}, 'HU are unknown'),
     (2, {'RescaleSlope': 0}, 'rescaling is invalid'),
     (2, {'PixelData': bytes(20)}, 'truncated'),
     (2, {'PixelData': bytes(200)}, 'truncated or damaged'),
@@ -149,7 +149,7 @@ def test_tilted_gantry_single_slice_and_no_slice(tmp_path):
   (tmp_path / 'none').mkdir()
   refused(tmp_path / 'none', 'no DICOM file')
   write_series(tmp_path / 'phases' / 'InPhase')
-  refused(tmp_path / 'phases', 'holds folders')
+  refused(tmp_path / 'phases', 'has subfolders')
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from afw_jax.data.formats import geometry as geometry_module
+from afw_jax.data import resources
 from afw_jax.data.formats.geometry import Geometry, check_affine, check_memory, check_shape
 from afw_jax.errors import InputError
 
@@ -139,6 +139,6 @@ def test_bad_shapes(shape):
 
 def test_memory(monkeypatch):
   check_memory('it', 1)
-  monkeypatch.setattr(geometry_module, '_available_bytes', lambda: 10)
+  monkeypatch.setattr(resources, 'free_memory', lambda: 10)
   with pytest.raises(InputError, match='memory'):
     check_memory('it', 11)

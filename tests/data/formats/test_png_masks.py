@@ -62,16 +62,16 @@ def test_masks_whose_order_or_number_is_in_doubt(tmp_path):
   folder = write_masks(tmp_path / 'many')
   Image.fromarray(MASKS[0]).save(folder / 'liver_GT_005.png')
   refused(folder, '6 masks for 5', read, geometry=g)
-  refused(write_masks(tmp_path / 'gap', (*GROUND[:-1], 'liver_GT_005.png')), 'one by one', read, geometry=g)
-  refused(write_masks(tmp_path / 'two', (*GROUND[:-1], 'spleen_GT_004.png')), 'one by one', read, geometry=g)
-  refused(write_masks(tmp_path / 'words', [f'{w}.png' for w in 'abcde']), 'one by one', read, geometry=g)
-  refused(write_masks(tmp_path / 'twice', (*GROUND[:-1], 'liver_GT_03.png')), 'one by one', read, geometry=g)
+  refused(write_masks(tmp_path / 'gap', (*GROUND[:-1], 'liver_GT_005.png')), 'consecutively', read, geometry=g)
+  refused(write_masks(tmp_path / 'two', (*GROUND[:-1], 'spleen_GT_004.png')), 'consecutively', read, geometry=g)
+  refused(write_masks(tmp_path / 'words', [f'{w}.png' for w in 'abcde']), 'consecutively', read, geometry=g)
+  refused(write_masks(tmp_path / 'twice', (*GROUND[:-1], 'liver_GT_03.png')), 'consecutively', read, geometry=g)
   shuffled = volumes.read_image(write_series(tmp_path / 's', ('x3', 'x1', 'x5', 'x2', 'x4'))).geometry
   refused(write_masks(tmp_path / 'g'), 'not named in the order', read, geometry=shuffled)
-  refused(tmp_path / 'g', 'no geometry of its own', read)
+  refused(tmp_path / 'g', 'has no geometry', read)
   refused(tmp_path / 'g', 'need the DICOM series', read, geometry=volumes.Geometry(shape=g.shape, affine=g.affine))
   (tmp_path / 'empty').mkdir()
-  refused(tmp_path / 'empty', 'no folder of PNG masks', read, geometry=g)
+  refused(tmp_path / 'empty', 'not a folder of PNG masks', read, geometry=g)
   (tmp_path / 'g' / 'notes.txt').write_text('x')
   refused(tmp_path / 'g', 'notes.txt', read, geometry=g)
 
@@ -84,7 +84,7 @@ def test_masks_of_another_size_or_kind(tmp_path, mask):
   g = volumes.read_image(write_series(tmp_path / 'd')).geometry
   folder = write_masks(tmp_path / 'g')
   Image.fromarray(mask).save(folder / GROUND[3])
-  refused(folder, r'liver_GT_003.png: it is . x . pixels', volumes.read_label, geometry=g)
+  refused(folder, r'liver_GT_003.png: it has . x . pixels', volumes.read_label, geometry=g)
 
 
 def test_damaged_masks(tmp_path):
@@ -100,7 +100,7 @@ def test_damaged_masks(tmp_path):
     (folder / GROUND[3]).write_bytes(data)
     refused(folder, GROUND[3], volumes.read_label, geometry=g)
   (folder / GROUND[3]).write_bytes(zlib.compress(b'no image'))
-  refused(folder, 'no sound PNG|not a sound PNG', volumes.read_label, geometry=g)
+  refused(folder, 'not a valid PNG', volumes.read_label, geometry=g)
 
 
 REAL = os.environ.get('AFW_REAL_DATA')

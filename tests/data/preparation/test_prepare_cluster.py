@@ -1,4 +1,4 @@
-"""The same cases on the workers of a Dask cluster."""
+"""Preparation on the workers of a Dask cluster."""
 
 import os
 import signal
@@ -9,10 +9,9 @@ import time
 import distributed
 import pytest
 from many_cases import CHOICES, make_many
-from tiny_dataset import contents
+from tiny_dataset import contents, prepare_store
 
 from afw_jax.data import store
-from afw_jax.data.preparation import prepare
 from afw_jax.errors import InputError
 
 MANY = 1000
@@ -38,14 +37,14 @@ def dask_cluster(scheduler_file):
 
 def test_workers_make_the_store_of_one_process(dask_cluster, tmp_path):
   root = make_many(tmp_path / 'raw', MANY)
-  prepare.prepare('folder', root, tmp_path / 'one', workers=0, **QUIET)
-  index = prepare.prepare('folder', root, tmp_path / 's', scheduler=dask_cluster.scheduler_address, **QUIET)
+  prepare_store('folder', root, tmp_path / 'one', workers=0, **QUIET)
+  index = prepare_store('folder', root, tmp_path / 's', scheduler=dask_cluster.scheduler_address, **QUIET)
   assert contents(tmp_path / 's') == contents(tmp_path / 'one') and len(index['cases']) == MANY
 
 
 def test_a_worker_killed_on_the_way(dask_cluster, scheduler_file, tmp_path):
   root = make_many(tmp_path / 'raw', 60)
-  prepare.prepare('folder', root, tmp_path / 'one', workers=0, **QUIET)
+  prepare_store('folder', root, tmp_path / 'one', workers=0, **QUIET)
   victim = dask_cluster.workers[0].pid
   killed = []
 
@@ -57,7 +56,7 @@ def test_a_worker_killed_on_the_way(dask_cluster, scheduler_file, tmp_path):
 
   thread = threading.Thread(target=kill, daemon=True)
   thread.start()
-  prepare.prepare('folder', root, tmp_path / 's', scheduler=str(scheduler_file), **QUIET)
+  prepare_store('folder', root, tmp_path / 's', scheduler=str(scheduler_file), **QUIET)
   thread.join(10)
   assert killed and contents(tmp_path / 's') == contents(tmp_path / 'one')
 
@@ -66,7 +65,7 @@ def test_problems_come_back(dask_cluster, tmp_path):
   root = make_many(tmp_path / 'raw', 3)
   (root / 'images' / 'c0001.nii').write_bytes(b'')
   with pytest.raises(InputError, match='c0001.nii'):
-    prepare.prepare('folder', root, tmp_path / 's', scheduler=dask_cluster.scheduler_address, **QUIET)
+    prepare_store('folder', root, tmp_path / 's', scheduler=dask_cluster.scheduler_address, **QUIET)
   with pytest.raises(InputError, match='did not finish'):
     store.read_index(tmp_path / 's')
 
@@ -74,7 +73,7 @@ def test_problems_come_back(dask_cluster, tmp_path):
 def test_without_dask(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'distributed', None)
   with pytest.raises(InputError, match=r"pip install 'afw_jax\[cluster\]'"):
-    prepare.prepare('folder', make_many(tmp_path / 'raw', 2), tmp_path / 's', scheduler='tcp://host:8786', **QUIET)
+    prepare_store('folder', make_many(tmp_path / 'raw', 2), tmp_path / 's', scheduler='tcp://host:8786', **QUIET)
 
 
 def test_no_scheduler_there(tmp_path, monkeypatch):
@@ -82,4 +81,4 @@ def test_no_scheduler_there(tmp_path, monkeypatch):
   root = make_many(tmp_path / 'raw', 2)
   for scheduler, said in (('tcp://127.0.0.1:9', 'does not answer'), (str(tmp_path / 'none.json'), 'no such file')):
     with pytest.raises(InputError, match=said):
-      prepare.prepare('folder', root, tmp_path / 's', scheduler=scheduler, **QUIET)
+      prepare_store('folder', root, tmp_path / 's', scheduler=scheduler, **QUIET)

@@ -1,3 +1,5 @@
+"""Preparation that is killed, or runs out of disk space, continues and ends with the same store."""
+
 import os
 import pathlib
 import signal
@@ -7,22 +9,22 @@ import textwrap
 import time
 
 import pytest
-from tiny_dataset import SMALL, contents, make
+from tiny_dataset import SMALL, contents, make, prepare_store
 
 from afw_jax.data import store
-from afw_jax.data.preparation import prepare
 from afw_jax.errors import InputError
 
 SCRIPT = """
 import sys, time, resource
-from afw_jax.data.preparation import read_checked, prepare
+from afw_jax.data.preparation import load_case, prepare
+from afw_jax.data.preparation.options import StoreOptions
 root, out, workers, mode = sys.argv[1:]
 if mode == 'slow':
-  read = checks.read_checked
-  checks.read_checked = lambda *a: time.sleep(0.15) or read(*a)
+  read = load_case.load_and_validate
+  load_case.load_and_validate = lambda *a: time.sleep(0.15) or read(*a)
 if mode == 'no space':
   resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
-prepare.prepare('folder', root, out, size=(32, 32), workers=int(workers), progress=mode == 'bar')
+prepare.prepare(StoreOptions('folder', size=(32, 32)), root, out, workers=int(workers), progress=mode == 'bar')
 """
 
 
@@ -49,7 +51,7 @@ def wait_until(what, seconds=60):
 
 def test_a_killed_prepare_goes_on_and_ends_the_same(tmp_path):
   root = make(tmp_path / 'raw', n=8)
-  prepare.prepare('folder', root, tmp_path / 'whole', **SMALL)
+  prepare_store('folder', root, tmp_path / 'whole', **SMALL)
   for kill in (1, 4):
     process = run(tmp_path, root, tmp_path / 's', 0, 'slow')
     wait_until(lambda kill=kill: staged(tmp_path / 's') >= kill)
@@ -60,7 +62,7 @@ def test_a_killed_prepare_goes_on_and_ends_the_same(tmp_path):
   (tmp_path / 's' / '.staging' / 'cases' / '.tmp-c7-1').mkdir()  # what a kill in the middle of a write leaves
   done = {p: p.stat().st_mtime_ns for p in tmp_path.glob('s/.staging/cases/c*/image.npy')}
   assert 4 <= len(done) < 8
-  prepare.prepare('folder', root, tmp_path / 's', **SMALL)
+  prepare_store('folder', root, tmp_path / 's', **SMALL)
   assert contents(tmp_path / 's') == contents(tmp_path / 'whole')
   for path, when in done.items():
     assert (tmp_path / 's' / 'cases' / path.parent.name / 'image.npy').stat().st_mtime_ns == when
@@ -71,18 +73,18 @@ def test_workers_end_with_a_killed_parent(tmp_path):
   root = make(tmp_path / 'raw', n=6, shape=(60, 128, 128))
   process = run(tmp_path, root, tmp_path / 's', 1, 'pool')
   wait_until(lambda: staged(tmp_path / 's') >= 1)
-  pids = pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+  pids = pathlib.Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text(encoding='utf-8').split()
   assert pids
   process.send_signal(signal.SIGKILL)
   process.wait()
   wait_until(lambda: not any(_alive(pid) for pid in pids), 20)
-  prepare.prepare('folder', root, tmp_path / 's', **SMALL)
+  prepare_store('folder', root, tmp_path / 's', **SMALL)
   assert len(store.read_index(tmp_path / 's')['cases']) == 6
 
 
 def _alive(pid):
   try:
-    return pathlib.Path(f'/proc/{pid}/stat').read_text().split(') ')[1][0] != 'Z'
+    return pathlib.Path(f'/proc/{pid}/stat').read_text(encoding='utf-8').split(') ')[1][0] != 'Z'
   except FileNotFoundError:
     return False
 
@@ -102,7 +104,7 @@ def test_no_space_in_a_worker_stops_the_run(tmp_path, monkeypatch):
   blocked.parent.mkdir()
   blocked.touch()  # a file where a folder is needed: refused to root too
   with pytest.raises(InputError, match='cannot be written'):
-    prepare.prepare('folder', root, tmp_path / 's', **{**SMALL, 'workers': 1})
+    prepare_store('folder', root, tmp_path / 's', **{**SMALL, 'workers': 1})
 
 
 def test_a_bar_with_the_time_left(tmp_path):

@@ -1,14 +1,14 @@
-"""Several processes, as on several hosts, prepare one store."""
+"""Several processes, as on several hosts, prepare the shards of one store."""
 
 import time
 
 import pytest
-from many_cases import CHOICES, ended, make_many, start_shard
-from tiny_dataset import contents
+from many_cases import ARRAY_TASK, CHOICES, ended, make_many, start_shard
+from tiny_dataset import contents, prepare_store
 
 from afw_jax.data import store
 from afw_jax.data.formats import volumes
-from afw_jax.data.preparation import dask_cluster, prepare, publish, read_checked
+from afw_jax.data.preparation import load_case, publish
 from afw_jax.errors import InputError
 
 MANY = 1000
@@ -16,7 +16,7 @@ QUIET = dict(workers=0, progress=False, **CHOICES)
 
 
 def prepare_here(root, out, **choices):
-  return prepare.prepare('folder', root, out, **{**QUIET, **choices})
+  return prepare_store('folder', root, out, **{**QUIET, **choices})
 
 
 def wait_until(what, seconds=60):
@@ -63,7 +63,7 @@ def test_all_publish_at_once(tmp_path, monkeypatch, older):
   root = make_many(tmp_path / 'raw', 60)
   prepare_here(root, tmp_path / 'one')
   if older:
-    prepare_here(root, tmp_path / 's', window='transunet')
+    prepare_here(root, tmp_path / 's', order='linear')
   with monkeypatch.context() as m:
     m.setattr(publish, 'publish', lambda *_, **__: None)
     prepare_here(root, tmp_path / 's')
@@ -93,7 +93,7 @@ def test_a_shard_that_publishes_leaves_what_another_has_staged(tmp_path, monkeyp
 def test_killed_while_it_publishes(tmp_path, monkeypatch):
   root = make_many(tmp_path / 'raw', 6)
   prepare_here(root, tmp_path / 'one')
-  prepare_here(root, tmp_path / 's', window='transunet')
+  prepare_here(root, tmp_path / 's', order='linear')
   move, moved = store.move_case, []
 
   def killed(*args):
@@ -113,7 +113,7 @@ def test_a_shard_again_changes_nothing_and_reads_no_scan(tmp_path, monkeypatch):
   root = make_many(tmp_path / 'raw', 5)
   index = prepare_here(root, tmp_path / 's', shard=(0, 1))
   before = contents(tmp_path / 's')
-  monkeypatch.setattr(read_checked, 'read_checked', None)
+  monkeypatch.setattr(load_case, 'load_and_validate', None)
   for i in range(7):  # more shards than cases: some have nothing to do
     assert prepare_here(root, tmp_path / 's', shard=(i, 7)) == index
   assert contents(tmp_path / 's') == before
@@ -139,49 +139,7 @@ def test_problems_of_a_share_and_leaks_between_shares(tmp_path):
   assert len(prepare_here(root, tmp_path / 's', shard=(1, 2))['cases']) == 4
 
 
-def test_scans_that_were_added(tmp_path):
-  root = make_many(tmp_path / 'raw', 4)
-  prepare_here(root, tmp_path / 's')
-  assert prepare.added(tmp_path / 's', 'folder', root, **CHOICES) == []
-  for kind in ('images', 'labels'):
-    (root / kind / 'new.nii').write_bytes((root / kind / 'c0000.nii').read_bytes())
-  assert prepare.added(tmp_path / 's', 'folder', root, **CHOICES) == ['new']
-
-
-SLURM = dict(
-  SLURM_ARRAY_TASK_ID='7',
-  SLURM_ARRAY_TASK_COUNT='3',
-  SLURM_ARRAY_TASK_MIN='5',
-  SLURM_ARRAY_TASK_MAX='9',
-  SLURM_ARRAY_TASK_STEP='2',
-)
-
-
-@pytest.mark.parametrize(
-  'text, environment, shard',
-  [
-    ('', {}, None),
-    ('2/8', {}, (2, 8)),
-    ('0/1', SLURM, (0, 1)),
-    ('', SLURM, (1, 3)),
-    ('', SLURM | {'SLURM_ARRAY_TASK_ID': '9'}, (2, 3)),
-    ('', {'SLURM_ARRAY_TASK_ID': '4'}, (0, 1)),
-  ],
-)
-def test_which_share(text, environment, shard):
-  assert dask_cluster.parse_shard(text, environment) == shard
-
-
-@pytest.mark.parametrize(
-  'text, environment',
-  [('8/8', {}), ('1', {}), ('-1/2', {}), ('a/b', {}), ('0/0', {}), ('', SLURM | {'SLURM_ARRAY_TASK_STEP': '1'})],
-)
-def test_no_such_share(text, environment):
-  with pytest.raises(InputError, match='i/n'):
-    dask_cluster.parse_shard(text, environment)
-
-
-def test_array_jobs_at_the_door_and_scans_added_later(tmp_path, run_main):
+def test_array_jobs_on_the_command_line_and_scans_added_later(tmp_path, run_main):
   root = make_many(tmp_path / 'raw', 5)
   arguments = (
     '--config=configs/folder.py',
@@ -191,14 +149,16 @@ def test_array_jobs_at_the_door_and_scans_added_later(tmp_path, run_main):
     f'--workdir={tmp_path}/run',
     '--config.runtime.workers=1',
   )
-  task = SLURM | {'SLURM_ARRAY_TASK_ID': '9'}
+  task = ARRAY_TASK | {'SLURM_ARRAY_TASK_ID': '9'}
   said = run_main(*arguments, '--mode=prepare', **task).stderr
-  assert 'shard 2/3 is done; 4 of 5 cases are not ready yet' in said and not (tmp_path / 's' / 'dataset.json').exists()
+  assert (
+    'shard 2/3 is done; 4 of 5 cases are not prepared yet' in said and not (tmp_path / 's' / 'dataset.json').exists()
+  )
   said = run_main(*arguments, '--mode=prepare', '--shard=0/1', **task).stderr
-  assert 'prepared 4 train, 1 val' in said
+  assert 'prepared cases: 4 train, 1 val' in said
   make_many(tmp_path / 'more', 6)
   for kind in ('images', 'labels'):
     (tmp_path / 'more' / kind / 'c0005.nii').rename(root / kind / 'c0005.nii')
   said = run_main(*arguments, '--config.loss.ce_afw.rare=("none",)', check=2).stderr  # which ends it before it trains
-  assert '1 scans are new in' in said and '(c0005 ...): preparing them' in said
+  assert f'1 cases of {root} are not in the store yet (c0005): preparing' in said
   assert 'c0005' in store.read_index(tmp_path / 's')['cases']

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from afw_jax.data.sets.datasets import NAMES, spec
 from afw_jax.data.sets.layouts import find_cases
+from afw_jax.data.sets.lookup import NAMES, get_spec
 from afw_jax.data.sets.public import TRANSUNET_TRAIN_SLICES
 from afw_jax.errors import InputError, InputErrors
 
@@ -17,7 +17,7 @@ def touch(root, *names):
 def folder(root, *names, **changes):
   touch(root, *names)
   (root / 'dataset.json').write_text(json.dumps({'channel_names': {'0': 'CT'}, 'labels': {'liver': 1}, **changes}))
-  return find_cases(spec('folder', str(root)), root)
+  return find_cases(get_spec('folder', str(root)), root)
 
 
 def ids(cases):
@@ -28,18 +28,18 @@ def ids(cases):
 def test_missing_path_says_how_to_get_it_and_the_layout(tmp_path, name):
   for root in (tmp_path / 'nowhere', tmp_path):
     with pytest.raises(InputError, match='Expected layout: .*') as e:
-      find_cases(spec(name, str(root)), root)
-    assert str(root) in str(e.value) and spec(name).how_to_get[:30] in str(e.value)
+      find_cases(get_spec(name, str(root)), root)
+    assert str(root) in str(e.value) and get_spec(name).how_to_get[:30] in str(e.value)
 
 
 def test_btcv(tmp_path):
   touch(tmp_path, *(f'Training/{kind}/{kind}{n}.nii.gz' for n in ('0005', '0001') for kind in ('img', 'label')))
-  cases = find_cases(spec('synapse', str(tmp_path)), tmp_path)
+  cases = find_cases(get_spec('synapse', str(tmp_path)), tmp_path)
   assert ids(cases) == ['case0001', 'case0005'] and [c.split for c in cases] == ['test', 'train']
   assert cases[0].image.endswith('Training/img/img0001.nii.gz') and cases[0].label.endswith('label/label0001.nii.gz')
   touch(tmp_path, 'Training/img/img0002.nii.gz', 'Training/label/label0003.nii.gz', 'Training/img/scan.nii.gz')
   with pytest.raises(InputErrors) as e:
-    find_cases(spec('synapse', str(tmp_path)), tmp_path)
+    find_cases(get_spec('synapse', str(tmp_path)), tmp_path)
   assert len(e.value.errors) == 3
   assert 'img0002.nii.gz: has no label' in str(e.value) and 'label0003.nii.gz: has no image' in str(e.value)
 
@@ -48,23 +48,23 @@ def test_transunet(tmp_path):
   n = TRANSUNET_TRAIN_SLICES['case0030']
   assert sum(TRANSUNET_TRAIN_SLICES.values()) == 2211
   touch(tmp_path, *(f'train_npz/case0030_slice{z:03d}.npz' for z in range(n)), 'test_vol_h5/case0001.npy.h5')
-  cases = find_cases(spec('synapse', str(tmp_path)), tmp_path)
+  cases = find_cases(get_spec('synapse', str(tmp_path)), tmp_path)
   assert [(c.id, c.split) for c in cases] == [('case0001', 'test'), ('case0030', 'train')]
   assert cases[1].image == cases[1].label == str(tmp_path / 'train_npz' / 'case0030_slice*.npz')
   (tmp_path / 'train_npz' / f'case0030_slice{n - 1:03d}.npz').unlink()
   with pytest.raises(InputError, match=f'lacks 1 of {n} slices: {n - 1}'):
-    find_cases(spec('synapse', str(tmp_path)), tmp_path)
+    find_cases(get_spec('synapse', str(tmp_path)), tmp_path)
 
 
 @pytest.mark.parametrize('above', ['', 'CT', 'Train_Sets/CT'])
 def test_chaos_ct(tmp_path, above):
   for n in (1, 10, 2):
     touch(tmp_path / above, f'{n}/DICOM_anon/i0000,0000b.dcm', f'{n}/Ground/liver_GT_000.png')
-  cases = find_cases(spec('chaos_ct', str(tmp_path)), tmp_path)
+  cases = find_cases(get_spec('chaos_ct', str(tmp_path)), tmp_path)
   assert ids(cases) == ['case_01', 'case_02', 'case_10'] and {c.split for c in cases} == {None}
   touch(tmp_path / above, '7/DICOM_anon/i0000,0000b.dcm')
   with pytest.raises(InputError, match='7/Ground: no such folder'):
-    find_cases(spec('chaos_ct', str(tmp_path)), tmp_path)
+    find_cases(get_spec('chaos_ct', str(tmp_path)), tmp_path)
 
 
 def test_chaos_mr(tmp_path):
@@ -81,13 +81,13 @@ def test_chaos_mr(tmp_path):
     ('t2', 'T2SPIR/DICOM_anon', 'T2SPIR/Ground'),
     ('t1out', 'T1DUAL/DICOM_anon/OutPhase', 'T1DUAL/Ground'),
   ):
-    (case,) = find_cases(spec(f'chaos_mr_{name}', str(tmp_path)), tmp_path)
+    (case,) = find_cases(get_spec(f'chaos_mr_{name}', str(tmp_path)), tmp_path)
     assert case.id == 'case_03' and case.image.endswith(image) and case.label.endswith(label)
 
 
 def test_chaos_as_nifti(tmp_path):
   touch(tmp_path, 'images/case_02.nii.gz', 'labels/case_02.nii.gz', 'images/.DS_Store', 'images/readme.txt')
-  assert ids(find_cases(spec('chaos_mr_t2', str(tmp_path)), tmp_path)) == ['case_02']
+  assert ids(find_cases(get_spec('chaos_mr_t2', str(tmp_path)), tmp_path)) == ['case_02']
 
 
 def test_abdomenct1k(tmp_path):
@@ -98,11 +98,11 @@ def test_abdomenct1k(tmp_path):
     'Mask/Case_00001.nii.gz',
     'Mask/Case_00219.nii.gz',
   )
-  cases = find_cases(spec('abdomenct1k', str(tmp_path)), tmp_path)
+  cases = find_cases(get_spec('abdomenct1k', str(tmp_path)), tmp_path)
   assert ids(cases) == ['Case_00001', 'Case_00219'] and cases[0].label.endswith('Mask/Case_00001.nii.gz')
   touch(tmp_path, 'copy/Case_00001_0000.nii.gz')
-  with pytest.raises(InputError, match='Case_00001 is there twice'):
-    find_cases(spec('abdomenct1k', str(tmp_path)), tmp_path)
+  with pytest.raises(InputError, match='Case_00001 exists twice'):
+    find_cases(get_spec('abdomenct1k', str(tmp_path)), tmp_path)
 
 
 def test_plain_folder(tmp_path):
@@ -143,9 +143,9 @@ def test_explicit_split(tmp_path):
   [
     ('images/z.nii.gz', 'z.nii.gz: has no label'),
     ('labels/z.nii.gz', 'z.nii.gz: has no image'),
-    ('images/a.nii', 'case a is there twice'),
-    ('labels/a.nii', 'case a is there twice'),
-    ('images/a_0000.nii.gz', 'case a is there twice'),
+    ('images/a.nii', 'case a exists twice'),
+    ('labels/a.nii', 'case a exists twice'),
+    ('images/a_0000.nii.gz', 'case a exists twice'),
     ('images/x.mha', 'x.mha: is not a NIfTI file'),
     ('imagesTr/a.nii.gz', 'both images/ and imagesTr/'),
   ],

@@ -1,4 +1,4 @@
-"""Reads one case, scan and label, and says everything that is wrong with it."""
+"""Loads the scan and the label map of one case, and collects everything that is wrong with them."""
 
 import dataclasses
 import glob
@@ -8,21 +8,22 @@ import os
 import numpy as np
 
 from afw_jax.data.formats import volumes
-from afw_jax.data.sets.datasets import NAMES, DatasetSpec, class_table
-from afw_jax.data.sets.layouts import CaseFiles
+from afw_jax.data.sets.case_files import CaseFiles, abbreviate
+from afw_jax.data.sets.lookup import NAMES
+from afw_jax.data.sets.spec import DatasetSpec, class_table
 from afw_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckedCase:
-  """One case as read.
+class LoadedCase:
+  """A case as loaded from its files.
 
   Attributes:
     image: the scan; None if it could not be read.
-    classes: (D, H, W) uint8 classes on the scan's grid; None if there are problems.
-    voxels: organ -> voxels of it on the scan's grid.
-    problems: why the case cannot be used.
-    notes: what is odd, but can be used.
+    classes: (D, H, W) uint8 classes on the grid of the scan; None if there are problems.
+    voxels: organ -> number of its voxels on the grid of the scan.
+    problems: errors, with which the case cannot be used.
+    notes: warnings, with which it can.
   """
 
   image: volumes.Volume | None
@@ -32,43 +33,46 @@ class CheckedCase:
   notes: list[str]
 
 
-def read_checked(case: CaseFiles, spec: DatasetSpec) -> CheckedCase:
-  """Decodes a case fully and checks it.
+def load_and_validate(case: CaseFiles, spec: DatasetSpec) -> LoadedCase:
+  """Decodes both files of a case completely and validates them.
 
   Args:
-    case: the files; both image and label.
-    spec: what the ids in the label file mean.
+    case: files of the case, with a label map.
+    spec: of the data set, with the meaning of the ids in the label map.
 
   Returns:
-    A `CheckedCase`; with problems there are no classes.
+    A `LoadedCase`.
   """
   problems: list[InputError] = []
   image = _read(volumes.read_image, case.image, problems)
-  if image is None and os.path.isdir(case.label):  # masks are placed by their scan: without it nothing can be said
-    return CheckedCase(None, None, {}, problems, [])
+  if image is None and os.path.isdir(case.label):  # PNG masks cannot be read without their scan
+    return LoadedCase(None, None, {}, problems, [])
   geometry = None if image is None else image.geometry
   label = _read(lambda path: volumes.read_label(path, geometry=geometry), case.label, problems)
   if image is not None and label is not None:
     _collect(lambda: volumes.check_pair(image, label), problems)
   if label is None:
-    return CheckedCase(image, None, {}, problems, [])
+    return LoadedCase(image, None, {}, problems, [])
   classes, voxels, notes = _classes(label, spec, problems)
-  if image is not None and spec.modality == 'CT' and spec.source != 'transunet' and image.array.min() >= 0:
+  if image is not None and spec.in_hu and image.array.min() >= 0:
     notes.append('the scan has no value below 0: are its intensities HU?')
-  return CheckedCase(image, None if problems else classes, voxels, problems, notes)
+  return LoadedCase(image, None if problems else classes, voxels, problems, notes)
 
 
 def source_digests(case: CaseFiles) -> dict[str, str]:
-  """sha256 of the bytes of image and label; of several files: of their names and digests, by name.
+  """SHA-256 of the files of a case; for a folder, of the names and digests of its files.
+
+  Returns:
+    {'image': digest, 'label': digest}.
 
   Raises:
-    InputError: a file is not there or cannot be read.
+    InputError: a file is missing or cannot be read.
   """
   return {key: _digest(path) for key, path in (('image', case.image), ('label', case.label))}
 
 
 def voxels_digest(array: np.ndarray) -> str:
-  """sha256 of the decoded voxels: the same scan has the same one however its file is compressed or oriented."""
+  """SHA-256 of the voxels in the internal orientation, the same for every compression and orientation of a file."""
   sha = hashlib.sha256(f'{array.shape} {array.dtype}'.encode())
   for plane in array:
     sha.update(np.ascontiguousarray(plane))
@@ -76,7 +80,7 @@ def voxels_digest(array: np.ndarray) -> str:
 
 
 def count_organs(classes: np.ndarray, organs: tuple[str, ...]) -> dict[str, int]:
-  """Organ -> voxels of it."""
+  """Organ -> number of its voxels."""
   counts = _counts(classes)
   return {organ: int(counts[c + 1]) if c + 1 < len(counts) else 0 for c, organ in enumerate(organs)}
 
@@ -86,16 +90,13 @@ def _classes(label, spec, problems):
   table = class_table(spec, len(ids))
   unknown = [i for i in np.flatnonzero(ids) if table[i] < 0]
   if unknown:
-    many = f' and {len(unknown) - 8} more' if len(unknown) > 8 else ''
     problems.append(
       InputError(
         label.source,
-        f'has label ids that {spec.name} does not know: '
-        + ', '.join(f'{i} ({ids[i]} voxels)' for i in unknown[:8])
-        + many,
+        f'has label ids that are unknown to {spec.name}: ' + abbreviate(f'{i} ({ids[i]} voxels)' for i in unknown),
         f'Known are 0 background, {_known(spec)}. '
         + (
-          'Is it the label file of another data set?'
+          'Check that it is a label file of this data set'
           if spec.name in NAMES
           else 'List the others under "labels" in dataset.json, or add "other_labels": "background" to it'
         ),
@@ -110,7 +111,7 @@ def _classes(label, spec, problems):
     )
   notes = []
   if sum(classes[z].any() for z in range(len(classes))) == 1 and len(classes) > 1:
-    notes.append('its label has organs in one slice only')
+    notes.append('its label map has organs in one slice only')
   return classes, voxels, notes
 
 
@@ -120,7 +121,7 @@ def _known(spec) -> str:
 
 
 def _counts(array: np.ndarray) -> np.ndarray:
-  """Voxels of each id, 0..largest; plane by plane, for bincount makes int64 of what it counts."""
+  """(largest id + 1,) voxels of each id; plane by plane, because bincount converts its input to int64."""
   size = int(array.max()) + 1
   return sum((np.bincount(plane.ravel(), minlength=size) for plane in array), np.zeros(size, np.int64))
 
@@ -137,7 +138,7 @@ def _collect(call, problems, path=None):
   except InputError as e:
     problems.append(e)
   except MemoryError:
-    problems.append(InputError(path, 'does not fit into memory', 'Prepare with fewer workers or on a larger machine'))
+    problems.append(InputError(path, 'does not fit into memory', 'Prepare with fewer workers, or with more memory'))
 
 
 def _digest(path: str) -> str:

@@ -1,50 +1,36 @@
-"""NIfTI files that are broken, lying or malicious: refused with the file's name and a cure, never loaded wrong."""
+"""NIfTI headers that are invalid, contradictory or malicious are refused with the name of the file and a cure."""
 
 import gzip
-import io
-import struct
 
 import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nifti_bytes import (
+  BITPIX,
+  DATATYPE,
+  DIM,
+  MAGIC,
+  PIXDIM,
+  QFORM_CODE,
+  QOFFSET,
+  QUATERN,
+  SFORM_CODE,
+  SHAPE,
+  SLOPE,
+  SROW,
+  UNITS,
+  VOX_OFFSET,
+  VOXELS,
+  nifti,
+  patched,
+  refused,
+)
 
-from afw_jax.data.formats import geometry as geometry_module
+from afw_jax.data import resources
 from afw_jax.data.formats import volumes
 from afw_jax.errors import InputError
-
-SHAPE = (6, 5, 4)
-AFFINE = np.array([[-0.8, 0, 0, 10], [0, 0.9, 0, -20], [0, 0, 2.5, 30], [0, 0, 0, 1]])
-VOXELS = np.random.default_rng(0).integers(-1024, 2000, SHAPE).astype(np.int16)
-# byte offsets of the NIfTI-1 header
-DIM, DATATYPE, BITPIX, PIXDIM, VOX_OFFSET, SLOPE, INTER, UNITS = 40, 70, 72, 76, 108, 112, 116, 123
-QFORM_CODE, SFORM_CODE, QUATERN, QOFFSET, SROW, MAGIC = 252, 254, 256, 268, 280, 344
-
-
-def nifti(array=VOXELS, affine=AFFINE, qform=1):
-  image = nib.Nifti1Image(array, affine)
-  image.set_sform(affine, code=1)
-  image.set_qform(affine, code=qform)
-  return image.to_bytes()
-
-
-def patched(*changes, data=None):
-  data = bytearray(data or nifti())
-  for offset, fmt, *values in changes:
-    struct.pack_into('<' + fmt, data, offset, *values)
-  return bytes(data)
-
-
-def refused(path, data, match=None, read=volumes.read_image):
-  path.write_bytes(data)
-  with pytest.raises(InputError, match=match) as e:
-    read(path)
-  message = str(e.value)
-  assert message.startswith(f'{path}: ')
-  assert '\n' not in message
-  assert e.value.cure
-  return message
 
 
 def test_the_file_that_the_hostile_ones_are_made_from_is_read(tmp_path):
@@ -82,11 +68,11 @@ HEADERS = {
   'pixdim 2 % off': ([(PIXDIM, '4f', 1, 0.8, 0.9, 2.55), (QFORM_CODE, 'h', 0)], 'by pixdim'),
   'lengths in metres': ([(UNITS, 'B', 1)], 'mm'),
   'lengths in micrometres': ([(UNITS, 'B', 3)], 'mm'),
-  'first voxel in the header': ([(VOX_OFFSET, 'f', 100)], 'first voxel'),
-  'first voxel at 0': ([(VOX_OFFSET, 'f', 0)], 'first voxel'),
-  'first voxel at NaN': ([(VOX_OFFSET, 'f', np.nan)], 'first voxel'),
-  'first voxel at infinity': ([(VOX_OFFSET, 'f', np.inf)], 'first voxel'),
-  'first voxel at a fraction': ([(VOX_OFFSET, 'f', 352.5)], 'first voxel'),
+  'first voxel in the header': ([(VOX_OFFSET, 'f', 100)], 'vox_offset'),
+  'first voxel at 0': ([(VOX_OFFSET, 'f', 0)], 'vox_offset'),
+  'first voxel at NaN': ([(VOX_OFFSET, 'f', np.nan)], 'vox_offset'),
+  'first voxel at infinity': ([(VOX_OFFSET, 'f', np.inf)], 'vox_offset'),
+  'first voxel at a fraction': ([(VOX_OFFSET, 'f', 352.5)], 'vox_offset'),
   'first voxel one byte late': ([(VOX_OFFSET, 'f', 353)], 'can hold'),
   'slope NaN': ([(SLOPE, 'f', np.nan)], 'scaling'),
   'slope infinite': ([(SLOPE, 'f', np.inf)], 'scaling'),
@@ -94,17 +80,17 @@ HEADERS = {
   'intercept NaN': ([(SLOPE, '2f', 1, np.nan)], 'scaling'),
   'slope 0 with intercept NaN': ([(SLOPE, '2f', 0, np.nan)], 'scaling'),
   'slope beyond float32': ([(SLOPE, '2f', 3e38, 0)], 'float32'),
-  'no orientation at all': ([(QFORM_CODE, '2h', 0, 0)], 'where it lies'),
-  'an unknown sform code': ([(SFORM_CODE, 'h', 99)], 'where it lies'),
-  'a negative qform code': ([(QFORM_CODE, 'h', -1)], 'where it lies'),
+  'no orientation at all': ([(QFORM_CODE, '2h', 0, 0)], 'has no affine'),
+  'an unknown sform code': ([(SFORM_CODE, 'h', 99)], 'has no affine'),
+  'a negative qform code': ([(QFORM_CODE, 'h', -1)], 'has no affine'),
   'a zero affine': ([(SROW, '12f', *[0] * 12)], 'singular'),
   'two axes alike': ([(SROW, '12f', 0.8, 0, 0, 0, 0, 0.9, 0, 0, 0, 2.5, 0, 0)], 'singular'),
   'a NaN affine': ([(SROW, 'f', np.nan)], 'NaN'),
   'an infinite origin': ([(SROW + 12, 'f', np.inf)], 'infinite'),
   'a sheared affine': ([(SROW + 4, 'f', 0.05)], 'sheared'),
   'a huge voxel': ([(SROW, 'f', -800), (PIXDIM + 4, 'f', 800)], 'voxel size'),
-  'sform mirrored against qform': ([(SROW, 'f', 0.8)], 'differently'),
-  'sform moved against qform': ([(SROW + 12, 'f', 15)], 'differently'),
+  'sform mirrored against qform': ([(SROW, 'f', 0.8)], 'sform and its qform'),
+  'sform moved against qform': ([(SROW + 12, 'f', 15)], 'sform and its qform'),
   'an impossible quaternion': ([(QUATERN, '3f', 2, 2, 2)], 'qform'),
   'a NaN quaternion': ([(QUATERN, 'f', np.nan)], 'qform|NaN'),
   'a qform without sform, at NaN': ([(QOFFSET, 'f', np.nan), (SFORM_CODE, 'h', 0)], 'NaN'),
@@ -125,48 +111,6 @@ def test_lying_headers(tmp_path, name, suffix):
     refused(tmp_path / 'i.nii.gz', gzip.compress(patched(*changes)), match.replace('can hold', 'can hold|too early'))
 
 
-def test_every_prefix_and_suffix_of_a_file_is_refused(tmp_path):
-  data = nifti()
-  packed = gzip.compress(data)
-  for whole, name in ((data, 'i.nii'), (packed, 'i.nii.gz')):
-    for n in [*range(0, len(whole), 7), len(whole) - 1]:
-      refused(tmp_path / name, whole[:n])
-    for extra in (b'\0', b'\0' * 512, b'garbage', packed):
-      refused(tmp_path / name, whole + extra)
-  for n in range(1, 9):  # the gzip trailer: checksum and length
-    refused(tmp_path / 'i.nii.gz', packed[:-n], 'truncated')
-
-
-def test_flipped_bits_in_a_gz_are_refused(tmp_path):
-  packed = gzip.compress(nifti(), mtime=0)
-  rng = np.random.default_rng(1)
-  for bit in rng.choice(np.arange(10 * 8, (len(packed) - 1) * 8), 60, replace=False):  # after gzip's own 10-byte header
-    data = bytearray(packed)
-    data[bit // 8] ^= 1 << bit % 8
-    refused(tmp_path / 'i.nii.gz', bytes(data))
-
-
-def test_no_flipped_bit_anywhere_changes_what_is_loaded(tmp_path):
-  small = nifti(VOXELS[:3, :3, :2])
-  packed = gzip.compress(small, mtime=0)
-  path = tmp_path / 'i.nii.gz'
-  path.write_bytes(packed)
-  truth = volumes.read_image(path)
-  loaded = 0
-  for bit in range(len(packed) * 8):
-    data = bytearray(packed)
-    data[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(data)
-    try:
-      v = volumes.read_image(path)
-    except InputError:
-      continue
-    loaded += 1  # gzip's date, its note of the operating system: no bit of the scan
-    np.testing.assert_array_equal(v.array, truth.array)
-    assert v.geometry == truth.geometry
-  assert loaded <= 10 * 8
-
-
 @settings(max_examples=300, deadline=None)
 @given(position=st.integers(0, 351), value=st.binary(min_size=1, max_size=8))
 def test_any_header_bytes_give_a_volume_or_an_input_error(tmp_path_factory, position, value):
@@ -181,44 +125,6 @@ def test_any_header_bytes_give_a_volume_or_an_input_error(tmp_path_factory, posi
       continue
     assert v.array.size == VOXELS.size
     assert np.all(np.isfinite(v.array))
-
-
-@pytest.mark.parametrize(
-  'data',
-  [
-    b'',
-    b'\0',
-    b'<html><body>404 Not Found</body></html>' * 20,
-    b'\x1f\x8b',
-    b'\x1f\x8bgarbage' * 99,
-    gzip.compress(b''),
-    gzip.compress(b'<html>' * 200),
-    gzip.compress(bytes(400)),
-    bytes(1000),
-  ],
-)
-@pytest.mark.parametrize('name', ['i.nii', 'i.nii.gz'])
-@pytest.mark.parametrize('read', [volumes.read_image, volumes.read_label])
-def test_files_that_are_no_images(tmp_path, data, name, read):
-  refused(tmp_path / name, data, read=read)
-
-
-def test_gz_without_compression_and_the_reverse(tmp_path):
-  refused(tmp_path / 'i.nii.gz', nifti(), 'not gzip-compressed')
-  refused(tmp_path / 'i.nii', gzip.compress(nifti()), 'not a NIfTI')
-
-
-@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize('read', [volumes.read_image, volumes.read_label])
-@pytest.mark.parametrize('dtype', [np.float32, np.float64])
-def test_voxels_that_are_not_finite(tmp_path, value, read, dtype):
-  array = VOXELS.astype(dtype)
-  array[2, 3, 1] = value
-  refused(tmp_path / 'i.nii', nifti(array), 'slice 1 .* NaN or infinite', read)
-
-
-def test_values_beyond_float32(tmp_path):
-  refused(tmp_path / 'i.nii', nifti(np.full(SHAPE, 1e300)), 'float32')
 
 
 @pytest.mark.parametrize(
@@ -259,46 +165,9 @@ def test_slope_and_intercept_are_applied(tmp_path):
   assert volumes.read_image(tmp_path / 'i.nii').array.dtype == np.float32
 
 
-LABELS = (np.arange(120).reshape(SHAPE) % 5).astype(np.int16)
-
-
-@pytest.mark.parametrize(
-  'array, match',
-  [
-    (LABELS + 0.5, 'integers'),
-    (LABELS * 0.999, 'integers'),
-    (LABELS - 1, 'from -1'),
-    (LABELS.astype(np.int32) + 70000, '70000'),
-    (LABELS.astype(np.float32) - 1, 'from -1'),
-  ],
-)
-def test_labels_that_are_none(tmp_path, array, match):
-  refused(tmp_path / 'l.nii', nifti(array), match, volumes.read_label)
-
-
-def test_label_scale(tmp_path):
-  data = nifti(LABELS)
-  refused(tmp_path / 'l.nii', patched((SLOPE, '2f', 0.5, 0), data=data), 'integers', volumes.read_label)
-  refused(tmp_path / 'l.nii', patched((SLOPE, '2f', 1, -1), data=data), 'from -1', volumes.read_label)
-  refused(tmp_path / 'l.nii', patched((SLOPE, '2f', 0.5, 0.1), data=data), 'integers', volumes.read_label)
-  (tmp_path / 'l.nii').write_bytes(patched((SLOPE, '2f', 2, 1), data=data))
-  v = volumes.read_label(tmp_path / 'l.nii')
-  np.testing.assert_array_equal(v.geometry.to_native(v.array), 2 * LABELS + 1)
-
-
 def test_a_claim_beyond_memory_is_refused_before_memory_is_taken(tmp_path, monkeypatch):
-  monkeypatch.setattr(geometry_module, '_available_bytes', lambda: 500)
+  monkeypatch.setattr(resources, 'free_memory', lambda: 500)
   refused(tmp_path / 'i.nii', nifti(), 'memory')
-
-
-def test_a_bomb_that_holds_more_than_it_claims_stops_early(tmp_path):
-  packed = io.BytesIO()
-  with gzip.GzipFile(fileobj=packed, mode='wb') as f:
-    f.write(nifti())
-    for _ in range(200):
-      f.write(bytes(1 << 20))
-  assert len(packed.getvalue()) < 1 << 20
-  refused(tmp_path / 'i.nii.gz', packed.getvalue(), 'more bytes')
 
 
 def test_a_huge_claim_in_a_small_file_costs_nothing(tmp_path):

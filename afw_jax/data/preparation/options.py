@@ -1,0 +1,63 @@
+"""Options of a store: everything that its voxels depend on besides the source files."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from afw_jax.data import resample
+from afw_jax.data.sets.spec import DatasetSpec
+from afw_jax.errors import InputError, did_you_mean
+
+ORDERS = {'linear': 1, 'cubic': 3}
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreOptions:
+  """How the scans of a data set are resampled to the working grid.
+
+  Attributes:
+    dataset: name of the data set, one of `lookup.NAMES`.
+    size: voxels of the working grid, (h, w) or (d, h, w); None: as the spacing gives.
+    spacing_mm: target (z, y, x) spacing; None: that of the scan.
+    fit: from the target spacing to the size by 'resize' (interpolation) or 'crop_pad' (centred).
+    order: 'cubic' or 'linear' interpolation of the image; label maps are resampled with nearest neighbour.
+
+  Raises:
+    InputError: an invalid option.
+  """
+
+  dataset: str
+  size: Sequence[int | None] = (224, 224)
+  spacing_mm: Sequence[float | None] = (None, 1.0, 1.0)
+  fit: str = 'resize'
+  order: str = 'cubic'
+
+  def __post_init__(self):
+    if self.order not in ORDERS:
+      hint = did_you_mean(self.order, ORDERS)
+      raise InputError(f'order {self.order!r}', 'is not known', f"{hint}Use 'cubic' or 'linear'")
+    resample.make_resampling((8, 8, 8), (1, 1, 1), size=self.size, spacing=self.spacing_mm, fit=self.fit)  # checks them
+
+  def grid(self) -> dict:
+    """Size, spacing, fit and interpolation order, as JSON."""
+    return {
+      'size': [n if n is None else int(n) for n in self.size],
+      'spacing_mm': [s if s is None else float(s) for s in self.spacing_mm],
+      'fit': self.fit,
+      'order': ORDERS[self.order],
+    }
+
+  def to_json(self, spec: DatasetSpec) -> dict:
+    """'options' in the index of a store, as JSON.
+
+    Args:
+      spec: of the data set.
+    """
+    labels = {
+      'modality': spec.modality,
+      'organs': spec.organs,
+      'source': spec.source,
+      'raw_ids': dict(spec.raw_ids),
+      'ignored_ids': spec.ignored_ids,
+    }
+    return json.loads(json.dumps(labels | self.grid()))

@@ -1,0 +1,253 @@
+"""Selection: the cases of a data set that a run uses, their split, and the intensity window of each.
+
+A store holds prepared cases; everything here depends on the options of a run and is computed from the index of the
+store. Runs that differ in window, split or number of cases share one store.
+"""
+
+import dataclasses
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from afw_jax.data.sets.case_files import abbreviate
+from afw_jax.data.sets.split import split_cases
+from afw_jax.data.sets.window import Window, resolve_window
+from afw_jax.errors import InputError, InputErrors
+
+_WITHOUT = {
+  'train': 'nothing to train on',
+  'val': 'the last checkpoint is used, since none can be chosen as the best',
+  'test': 'scores can only be computed on the validation cases',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectionOptions:
+  """The options of a run that choose and use prepared cases, and change none.
+
+  Attributes:
+    window: intensity window: None (the default of the data set), 'paper', 'transunet', 'percentile' or (low, high); see
+      `window.resolve_window`.
+    fractions: of (train, val, test) for cases whose part is neither published nor given; None: the default of the data
+      set. If given, they also divide a published train part into train and val where no val part is published.
+    seed: of the split, and of the draw if `cases` is a number.
+    cases: ids, or the number of cases to draw; None: all.
+    keep_defective: also use cases with known defects.
+  """
+
+  window: str | Sequence[float] | None = None
+  fractions: Sequence[float] | None = None
+  seed: int = 0
+  cases: Sequence[str] | int | None = None
+  keep_defective: bool = False
+
+  def __post_init__(self):
+    if isinstance(self.cases, int) and self.cases < 1:
+      raise InputError(
+        f'cases {self.cases}', 'is not a number of cases', 'Give a positive number, a list of ids, or None'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """What `SelectionOptions` choose from the listing of a data set.
+
+  Attributes:
+    splits: 'train', 'val' and 'test' -> sorted case ids.
+    window: (low, high), or 'percentile' of each scan.
+    excluded: case id -> reason.
+    notes: remarks for the user.
+  """
+
+  splits: dict[str, list[str]]
+  window: Window
+  excluded: dict[str, str]
+  notes: list[str]
+
+  @property
+  def ids(self) -> list[str]:
+    """All chosen case ids, sorted."""
+    return sorted(case_id for ids in self.splits.values() for case_id in ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection(Choice):
+  """A choice of prepared cases.
+
+  Attributes:
+    windows: case id -> (low, high) of its intensity window.
+  """
+
+  windows: dict[str, tuple[float, float]]
+
+
+def choose(listing: Mapping, options: SelectionOptions) -> Choice:
+  """Chooses and splits cases of a data set, prepared or not.
+
+  Args:
+    listing: of the data set, from `preparation.listing.make_listing` or the index of a store.
+    options: of the run.
+
+  Returns:
+    A `Choice`; it depends on the listing and the options only.
+
+  Raises:
+    InputError: no usable case, unknown case ids, an invalid window or fractions.
+  """
+  window = resolve_window(options.window, listing['window'], in_hu=listing['in_hu'], dataset=listing['name'])
+  scans = {case_id: scan for case_id, scan in sorted(listing['scans'].items()) if scan['labelled']}
+  usable, excluded, notes = _usable(listing, scans, options.keep_defective)
+  ids = _drawn(usable, options)
+  if not ids:
+    raise InputError(
+      f'data set {listing["name"]}', 'has no usable labelled case', f'Expected layout: {listing["layout"]}'
+    )
+  absent = set(listing['published']) - set(usable)
+  if absent and options.cases is None:
+    notes.append(f'{len(absent)} of the {len(listing["published"])} published cases are missing')
+  splits = split_cases(
+    [(i, scans[i]['subject'], scans[i]['part']) for i in ids],
+    listing['fractions'] if options.fractions is None else options.fractions,
+    options.seed,
+    resplit_train=options.fractions is not None,
+  )
+  notes += [f'no {part} part: {consequence}' for part, consequence in _WITHOUT.items() if not splits[part]]
+  return Choice(splits, window, excluded, notes)
+
+
+def select(index: Mapping, options: SelectionOptions) -> Selection:
+  """Selects prepared cases of a store for a run.
+
+  Args:
+    index: of the store.
+    options: of the run.
+
+  Returns:
+    A `Selection`.
+
+  Raises:
+    InputError: as `choose`; or a chosen case is not in the store.
+    InputErrors: the same scan under two case ids.
+  """
+  choice = choose(index['listing'], options)
+  missing = [case_id for case_id in choice.ids if case_id not in index['cases']]
+  if missing:
+    raise InputError(
+      f'store of {index["name"]}',
+      f'{len(missing)} of the {len(choice.ids)} cases of this run are not prepared ({abbreviate(missing)})',
+      'Run --mode=prepare',
+    )
+  cases = {case_id: index['cases'][case_id] for case_id in choice.ids}
+  if leaks := find_leaks(cases, choice.splits):
+    raise InputErrors(leaks) if len(leaks) > 1 else leaks[0]
+  notes = choice.notes + _case_notes(index['organs'], cases, choice.splits['train'])
+  return Selection(choice.splits, choice.window, choice.excluded, notes, _windows(index, choice.ids, choice.window))
+
+
+def recorded_selection(index: Mapping, recorded: Mapping) -> Selection | None:
+  """The selection of a run that has begun, whatever was added to its store since.
+
+  Args:
+    index: of the store.
+    recorded: `data_record` in a checkpoint of the run.
+
+  Returns:
+    A `Selection`; None if the checkpoint has no splits (imported weights), or the store has not all of its cases.
+  """
+  splits = recorded['splits']
+  if splits is None or recorded['name'] != index['name']:
+    return None
+  ids = [case_id for part in splits.values() for case_id in part]
+  if not set(ids) <= index['cases'].keys():
+    return None
+  return Selection(dict(splits), recorded['window'], {}, [], _windows(index, ids, recorded['window']))
+
+
+def data_record(index: Mapping, selection: Selection) -> dict:
+  """What the checkpoints of a run record about its data, as JSON."""
+  window = selection.window if isinstance(selection.window, str) else list(selection.window)
+  return {
+    **{key: index[key] for key in ('name', 'modality', 'organs', 'output_ids')},
+    'window': window,
+    'options': {**index['options'], 'window': window},
+    'splits': selection.splits,
+  }
+
+
+def record_differences(recorded: Mapping, now: Mapping, keys: Sequence[str]) -> dict[str, tuple]:
+  """The keys in which two `data_record`s differ -> (recorded, now); what one of them leaves open (None) is equal."""
+  plain = lambda value: {k: v for k, v in value.items() if k != 'format'} if isinstance(value, Mapping) else value
+  found = {key: (recorded[key], now[key]) for key in keys if None not in (recorded[key], now[key])}
+  return {key: (a, b) for key, (a, b) in found.items() if plain(a) != plain(b)}  # older records have the store's format
+
+
+def find_leaks(cases: Mapping[str, Mapping], splits: Mapping[str, Sequence[str]]) -> list[InputError]:
+  """An error for every scan that occurs under several case ids, recognised by its decoded voxels."""
+  part_of = {case_id: part for part, ids in splits.items() for case_id in ids}
+  groups = defaultdict(list)
+  for case_id, case in cases.items():
+    groups[case['voxels_sha256']].append(case_id)
+  return [
+    InputError(
+      cases[other]['source']['image'],
+      f'is the same scan as {cases[first]["source"]["image"]} (cases {first} in {part_of[first]}, '
+      f'{other} in {part_of[other]})',
+      'Remove one of them, then run --mode=prepare',
+    )
+    for first, *others in groups.values()
+    for other in others
+  ]
+
+
+def _usable(listing: Mapping, scans: Mapping, keep_defective: bool) -> tuple[list[str], dict[str, str], list[str]]:
+  """(usable case ids, excluded ones with the reason, notes)."""
+  excluded, notes = {}, []
+  unlabelled = len(listing['scans']) - len(scans)
+  if unlabelled:
+    notes.append(f'{unlabelled} scans without labels are not used; predict them with --mode=predict')
+  declared = listing['num_training']
+  if declared is not None and declared not in (len(scans), sum(scan['part'] != 'test' for scan in scans.values())):
+    notes.append(f'dataset.json declares numTraining {declared}, but there are {len(scans)} labelled cases')
+  for case_id, scan in scans.items():
+    if listing['explicit_split'] and scan['part'] is None:
+      excluded[case_id] = 'not in the "split" of dataset.json'
+    if scan['defect'] and not keep_defective:
+      excluded[case_id] = f'known defect: it {scan["defect"]}'
+    elif scan['defect']:
+      notes.append(f'{case_id} is used although it {scan["defect"]}')
+  return [case_id for case_id in scans if case_id not in excluded], excluded, notes
+
+
+def _drawn(usable: Sequence[str], options: SelectionOptions) -> list[str]:
+  """The usable cases that the options ask for."""
+  if options.cases is None:
+    return list(usable)
+  if isinstance(options.cases, int):
+    if options.cases > len(usable):
+      raise InputError(f'cases {options.cases}', f'there are only {len(usable)} usable cases', 'Ask for fewer')
+    digest = lambda i: hashlib.sha256(f'choose/{options.seed}/{i}'.encode(errors='surrogateescape')).hexdigest()
+    return sorted(sorted(usable, key=digest)[: options.cases])
+  unknown = sorted(set(options.cases) - set(usable))
+  if unknown:
+    raise InputError(
+      f'cases {abbreviate(unknown)}', 'are not usable cases of the data set', f'Usable are {abbreviate(usable)}'
+    )
+  return sorted(set(options.cases))
+
+
+def _case_notes(organs: Sequence[str], cases: Mapping[str, Mapping], train: Sequence[str]) -> list[str]:
+  """Remarks about the prepared cases."""
+  notes = [f'{case_id}: {note}' for case_id, case in cases.items() for note in case['notes']]
+  for case_id, case in cases.items():
+    lost = [organ for organ in organs if case['voxels'][organ] and not case['working_voxels'][organ]]
+    if lost:
+      notes.append(f'{case_id}: no voxel of {", ".join(lost)} is left on the working grid')
+  for organ in organs:
+    if train and not any(cases[case_id]['voxels'][organ] for case_id in train):
+      notes.append(f'{organ} is in no training case')
+  return notes
+
+
+def _windows(index: Mapping, ids: Sequence[str], window: Window) -> dict[str, tuple[float, float]]:
+  low_high = lambda i: index['cases'][i]['percentile_window'] if window == 'percentile' else window
+  return {case_id: (float(low_high(case_id)[0]), float(low_high(case_id)[1])) for case_id in ids}

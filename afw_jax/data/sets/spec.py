@@ -1,0 +1,72 @@
+"""Specification of a data set: modality, organs, label ids, default intensity window and split, known defects."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+PARTS = ('train', 'val', 'test')
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+  """One data set in one layout on disk.
+
+  Attributes:
+    name: of the data set.
+    source: layout of its files: 'btcv', 'transunet', 'chaos_ct', 'chaos_mr', 'abdomenct1k' or 'nifti'.
+    modality: 'CT' or 'MR'.
+    organs: names; class c is organs[c - 1], class 0 is the background.
+    raw_ids: organ -> its ids in the label files.
+    output_ids: organ -> its id in predicted label files.
+    window_hu: default (low, high) of the intensity window; None: percentiles of each scan.
+    fractions: default fractions of (train, val, test) for cases without a published part.
+    how_to_get, layout: how to download the data set and its folders, for the error when nothing is found.
+    ignored_ids: other ids that the label files may contain, treated as background; 'all': every other id.
+    splits: part -> case ids, as published or given.
+    defects: case id -> known defect, as the end of a sentence that starts with 'it'.
+    series: (images, masks), subfolders of a patient's folder in CHAOS MR.
+    num_training: number of labelled cases that the data set declares, if it does.
+  """
+
+  name: str
+  source: str
+  modality: Literal['CT', 'MR']
+  organs: tuple[str, ...]
+  raw_ids: Mapping[str, tuple[int, ...]]
+  output_ids: Mapping[str, int]
+  window_hu: tuple[float, float] | None
+  fractions: tuple[float, float, float]
+  how_to_get: str
+  layout: str
+  ignored_ids: tuple[int, ...] | Literal['all'] = ()
+  splits: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+  defects: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  series: tuple[str, str] | None = None
+  num_training: int | None = None
+
+  @property
+  def labels(self) -> dict[str, int]:
+    """Organ -> class."""
+    return {organ: c + 1 for c, organ in enumerate(self.organs)}
+
+  @property
+  def in_hu(self) -> bool:
+    """Whether the intensities of its scans are Hounsfield units."""
+    return self.modality == 'CT' and self.source != 'transunet'  # TransUNet's files are windowed and scaled to [0, 1]
+
+
+def class_table(spec: DatasetSpec, n_ids: int) -> np.ndarray:
+  """(n_ids,) int16 lookup table: id in the label files -> class; -1 for ids that are unknown to the data set.
+
+  Args:
+    spec: the data set.
+    n_ids: largest id to look up, plus one.
+  """
+  table = np.full(n_ids, 0 if spec.ignored_ids == 'all' else -1, np.int16)
+  ignored = () if spec.ignored_ids == 'all' else spec.ignored_ids
+  table[[i for i in (0, *ignored) if i < n_ids]] = 0
+  for c, organ in enumerate(spec.organs):
+    table[[i for i in spec.raw_ids[organ] if i < n_ids]] = c + 1
+  return table

@@ -1,0 +1,205 @@
+"""One store serves every split, window and number of cases: each scan is prepared once."""
+
+import logging
+import shutil
+import threading
+import time
+
+import pytest
+from tiny_dataset import SMALL, contents, describe, geometry, label_map, make, prepare_and_select, prepare_store, scan
+
+from afw_jax import prepare as prepare_mode
+from afw_jax import workdir
+from afw_jax.config import build, default_config
+from afw_jax.data import pipeline, store
+from afw_jax.data.formats import volumes
+from afw_jax.data.preparation import load_case, prepare, publish
+from afw_jax.data.preparation.options import StoreOptions
+from afw_jax.data.selection import SelectionOptions, data_record, recorded_selection, select
+from afw_jax.errors import InputError
+from afw_jax.training import checkpoint
+
+SIZE = StoreOptions('folder', size=(32, 32))
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+  """Ids of the cases whose files were decoded."""
+  load, ids = load_case.load_and_validate, []
+  monkeypatch.setattr(load_case, 'load_and_validate', lambda case, spec: ids.append(case.id) or load(case, spec))
+  return ids
+
+
+def add(root, *numbers):
+  for i in numbers:
+    volumes.write_image(root / 'images' / f'c{i}.nii.gz', scan(i), geometry())
+    volumes.write_label(root / 'labels' / f'c{i}.nii.gz', label_map(i), geometry())
+
+
+def test_folds_and_windows_share_a_store_and_load_each_scan_once(tmp_path, loaded):
+  root = make(tmp_path / 'raw', n=6)
+  runs = [
+    prepare_and_select('folder', root, tmp_path / 's', seed=seed, window=window, fractions=fractions, **SMALL)
+    for seed, window, fractions in (
+      (0, None, None),
+      (1, 'transunet', (2, 1, 0)),
+      (2, 'percentile', (1, 1, 1)),
+      (0, (-10, 90), (1, 1, 0)),
+    )
+  ]
+  assert sorted(loaded) == [f'c{i}' for i in range(6)]
+  indices, selections = zip(*runs)
+  assert all(index == indices[0] for index in indices)
+  assert len({str(chosen.splits) for chosen in selections}) == 4
+  for chosen in selections:
+    source = pipeline.make_source(str(tmp_path / 's'), chosen.splits['train'], chosen.windows)
+    assert tuple(source[0]['window']) == pytest.approx(chosen.windows[source.records[0][0]])
+
+
+def test_only_missing_cases_are_prepared_and_the_others_stay(tmp_path, loaded):
+  root = make(tmp_path / 'raw', n=6)
+  first, chosen = prepare_and_select('folder', root, tmp_path / 's', cases=3, **SMALL)
+  assert sorted(loaded) == chosen.ids == sorted(first['cases'])
+  record = data_record(first, chosen)
+  assert prepare.outdated(tmp_path / 's', SIZE, root, SelectionOptions(cases=3)) == ''
+  reason = prepare.outdated(tmp_path / 's', SIZE, root, SelectionOptions(cases=3, seed=1))
+  other, _ = prepare_and_select('folder', root, tmp_path / 's', cases=3, seed=1, verify=False, **SMALL)
+  assert f'{len(other["cases"]) - 3} cases of {root} are not in the store yet' in reason
+  assert len(loaded) == len(set(loaded)) == len(other['cases']) > 3
+  assert recorded_selection(other, record).splits == chosen.splits == select(other, SelectionOptions(cases=3)).splits
+  prepare_store('folder', root, tmp_path / 's', **SMALL)
+  prepare_store('folder', root, tmp_path / 'one', **SMALL)
+  assert contents(tmp_path / 's') == contents(tmp_path / 'one')
+
+
+def test_scans_added_later_change_no_run_that_has_begun(tmp_path):
+  root = make(tmp_path / 'raw', n=6)
+  index, chosen = prepare_and_select('folder', root, tmp_path / 's', **SMALL)
+  add(root, 6, 7, 8)
+  assert '3 cases' in prepare.outdated(tmp_path / 's', SIZE, root, SelectionOptions())
+  grown, now = prepare_and_select('folder', root, tmp_path / 's', **SMALL)
+  again = recorded_selection(grown, data_record(index, chosen))
+  assert len(now.ids) == 9 and again.splits == chosen.splits and again.windows == chosen.windows
+
+
+def test_scans_removed_later_are_not_selected_and_stay_for_runs_that_have_begun(tmp_path):
+  root = make(tmp_path / 'raw', n=4)
+  index, chosen = prepare_and_select('folder', root, tmp_path / 's', **SMALL)
+  for kind in ('images', 'labels'):
+    (root / kind / 'c1.nii.gz').unlink()
+  assert 'have changed' in prepare.outdated(tmp_path / 's', SIZE, root, SelectionOptions())
+  smaller, now = prepare_and_select('folder', root, tmp_path / 's', verify=False, **SMALL)
+  assert now.ids == ['c0', 'c2', 'c3'] and 'c1' in smaller['cases']
+  assert recorded_selection(smaller, data_record(index, chosen)).ids == chosen.ids
+
+
+def test_a_new_split_in_dataset_json_counts_without_reading_a_scan(tmp_path, loaded):
+  root = make(tmp_path / 'raw', n=3, split={'train': ['c0'], 'val': ['c1'], 'test': ['c2']})
+  prepare_store('folder', root, tmp_path / 's', **SMALL)
+  describe(root, split={'train': ['c2'], 'val': ['c1'], 'test': ['c0']})
+  assert 'the scans or the split of' in prepare.outdated(tmp_path / 's', SIZE, root, SelectionOptions())
+  _, chosen = prepare_and_select('folder', root, tmp_path / 's', verify=False, **SMALL)
+  assert chosen.splits == {'train': ['c2'], 'val': ['c1'], 'test': ['c0']} and len(loaded) == 3
+
+
+def test_a_damaged_case_is_prepared_again(tmp_path, loaded):
+  root = make(tmp_path / 'raw', n=2)
+  prepare_store('folder', root, tmp_path / 's', **SMALL)
+  before = contents(tmp_path / 's')
+  (tmp_path / 's' / 'cases' / 'c1' / 'image.npy').write_bytes(b'half')
+  prepare_store('folder', root, tmp_path / 's', verify=False, **SMALL)
+  assert loaded[2:] == ['c1'] and contents(tmp_path / 's') == before
+
+
+def test_the_index_is_readable_while_cases_are_added(tmp_path, monkeypatch):
+  root = make(tmp_path / 'raw', n=4)
+  first = prepare_store('folder', root, tmp_path / 's', cases=['c0', 'c1'], **SMALL)
+  move, seen = store.move_case, []
+  monkeypatch.setattr(store, 'move_case', lambda *args: seen.append(store.read_index(tmp_path / 's')) or move(*args))
+  prepare_store('folder', root, tmp_path / 's', **SMALL)
+  assert seen == [first, first]
+
+
+def test_a_second_process_waits_for_the_first(tmp_path, caplog):
+  root = make(tmp_path / 'raw', n=2)
+  with publish.lock(tmp_path / 's'):
+    thread = threading.Thread(target=prepare_store, args=('folder', root, tmp_path / 's'), kwargs=SMALL)
+    thread.start()
+    end = time.monotonic() + 60
+    while 'waiting for it' not in caplog.text and time.monotonic() < end:
+      time.sleep(0.01)
+    assert 'another process is preparing' in caplog.text and not (tmp_path / 's' / 'dataset.json').exists()
+  thread.join(60)
+  assert len(store.read_index(tmp_path / 's')['cases']) == 2
+
+
+# --- the verb, with the options of a config --------------------------------------------------------------------------
+
+
+def config(folder, **changes):
+  config = default_config()
+  config.data.update({'dataset': 'folder', 'root': str(folder), 'size': (32, 32), 'spacing_mm': (1.0, 1.0), **changes})
+  config.runtime.workers = 1
+  return config
+
+
+def prepare_run(config, folder):
+  store_dir = workdir.store_path(config, str(folder))
+  prepare_mode.prepare(config, str(folder), store_dir, anew=False, shard='', scheduler=None)
+  return store_dir
+
+
+def test_the_store_of_a_config_is_named_by_what_changes_voxels(tmp_path):
+  name = lambda **changes: workdir.store_path(config(tmp_path, **changes), str(tmp_path / 'run'))
+  same = dict(window='paper', fractions=(1.0, 1.0, 0.0), num_cases=3, split_seed=7, keep_defective=True)
+  assert name() == name(**same) == workdir.store_path(config(tmp_path), str(tmp_path / 'other'))
+  different = [
+    name(**{key: value})
+    for key, value in dict(size=(64, 64), spacing_mm=(2.0, 2.0), fit='crop_pad', interpolation='linear').items()
+  ]
+  assert len({name(), name(root='elsewhere'), name(dataset='chaos_ct'), *different}) == 7
+  assert name(store='mine') == 'mine'
+
+
+def test_runs_prepare_what_is_missing_and_say_what_they_use(tmp_path, loaded, caplog, monkeypatch):
+  caplog.set_level(logging.INFO, 'afw_jax')
+  monkeypatch.setattr('afw_jax.data.preparation.worker_pool.run_jobs', run_here)
+  root = make(tmp_path / 'raw', n=6)
+  first = prepare_run(config(root, num_cases=3), tmp_path / 'a')
+  assert len(loaded) == 3 and 'prepared cases: 2 train, 1 val, 0 test' in caplog.text
+  assert prepare_run(config(root), tmp_path / 'b') == first
+  assert sorted(loaded) == [f'c{i}' for i in range(6)] and '3 cases of' in caplog.text
+  caplog.clear()
+  assert prepare_run(config(root, split_seed=5, window='transunet'), tmp_path / 'c') == first
+  assert len(loaded) == 6 and 'no test part' in caplog.text and 'preparing' not in caplog.text
+  (root / 'images').rename(root / 'gone')
+  with pytest.raises(InputError, match='has neither images/ nor imagesTr/'):
+    prepare_run(config(root), tmp_path / 'd')
+  root.rename(tmp_path / 'offline')
+  assert prepare_run(config(root), tmp_path / 'd') == first  # the store is enough
+
+
+def run_here(function, jobs, *, workers, progress):
+  return [function(job) for job in jobs]
+
+
+def test_a_run_that_has_begun_keeps_its_cases(tmp_path, loaded, monkeypatch):
+  monkeypatch.setattr('afw_jax.data.preparation.worker_pool.run_jobs', run_here)
+  root = make(tmp_path / 'raw', n=6)
+  run = config(root)
+  store_dir = prepare_run(run, tmp_path / 'a')
+  index = store.read_index(store_dir)
+  meta = {'data': data_record(index, build.selection(run, index))}
+  add(root, 6, 7)
+  prepare_run(run, tmp_path / 'b')
+  grown = store.read_index(store_dir)
+  assert len(grown['cases']) == 8 and build.selection(run, grown).ids != build.selection(run, index).ids
+  assert build.selection(run, grown, meta).splits == meta['data']['splits']
+  monkeypatch.setattr(checkpoint, 'read_meta', lambda folder: meta)
+  shutil.rmtree(store_dir)
+  loaded.clear()
+  prepare_run(run, tmp_path / 'a')  # its store is lost: it prepares its own cases, not the new ones
+  assert sorted(loaded) == [f'c{i}' for i in range(6)]
+  shutil.rmtree(root)
+  prepare_run(run, tmp_path / 'a')
+  assert build.selection(run, store.read_index(store_dir), meta).splits == meta['data']['splits']

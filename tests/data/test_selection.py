@@ -1,0 +1,204 @@
+"""Which cases a run uses: splits, windows and notes are what they were when a store still held them."""
+
+import dataclasses
+import json
+
+import pytest
+
+from afw_jax.data import selection
+from afw_jax.data.preparation.listing import make_listing
+from afw_jax.data.selection import SelectionOptions, choose, data_record, record_differences, select
+from afw_jax.data.sets.case_files import CaseFiles
+from afw_jax.data.sets.lookup import get_spec
+from afw_jax.errors import InputError, InputErrors
+
+CHAOS = [f'case_{n:02d}' for n in (1, 2, 5, 6, 8, 10, 14, 16, 18, 19, *range(21, 31))]
+ABDOMEN = [f'Case_{n:05d}' for n in (1, 2, 3, 4, 78, 219, 500, 577, 656)]
+SYNAPSE = [f'case{n:04d}' for n in (1, 2, 5, 6, 7, 9)]
+
+
+def listing(name, ids, **changes):
+  """The listing of a data set with these case ids; through JSON, as in the index of a store."""
+  spec = dataclasses.replace(get_spec(name), **changes)
+  part_of = {i: part for part, ids in spec.splits.items() for i in ids}
+  files = [CaseFiles(i, f'{i}.nii', f'{i}_label.nii', part_of.get(i), i) for i in ids]
+  return json.loads(json.dumps(make_listing(spec, files)))
+
+
+def numbers(ids):
+  return [int(i[-3:].removeprefix('_')) for i in ids]
+
+
+@pytest.mark.parametrize(
+  'name, ids, options, train, val, test',
+  [  # as drawn by the release before stores were shared
+    ('chaos_ct', CHAOS, dict(), [1, 2, 6, 8, 16, 18, 19, 21, 22, 23, 25, 26, 28, 29, 30], [5, 10, 14, 24, 27], []),
+    (
+      'chaos_ct',
+      CHAOS,
+      dict(seed=1),
+      [1, 2, 5, 8, 10, 16, 18, 21, 23, 24, 25, 26, 28, 29, 30],
+      [6, 14, 19, 22, 27],
+      [],
+    ),
+    (
+      'chaos_ct',
+      CHAOS,
+      dict(seed=2),
+      [1, 2, 5, 6, 14, 16, 19, 21, 22, 24, 25, 26, 28, 29, 30],
+      [8, 10, 18, 23, 27],
+      [],
+    ),
+    ('chaos_ct', CHAOS, dict(cases=8), [1, 6, 16, 19, 25, 30], [5, 27], []),
+    ('chaos_ct', CHAOS, dict(cases=8, seed=4), [1, 2, 6, 10, 25, 26], [23, 30], []),
+    (
+      'chaos_ct',
+      CHAOS,
+      dict(fractions=(6, 1, 3), seed=5),
+      [2, 6, 10, 14, 18, 21, 22, 23, 24, 27, 28, 30],
+      [8, 19],
+      [1, 5, 16, 25, 26, 29],
+    ),
+    ('abdomenct1k', ABDOMEN, dict(), [1, 2, 4], [500], [3]),
+    ('abdomenct1k', ABDOMEN, dict(keep_defective=True), [1, 2, 4, 78, 656], [577], [3, 219, 500]),
+    ('abdomenct1k', ABDOMEN, dict(keep_defective=True, cases=3, seed=1), [656], [1], [500]),
+    ('synapse', SYNAPSE, dict(), [5, 6, 7, 9], [], [1, 2]),
+    ('synapse', SYNAPSE, dict(fractions=(3, 1, 0), seed=1), [5, 6, 7], [9], [1, 2]),
+  ],
+)
+def test_splits_are_those_of_earlier_releases(name, ids, options, train, val, test):
+  chosen = choose(listing(name, ids), SelectionOptions(**options))
+  assert {part: numbers(ids) for part, ids in chosen.splits.items()} == {'train': train, 'val': val, 'test': test}
+  assert chosen.ids == sorted(i for part in chosen.splits.values() for i in part)
+
+
+def test_the_draw_is_the_same_wherever_the_listing_comes_from():
+  small, whole = SelectionOptions(cases=8), listing('chaos_ct', CHAOS)
+  kept = choose(whole, small).ids
+  assert choose(listing('chaos_ct', CHAOS[::-1]), small) == choose(whole, small)
+  assert choose(whole, SelectionOptions(cases=kept)).splits == choose(whole, small).splits
+
+
+def test_notes_and_excluded_cases():
+  notes = lambda *args, **options: choose(listing(*args), SelectionOptions(**options)).notes
+  assert notes('synapse', SYNAPSE) == [
+    '24 of the 30 published cases are missing',
+    'no val part: the last checkpoint is used, since none can be chosen as the best',
+  ]
+  assert not any('published' in note for note in notes('synapse', SYNAPSE, cases=3))
+  excluded = choose(listing('abdomenct1k', ABDOMEN), SelectionOptions()).excluded
+  assert list(excluded) == ['Case_00078', 'Case_00219', 'Case_00577', 'Case_00656']
+  assert excluded['Case_00219'] == 'known defect: it has no spleen'
+  assert notes('abdomenct1k', ABDOMEN, keep_defective=True)[1] == 'Case_00219 is used although it has no spleen'
+  unlabelled = listing('chaos_ct', CHAOS, num_training=30)
+  unlabelled['scans']['case_05']['labelled'] = False
+  assert choose(unlabelled, SelectionOptions()).notes == [
+    '1 scans without labels are not used; predict them with --mode=predict',
+    'dataset.json declares numTraining 30, but there are 19 labelled cases',
+    'no test part: scores can only be computed on the validation cases',
+  ]
+
+
+@pytest.mark.parametrize(
+  'options, said',
+  [
+    (dict(cases=99), 'only 20 usable cases'),
+    (dict(cases=['case_01', 'case_99']), 'cases case_99: are not usable cases of the data set. Usable are case_01'),
+    (dict(window='papper'), "Did you mean 'paper'"),
+    (dict(fractions=(0, 1, 0)), 'fractions of'),
+  ],
+)
+def test_options_that_cannot_be_met(options, said):
+  with pytest.raises(InputError, match=said):
+    choose(listing('chaos_ct', CHAOS), SelectionOptions(**options))
+  with pytest.raises(InputError, match='is not a number of cases'):
+    SelectionOptions(cases=0)
+
+
+def case(number, **changes):
+  return {
+    'percentile_window': [float(number), 100.5 + number],
+    'voxels': {'liver': 5},
+    'working_voxels': {'liver': 3},
+    'voxels_sha256': str(number),
+    'source': {'image': f'scan{number}.nii'},
+    'notes': [],
+    **changes,
+  }
+
+
+def index(prepared=CHAOS, listed=CHAOS, **cases):
+  return {
+    'name': 'chaos_ct',
+    'modality': 'CT',
+    'organs': ['liver'],
+    'output_ids': {'liver': 1},
+    'options': {'size': [32, 32], 'order': 3},
+    'listing': listing('chaos_ct', listed),
+    'cases': {i: case(int(i[-2:]), **cases.get(i, {})) for i in prepared},
+  }
+
+
+def test_windows_of_the_selected_cases():
+  chosen = select(index(), SelectionOptions(cases=8))
+  assert chosen.window == (50, 350) and set(chosen.windows) == set(chosen.ids)
+  assert set(chosen.windows.values()) == {(50.0, 350.0)}
+  assert select(index(), SelectionOptions(window=(-10, 90.5))).windows['case_06'] == (-10, 90.5)
+  percentile = select(index(), SelectionOptions(window='percentile'))
+  assert percentile.window == 'percentile' and percentile.windows['case_06'] == (6, 106.5)
+  assert percentile.splits == select(index(), SelectionOptions()).splits
+
+
+def test_cases_that_are_not_prepared_are_named():
+  with pytest.raises(
+    InputError, match=r'1 of the 20 cases of this run are not prepared \(case_30\). Run --mode=prepare'
+  ):
+    select(index(prepared=CHAOS[:-1]), SelectionOptions())
+  assert select(index(prepared=CHAOS[:-1]), SelectionOptions(cases=CHAOS[:5])).ids == CHAOS[:5]
+
+
+def test_remarks_about_prepared_cases():
+  odd = index(case_01=dict(notes=['odd']), case_02=dict(working_voxels={'liver': 0}), case_05=dict(voxels={'liver': 0}))
+  notes = select(odd, SelectionOptions()).notes
+  assert notes[1:] == ['case_01: odd', 'case_02: no voxel of liver is left on the working grid']
+  without = index(**{i: dict(voxels={'liver': 0}) for i in CHAOS})
+  assert select(without, SelectionOptions()).notes[-1] == 'liver is in no training case'
+
+
+def test_the_same_scan_twice_in_a_selection():
+  twice = index(case_02=dict(voxels_sha256='1'), case_06=dict(voxels_sha256='1'))
+  with pytest.raises(InputErrors) as e:
+    select(twice, SelectionOptions())
+  assert 'scan2.nii: is the same scan as scan1.nii (cases case_01 in train, case_02 in train)' in str(e.value)
+  with pytest.raises(InputError, match='scan6.nii: is the same scan as scan1.nii'):
+    select(twice, SelectionOptions(cases=['case_01', 'case_05', 'case_06']))
+  assert select(twice, SelectionOptions(cases=['case_01', 'case_05'])).ids == ['case_01', 'case_05']
+
+
+def test_a_run_keeps_its_cases_when_others_are_added():
+  before = index(prepared=CHAOS[:12], listed=CHAOS[:12])
+  chosen = select(before, SelectionOptions(window='percentile'))
+  record = json.loads(json.dumps(data_record(before, chosen)))
+  grown = index()
+  assert select(grown, SelectionOptions(window='percentile')).splits != chosen.splits
+  again = selection.recorded_selection(grown, record)
+  assert again.splits == chosen.splits and again.windows == chosen.windows and again.window == 'percentile'
+  assert not record_differences(record, data_record(grown, again), ('organs', 'options', 'splits'))
+
+
+def test_no_recorded_selection():
+  record = data_record(index(), select(index(), SelectionOptions()))
+  assert selection.recorded_selection(index(prepared=CHAOS[1:]), record) is None  # a case is missing
+  assert selection.recorded_selection(index(), {**record, 'splits': None}) is None  # imported weights
+  assert selection.recorded_selection({**index(), 'name': 'other'}, record) is None
+
+
+def test_records_are_compared_without_the_format_of_the_store():
+  record = data_record(index(), select(index(), SelectionOptions()))
+  assert list(record) == ['name', 'modality', 'organs', 'output_ids', 'window', 'options', 'splits']
+  assert record['window'] == [50, 350] == record['options']['window']
+  older = {**record, 'options': {'format': 1, **record['options']}}
+  assert record_differences(older, record, ('organs', 'options', 'splits')) == {}
+  other = data_record(index(), select(index(), SelectionOptions(window='transunet', seed=1)))
+  assert set(record_differences(record, other, ('organs', 'options', 'splits'))) == {'options', 'splits'}
+  assert record_differences({**record, 'splits': None}, other, ('splits',)) == {}
