@@ -1,6 +1,5 @@
 """Imports PyTorch weights as a run: a workdir with a checkpoint that evaluate, predict and train accept."""
 
-import functools
 import json
 import os
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import traverse_util
 
-from afw_jax import models
+from afw_jax import losses, models
 from afw_jax import workdir as run_folder
 from afw_jax.config import build
 from afw_jax.data.sets.lookup import get_spec
@@ -39,7 +38,7 @@ def import_run(config: ml_collections.ConfigDict, workdir: str, path: str) -> No
   num_classes, size = len(spec.organs) + 1, build.input_size(config)
   model, options = build.network(config, num_classes)
   variables = _fit(path, config.model.name, model, _read(path, config.model.name, num_classes, options), size)
-  params = {'net': variables['params'], 'log_sigma_sq': jnp.zeros((num_classes,), jnp.float32)}
+  params = {'net': variables['params'], 'log_sigma_sq': losses.init_log_sigma_sq(num_classes)}
   tx = build.sgd(config, build.schedule(config, 1))
   state = step.TrainState(jnp.zeros((), jnp.int32), params, variables.get('batch_stats', {}), jax.jit(tx.init)(params))
   meta = {
@@ -89,8 +88,7 @@ def _read(path: str, name: str, num_classes: int, options: dict) -> dict:
 
 def _fit(path: str, name: str, model, variables: dict, size: tuple[int, ...]) -> dict:
   """Resizes position embeddings for images (*size, 1); raises InputError for any other leaf of another shape."""
-  image = jax.ShapeDtypeStruct((1, *size, 1), jnp.float32)
-  needed = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
+  needed = models.abstract_variables(model, (1, *size, 1))
   flat, differing = traverse_util.flatten_dict(variables), []
   for key, leaf in traverse_util.flatten_dict(needed).items():
     if flat[key].shape == leaf.shape:

@@ -28,7 +28,7 @@ from ml_collections import config_flags  # noqa: E402
 
 from afw_jax import atomic_files, command_line, evaluate, import_run, predict, prepare, train  # noqa: E402
 from afw_jax import workdir as run_folder  # noqa: E402
-from afw_jax.config import build  # noqa: E402
+from afw_jax.config.check import check_config  # noqa: E402
 from afw_jax.distributed import launchers, runtime  # noqa: E402
 from afw_jax.planning import plan  # noqa: E402
 from afw_jax.report import comparison, report  # noqa: E402
@@ -203,7 +203,7 @@ def _keep_compiled_programs(folder: str) -> None:
 
 def _train_and_score(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
   if mode != 'prepare':
-    build.check(config, fresh=not run_folder.begun(workdir))  # before any long work
+    check_config(config, fresh=not run_folder.begun(workdir))  # before any long work
   with run_folder.claimed(workdir, config, hold=mode != 'prepare'):  # a preparation writes into the store only
     _stages(mode, config, workdir)
 
@@ -230,7 +230,7 @@ def _stages(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
 
 def _convert(workdir: str) -> None:
   weights = _path(_INPUT, 'Give the file of weights: .safetensors, .npz, .pth or .pt.')
-  build.check(_CONFIG.value)
+  check_config(_CONFIG.value)
   import_run.import_run(_CONFIG.value, workdir, weights)
   print(f'{weights} -> {workdir}: a run that predicts, evaluates or trains on.')
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 
@@ -88,8 +87,7 @@ def load(workdir: str, *, which: str = 'best', mirror_axes: Sequence[int] = ()) 
   model = models.build(
     network['name'], num_classes=network['num_classes'], constrain=sharding.make_constrain(mesh), **network['options']
   )
-  image = jax.ShapeDtypeStruct((1, *network['input_size'], 1), jnp.float32)
-  abstract = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+  abstract = models.abstract_variables(model, (1, *network['input_size'], 1))
   everywhere = sharding.replicated(mesh)
   abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), abstract)
   variables, meta = checkpoint.restore_variables(folder, abstract)

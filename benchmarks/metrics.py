@@ -1,8 +1,8 @@
-"""Times the scores of eight organs in one volume against scipy's distance transform on crops and medpy on whole volumes.
+"""Speed of the scores: eight organs in one volume, against scipy's distance transform on crops and medpy on volumes.
 
   python benchmarks/metrics.py [--shape 150 512 512] [--repeats 3] [--medpy 8]
 
-medpy is no dependency: run this with any Python that has numpy, scipy and medpy (PYTHONPATH=. does for the package).
+medpy is not a dependency: run this with any Python that has numpy, scipy and medpy, and with PYTHONPATH=.
 """
 
 import argparse
@@ -30,7 +30,7 @@ LABELS = {organ: i for i, organ in enumerate(ORGANS, 1)}
 
 
 def ellipsoids(shape: tuple[int, ...], *, jitter: float = 0.0, seed: int = 0) -> np.ndarray:
-  """(D, H, W) uint8 labels of eight ellipsoids; `jitter` moves centres and sizes by about that share of the volume."""
+  """(D, H, W) uint8 labels of eight ellipsoids; `jitter` varies centres and sizes by about that share of it."""
   rng = np.random.default_rng(seed)
   labels = np.zeros(shape, np.uint8)
   for organ, (centre, radius) in ORGANS.items():
@@ -78,7 +78,7 @@ def main() -> None:
   print(f'shape {tuple(options.shape)}, spacing {SPACING_MM} mm, {os.cpu_count()} cores, one thread used')
 
   ours, edt = [], []
-  for _ in range(options.repeats):  # interleaved: both meet the same noise
+  for _ in range(options.repeats):  # in turns, so that noise of the machine affects both
     scores, seconds = timed(lambda: score_case(pred, true, spacing_mm=SPACING_MM, labels=LABELS))
     ours.append(seconds)
     expected, seconds = timed(by_edt_on_crops, pred, true)
@@ -90,9 +90,8 @@ def main() -> None:
     organs = list(LABELS)[: options.medpy]
     expected, seconds = timed(by_medpy, pred, true, organs)
     worst = max(abs(scores[o]['hd95_pooled_mm'] - expected[o]) for o in organs)
-    print(
-      f'medpy     whole volume, HD95 only        {seconds:8.2f} s   for {len(organs)} organ(s), max difference {worst:.1e} mm'
-    )
+    done = f'for {len(organs)} organ(s), max difference {worst:.1e} mm'
+    print(f'medpy     whole volume, HD95 only        {seconds:8.2f} s   {done}')
 
 
 if __name__ == '__main__':

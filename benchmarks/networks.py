@@ -1,11 +1,11 @@
 """Size, work and memory of every network, as a Markdown table: python benchmarks/networks.py [--write FILE].
 
-Nothing is run and no weights are made: the programs are only traced, and compiled for the memory (minutes in all; leave
-that out with --no-memory). A network that `models.MODELS` names appears by itself.
+Nothing is executed and no weights are allocated: the programs are only traced, and compiled to obtain their memory
+(minutes in all; --no-memory leaves that out). All networks of `models.MODELS` are included.
 
-Work is XLA's own count for the forward pass of one image as traced: two operations per multiply-add, elementwise ones
-included, products with the zeros of the padding left out. To compare: the UNet's convolutions alone are by hand, padding
-included, 10.66 G multiply-adds = 21.33 GFLOP for 224 x 224; XLA's number for all of it is 20.83.
+Work is XLA's count for the forward pass of one image: two operations per multiply-add, elementwise operations included,
+products with the zeros of the padding left out. For comparison: the convolutions of the UNet at 224 x 224 are
+10.66 G multiply-adds = 21.33 GFLOP by hand, padding included; XLA's count for the whole network is 20.83.
 """
 
 import argparse
@@ -36,7 +36,7 @@ HEADER = (
 
 
 def forward_flops(model, variables, sides) -> str:
-  """GFLOP of one image; a loop's body is counted once, whatever its length, so a program with one gets a '>'."""
+  """GFLOP of one image, with a '>' if the program has a loop, whose body XLA counts once whatever its length."""
   image = jax.ShapeDtypeStruct((1, *sides, 1), jnp.float32)
   lowered = jax.jit(model.apply).lower(variables, image)
   loop = '> ' if 'stablehlo.while' in lowered.as_text() else ''
@@ -44,7 +44,7 @@ def forward_flops(model, variables, sides) -> str:
 
 
 def train_memory(model, variables, sides, batch) -> int:
-  """Bytes that the compiled loss and gradient hold besides their arguments and results: activations and scratch."""
+  """Bytes that the compiled loss and gradient need besides their arguments and results: activations and scratch."""
   loss_fn = losses.deep_supervised(
     losses.make_loss('ce_afw'), getattr(model, 'head_weights', None), main=getattr(model, 'main_output', 0)
   )
@@ -69,7 +69,7 @@ def train_memory(model, variables, sides, batch) -> int:
 def row(name, sides, batch, classes, options, memory) -> str:
   """One line of the table."""
   model = models.build(name, classes, **options)
-  variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *sides, 1), jnp.float32))
+  variables = models.abstract_variables(model, (1, *sides, 1))
   parameters = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
   flops = forward_flops(model, variables, sides)
   held = f'{train_memory(model, variables, sides, batch) / 2**30:.2f}' if memory else ''
@@ -94,11 +94,11 @@ def main() -> None:
       print(lines[-1], flush=True)
   note = (
     f'{args.dtype}{", remat" if args.remat else ""}, ce_afw; jax {jax.__version__}, programs made for '
-    f'{jax.devices()[0].device_kind}. Parameters that no output depends on are not in our networks.'
+    f'{jax.devices()[0].device_kind}. Parameters of the references that no output depends on are left out.'
   )
   print(f'\n{note}')
   if args.write:
-    args.write.write_text('\n'.join((*lines, '', note)) + '\n')
+    args.write.write_text('\n'.join((*lines, '', note)) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':

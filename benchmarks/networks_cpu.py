@@ -1,10 +1,11 @@
-"""The networks on a CPU against PyTorch: forward and train step, the same weights, interleaved in one run.
+"""Speed of the networks on a CPU against PyTorch: forward pass and training step with the same weights.
 
   python benchmarks/networks_cpu.py [--network unet unetr] [--batch 4] [--rounds 3] [--side 224]
 
-One input channel, nine classes, float32; the train step is forward with batch statistics, cross entropy + Dice, backward,
-SGD with momentum. The outputs are compared before anything is timed. The peers are MONAI's UNETR, nnU-Net's own U-Net and, for the others,
-PyTorch networks written from the published descriptions, whose keys are those of the reference implementations.
+One input channel, nine classes, float32; the training step is forward with batch statistics, cross-entropy + Dice,
+backward, SGD with momentum. Outputs are compared before anything is timed, and both sides are timed in turns. The
+PyTorch networks are MONAI's UNETR, nnU-Net's U-Net and, for the others, networks written from the published
+descriptions, with the keys of the reference implementations.
 """
 
 import argparse
@@ -33,12 +34,12 @@ try:
   import torch
 except ImportError:
   sys.exit(
-    'PyTorch is the peer and is not installed here: pip install -r benchmarks/requirements.txt '
-    '(best in a virtual environment of its own, with requirements.txt)'
+    'PyTorch, which this compares with, is not installed: pip install -r benchmarks/requirements.txt '
+    '(best in a virtual environment of its own, together with requirements.txt)'
   )
 
 CLASSES, RATE, MOMENTUM = 9, 0.01, 0.9
-# network -> (options that make both sides the same work, nothing random; sides of the image; batch)
+# network -> (options for which both sides do the same work, without randomness; sides of the image; batch)
 WORK = {
   'unet': ({}, (224, 224), 4),
   'unetpp': ({}, (224, 224), 4),
@@ -51,7 +52,7 @@ WORK = {
 
 
 class JaxSide:
-  """A Linen network and its state; `forward` and `train` do one piece of work and wait for it."""
+  """A Linen network and its state; `forward` and `train` run one step and wait for the result."""
 
   def __init__(self, model, variables):
     self.model, self.variables, self.tx = model, variables, optax.sgd(RATE, MOMENTUM)
@@ -104,7 +105,7 @@ class TorchSide:
 
 
 def main_head(logits):
-  """UNETR++ answers with three heads, full size first."""
+  """The logits at full size: UNETR++ returns three heads, of which they are the first."""
   return logits[0] if isinstance(logits, (list, tuple)) else logits
 
 
@@ -142,7 +143,7 @@ def make_sides(name: str, sides: tuple[int, ...]) -> dict:
 
 
 def check_equal(sides: dict, image, label) -> None:
-  """Same logits and the same losses over two train steps, or the timing would be of different work."""
+  """Asserts equal logits, and equal losses over two training steps: otherwise the timings would not be comparable."""
   logits = {name: side.forward(image, label) for name, side in sides.items()}
   losses = {name: [side.train(image, label) for _ in range(2)] for name, side in sides.items()}
   for name in sides:
@@ -152,7 +153,7 @@ def check_equal(sides: dict, image, label) -> None:
 
 
 def measure(sides: dict, what: str, image, label, rounds: int) -> dict:
-  """Seconds per call and side; the sides take turns, so that a busy moment falls on all of them."""
+  """Seconds per call and side; the sides take turns, so that a busy moment of the machine affects all of them."""
   seconds = {name: [] for name in sides}
   for done in range(rounds + 1):  # the first round warms up
     for name, side in sides.items():
@@ -195,11 +196,9 @@ def main() -> None:
         median = {name: statistics.median(s) for name, s in seconds.items()}
         best = {name: min(s) for name, s in seconds.items()}
         for name in sides:
-          print(
-            f'| {network} | {what} {" x ".join(map(str, (batch, *shape)))} | {name} | {median[name]:.3f} | {best[name]:.3f} | '
-            f'{median["ours"] / median[name]:.2f} | {best["ours"] / best[name]:.2f} |',
-            flush=True,
-          )
+          ratios = f'{median["ours"] / median[name]:.2f} | {best["ours"] / best[name]:.2f}'
+          work = f'{what} {" x ".join(map(str, (batch, *shape)))}'
+          print(f'| {network} | {work} | {name} | {median[name]:.3f} | {best[name]:.3f} | {ratios} |', flush=True)
     del sides
     jax.clear_caches()
 

@@ -1,4 +1,4 @@
-"""The peer: TransUNet R50-ViT-B_16 in PyTorch, written from its description, with the released code's parameter names."""
+"""TransUNet (R50-ViT-B_16) in PyTorch, for comparison: written from its description, with the authors' names."""
 
 import torch
 import torch.nn.functional as F

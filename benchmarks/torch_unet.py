@@ -1,4 +1,4 @@
-"""The peer: the paper's UNet in PyTorch, written from its description, with the released code's parameter names."""
+"""The paper's UNet in PyTorch, for comparison: written from its description, with the authors' names."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""The peer: nnU-Net's own U-Net as it plans it for large patches, its coarser heads left out."""
+"""nnU-Net's 3D U-Net, for comparison, as planned for large patches, without its coarser heads."""
 
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet

@@ -1,4 +1,4 @@
-"""The peer: UNet++ in PyTorch, written from its description, with the reference code's parameter names."""
+"""UNet++ in PyTorch, for comparison: written from its description, with the parameter names of the reference code."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torch_unet import FEATURES, ConvBlock
 
 
 class UNetPP(nn.Module):
-  """Image (B, Cin, H, W) -> logits (B, num_classes, H, W); with deep supervision a list of them, shallow to deep."""
+  """Image (B, Cin, H, W) -> logits (B, num_classes, H, W); a list of them with deep supervision, shallow to deep."""
 
   def __init__(self, channels, num_classes, features=FEATURES, deep_supervision=False):
     super().__init__()

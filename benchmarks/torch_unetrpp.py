@@ -1,4 +1,4 @@
-"""The peer: UNETR++ (Synapse configuration) in PyTorch, written from its description, with the released code's names."""
+"""UNETR++ (Synapse) in PyTorch, for comparison: written from its description, with the names of the authors' code."""
 
 import torch
 from torch import nn

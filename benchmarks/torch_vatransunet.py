@@ -1,4 +1,4 @@
-"""The peer: VATransUNet in PyTorch, written from its description, with the released code's parameter names."""
+"""VATransUNet in PyTorch, for comparison: written from its description, with the names of the authors' code."""
 
 import torch
 from torch import nn

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from afw_jax.config import build
+from afw_jax.config.check import check_config
 from afw_jax.errors import InputError
 from configs import abdomenct1k_3d
 
@@ -18,7 +18,7 @@ VARIANTS = [(name,) for name in NAMES] + [
 @pytest.mark.parametrize('name', VARIANTS, ids=':'.join)
 def test_a_shipped_config_can_be_trained(name):
   module, *variant = name
-  build.check(importlib.import_module(f'configs.{module}').get_config(*variant))
+  check_config(importlib.import_module(f'configs.{module}').get_config(*variant))
 
 
 def test_a_variant_that_is_not_there():

@@ -1,22 +1,28 @@
-"""From a config to the parts of a run: the one place that knows which key feeds which function."""
+"""Builds the parts of a run from its config: the one place that maps config keys to function arguments."""
 
 import json
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 
-from afw_jax import losses, metrics, models, preprocess
+from afw_jax import losses, models, preprocess
 from afw_jax.data.preparation.options import StoreOptions
 from afw_jax.data.selection import Selection, SelectionOptions, recorded_selection, select
 from afw_jax.distributed import sharding
 from afw_jax.errors import InputError
-from afw_jax.training import accumulation, augment, optimizer
-from afw_jax.weights import pretrained
+from afw_jax.training import augment, optimizer
 
 
 def network(config: ml_collections.ConfigDict, num_classes: int, **more) -> tuple:
-  """(module, the options it was built with as plain JSON); `more` are options no file keeps, as `constrain`."""
+  """The network of a config.
+
+  Args:
+    config: of the run.
+    num_classes: number of classes, background included.
+    **more: options that no config or checkpoint holds, such as `constrain`.
+
+  Returns:
+    (the Linen module, the options it was built with as plain JSON).
+  """
   options = {
     'dtype': config.model.dtype,
     'size': config.model.size,
@@ -28,21 +34,24 @@ def network(config: ml_collections.ConfigDict, num_classes: int, **more) -> tupl
 
 
 def input_size(config: ml_collections.ConfigDict) -> tuple[int, ...]:
-  """Spatial shape that the network is trained on: the patch, or without one the working grid ((h, w): slices).
+  """Spatial shape of the samples that the network is trained on: the patch or, without one, the working grid.
+
+  Returns:
+    (h, w) for slices, (d, h, w) for volumes.
 
   Raises:
-    InputError: it has not as many axes as the network takes, or a side is left open.
+    InputError: its number of axes is not that of the network, or a side is not fixed.
   """
   size, name = tuple(config.train.patch_size or config.data.size), config.model.name
   key = 'train.patch_size' if config.train.patch_size else 'data.size'
-  rank = models.module_of(name).SPATIAL_DIMS
-  if rank == 2 and config.train.patch_size:
+  spatial_dims = models.module_of(name).SPATIAL_DIMS
+  if spatial_dims == 2 and config.train.patch_size:
     raise InputError(
       key, f'is {size}, but {name} is a 2D network, which takes whole slices', 'Leave it out: train.patch_size=().'
     )
-  if len(size) != rank:
+  if len(size) != spatial_dims:
     wanted = {2: 'data.size=(h, w)', 3: 'data.size=(d, h, w) or train.patch_size=(d, h, w)'}
-    raise InputError(key, f'is {size}, but {name} is a {rank}D network', f'Give {wanted[rank]}.')
+    raise InputError(key, f'is {size}, but {name} is a {spatial_dims}D network', f'Give {wanted[spatial_dims]}.')
   if config.train.patch_size and len(config.data.size) == 2:
     raise InputError(
       'train.patch_size',
@@ -50,45 +59,45 @@ def input_size(config: ml_collections.ConfigDict) -> tuple[int, ...]:
       'Give data.size=() or (d, h, w).',
     )
   if not all(isinstance(n, int) and n > 0 for n in size):
-    raise InputError(key, f'{size} has a side that is no number of voxels', 'Give train.patch_size=(d, h, w).')
+    raise InputError(key, f'{size} has a side that is not a number of voxels', 'Give train.patch_size=(d, h, w).')
   return size
 
 
 def mesh(config: ml_collections.ConfigDict):
-  """The devices as data x spatial."""
+  """The device mesh, data x spatial."""
   return sharding.make_mesh(config.mesh.data, config.mesh.spatial)
 
 
 def check_mesh(config: ml_collections.ConfigDict, on, model) -> None:
-  """Raises InputError where the batch, the samples or the network's deepest level do not divide over a mesh."""
+  """Raises InputError if the batch, the samples or the deepest level of the network do not divide over a mesh."""
   sharding.check_divisible(on, config.train.batch_size, input_size(config), models.reduction(config.model.name, model))
 
 
 def loss(config: ml_collections.ConfigDict, model, class_names: tuple[str, ...]):
-  """The configured loss for one head or several (networks with deep supervision say what their heads weigh)."""
+  """The loss, for one output or for several (a network with deep supervision gives the weights of its outputs)."""
   options = dict(config.loss.get(config.loss.name, {}))
   unknown = [name for name in options.get('rare', ()) if name not in class_names]
   if unknown:
     raise InputError('loss.rare', f'{unknown} are not among the organs', f'Name some of {class_names[1:]}.')
-  if 'rare' in options:  # organs by name -> by class id; none named means every organ
+  if 'rare' in options:  # names of organs -> class ids; () means every organ
     options['rare'] = tuple(class_names.index(name) for name in options['rare']) or None
   single = losses.make_loss(config.loss.name, **options)
   return losses.deep_supervised(single, getattr(model, 'head_weights', None), main=getattr(model, 'main_output', 0))
 
 
 def augmentation(config: ml_collections.ConfigDict):
-  """The configured augmentation, (key, batch) -> batch."""
+  """The augmentation, (key, batch) -> batch."""
   return augment.make_augment(config.augment.name, **config.augment.get(config.augment.name, {}))
 
 
-def preparation(config: ml_collections.ConfigDict, on):
-  """What a train step does to a raw batch on a mesh: window and augmentation, (key, batch) -> batch."""
-  prepare = preprocess.make_preprocess(augmentation(config))
-  return prepare if config.augment.name == 'none' else sharding.gather_samples(on, prepare)
+def preprocessing(config: ml_collections.ConfigDict, on):
+  """The preprocessing of raw batches on a mesh, window and augmentation: (key, batch) -> batch."""
+  transform = preprocess.make_preprocess(augmentation(config))
+  return transform if config.augment.name == 'none' else sharding.gather_samples(on, transform)
 
 
 def schedule(config: ml_collections.ConfigDict, steps_per_epoch: int):
-  """Learning rate of a step."""
+  """The learning-rate schedule, step -> learning rate."""
   return optimizer.polynomial_schedule(
     config.optimizer.learning_rate,
     epochs=config.train.epochs,
@@ -99,7 +108,7 @@ def schedule(config: ml_collections.ConfigDict, steps_per_epoch: int):
 
 
 def sgd(config: ml_collections.ConfigDict, rate):
-  """The optimizer."""
+  """The optimizer, SGD with momentum."""
   return optimizer.sgd(
     rate,
     momentum=config.optimizer.momentum,
@@ -109,7 +118,7 @@ def sgd(config: ml_collections.ConfigDict, rate):
 
 
 def store_options(data: ml_collections.ConfigDict) -> StoreOptions:
-  """The options of the store of `config.data`; axes that size and spacing leave out are those of the scan."""
+  """The options of the store of `config.data`; axes without a size or spacing keep those of the scan."""
   return StoreOptions(
     data.dataset,
     size=tuple(data.size),
@@ -136,53 +145,10 @@ def selection(config: ml_collections.ConfigDict, index: dict, checkpoint_meta: d
   return recorded or select(index, selection_options(config.data))
 
 
-def check(config: ml_collections.ConfigDict, *, fresh: bool = True) -> None:
-  """Raises InputError for what the config asks for and cannot have, before any long work; takes no time.
-
-  Args:
-    config: of the run.
-    fresh: False where its training has begun, so that pretrained weights are not read again.
-  """
-  for section, key in (
-    ('train', 'batch_size'),
-    ('train', 'epochs'),
-    ('train', 'log_every_steps'),
-    ('eval', 'batch_size'),
-    ('train', 'checkpoint_every_steps'),
-    ('train', 'validate_every_epochs'),
-  ):
-    if config[section][key] < 1:
-      raise InputError(f'{section}.{key}', f'is {config[section][key]}', 'Give 1 or more.')
-  for key, known in (
-    ('convention', metrics.UNITS),
-    ('split', ('train', 'val', 'test')),
-    ('checkpoint', ('best', 'last')),
-  ):
-    if config.eval[key] not in known:
-      raise InputError(f'eval.{key}', f'{config.eval[key]!r} is unknown', f'Use one of {", ".join(known)}.')
-  for section, key in (('train', 'foreground'), ('eval', 'overlap')):
-    if not 0 <= config[section][key] <= 1 or (key == 'overlap' and config[section][key] == 1):
-      raise InputError(f'{section}.{key}', f'is {config[section][key]}', 'Give a share: 0 or more, and below 1.')
-  augmentation(config)
-  if config.augment.name == 'volume' and len(input_size(config)) == 2:
-    raise InputError('augment.name', "'volume' turns volumes, and these are slices", "Use 'paper' or 'extended'.")
-  schedule(config, 1)
-  options = dict(config.loss.get(config.loss.name, {}))
-  options.pop('rare', None)  # organ names: checked when the data are known
-  losses.make_loss(config.loss.name, **options)
-  model, options = network(config, 2)
-  check_mesh(config, mesh(config), model)
-  accumulation.check(config.train.micro_batches, config.train.batch_size, mesh(config).shape['data'])
-  if config.model.pretrained and fresh:
-    pretrained.check(config.model.name, config.model.pretrained, encoder=options.get('encoder', 'r50'))
-  image = jax.ShapeDtypeStruct((1, *input_size(config), 1), jnp.float32)
-  jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
-
-
 def _window(text: str) -> str | tuple[float, ...] | None:
   try:
     return tuple(float(v) for v in text.strip('()[]').split(',')) if ',' in text else text or None
   except ValueError as error:
     raise InputError(
-      'data.window', f'{text!r} is no window', 'Use paper, transunet, percentile or LOW,HIGH.'
+      'data.window', f'{text!r} is not a valid window', 'Use paper, transunet, percentile or LOW,HIGH.'
     ) from error

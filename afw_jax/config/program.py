@@ -84,7 +84,7 @@ def make_program(
     model,
     build.loss(config, model, class_names),
     tx,
-    build.preparation(config, mesh),
+    build.preprocessing(config, mesh),
     micro_batches=micro_batches,
     unroll=unroll,
   )

@@ -1,42 +1,43 @@
-"""From logits and labels to sums over the whole batch: the one softmax, the one-hot comparison, the psum, the power."""
+"""Building blocks of the losses: softmax and one-hot labels per pixel, sums over the global batch, and a safe power."""
 
-from collections.abc import Hashable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from afw_jax.losses.checks import check_arrays
+from afw_jax.losses.types import Array, AxisName, Scalar
 
+SMOOTH = 1e-5  # default e of every overlap loss, in numerator and denominator
 FLOOR = 1e-12  # below it x ** exponent continues as a straight line to (0, 0)
 TINY = 1e-12  # least denominator, reached only with smooth=0
 
 
 class Pixels(NamedTuple):
-  """What every loss is made of; all floats are float32, or float64 where the logits are.
+  """What every loss is computed from; all floats are float32, or float64 where the logits are.
 
   Attributes:
     p: (B, *S, C) softmax.
     g: (B, *S, C) bool one-hot labels; all False where the label is outside [0, C).
-    log_p_true: (B, *S) log_p of the pixel's own class, 0 where the label is outside [0, C).
-    weight: (B, *S) what a pixel counts: the mask's value, 0 where the label is outside [0, C).
-    axis_name: mapped axis (or axes) over which sums are psum-ed; None for none.
+    log_p_true: (B, *S) log-probability of the pixel's own class, 0 where the label is outside [0, C).
+    weight: (B, *S) weight of the pixel: the mask's value, 0 where the label is outside [0, C).
+    axis_name: mapped axis (or axes) over which sums are psum-ed; None without one.
   """
 
   p: jax.Array
   g: jax.Array
   log_p_true: jax.Array
   weight: jax.Array
-  axis_name: Hashable | None
+  axis_name: AxisName | None
 
 
-def pixels(logits, labels, mask=None, axis_name=None) -> Pixels:
-  """Checks the arguments and takes the softmax.
+def pixels(logits: Array, labels: Array, mask: Array | None = None, axis_name: AxisName | None = None) -> Pixels:
+  """Checks the arrays and computes softmax, one-hot labels and pixel weights.
 
   Args:
     logits: (B, *S, C) raw network output, any floating dtype, any number of spatial axes.
-    labels: (B, *S) integer class ids; a pixel whose id is outside [0, C) counts nowhere, as if masked out.
-    mask: None or (B, *S) bool (False: the pixel counts nowhere, whatever its logits hold, NaN included) or non-negative
+    labels: (B, *S) integer class ids; a pixel whose id is outside [0, C) is ignored, as if masked out.
+    mask: None, or (B, *S) bool (False: the pixel is ignored whatever its logits are, NaN included) or non-negative
       weights; axes of length 1 broadcast.
     axis_name: name (or names) of the mapped axis inside shard_map, pmap or vmap whose shards make up the batch.
 
@@ -44,7 +45,7 @@ def pixels(logits, labels, mask=None, axis_name=None) -> Pixels:
     The Pixels.
 
   Raises:
-    InputError: shapes or dtypes that do not fit.
+    InputError: shapes or dtypes that do not match.
   """
   logits, labels = jnp.asarray(logits), jnp.asarray(labels)
   mask = None if mask is None else jnp.asarray(mask)
@@ -61,49 +62,53 @@ def pixels(logits, labels, mask=None, axis_name=None) -> Pixels:
   return Pixels(jnp.exp(log_p), g, jnp.where(g, log_p, 0).sum(-1), weight, axis_name)
 
 
-def totals(px: Pixels, *values):
+def totals(px: Pixels, *values: jax.Array) -> tuple[jax.Array, ...]:
   """Sums over the batch and all spatial axes, and over the mapped axis: each (B, *S, ...) -> (...)."""
   sums = tuple(v.sum(tuple(range(px.weight.ndim))) for v in values)
   return sums if px.axis_name is None else jax.lax.psum(sums, px.axis_name)
 
 
-def mean(px: Pixels, value) -> jax.Array:
-  """Weighted mean over the pixels of the global batch of value (B, *S); 0 if no pixel counts."""
+def mean(px: Pixels, value: jax.Array) -> jax.Array:
+  """Weighted mean of value (B, *S) over the pixels of the global batch; 0 if every pixel is ignored."""
   total, count = totals(px, value * px.weight, px.weight)
   return total / jnp.where(count > 0, count, 1)
 
 
-def overlap(px: Pixels, *, fp_weight=1.0, fn_weight=1.0, squared: bool = False):
-  """The two sums of which every overlap loss is made.
+def overlap(
+  px: Pixels, *, fp_weight: Scalar = 1.0, fn_weight: Scalar = 1.0, squared: bool = False
+) -> tuple[jax.Array, jax.Array]:
+  """The two sums from which every overlap loss is computed.
 
   Args:
     px: the Pixels.
-    fp_weight, fn_weight: what probability on other classes' pixels, and what is missing on the class's own, costs.
-    squared: square each error.
+    fp_weight: cost of probability on pixels of other classes.
+    fn_weight: cost of probability missing on the class's own pixels.
+    squared: whether each error is squared.
 
   Returns:
     error: (C,) fp_weight sum (1 - g) p + fn_weight sum g (1 - p), or the same of squares. With unit weights it is
-      sum |p - g| or sum (p - g)^2, so error + 2 hit = sum p + sum g, or sum p^2 + sum g, without any subtraction.
+      sum |p - g| or sum (p - g)^2, so that error + 2 hit = sum p + sum g, or sum p^2 + sum g, without any subtraction.
     hit: (C,) sum p g.
   """
   exponent = 2 if squared else 1
   error = jnp.where(px.g, fn_weight * (1 - px.p) ** exponent, fp_weight * px.p**exponent)
   hit = jnp.where(px.g, px.p, 0)
-  return totals(px, error * px.weight[..., None], hit * px.weight[..., None])
+  error, hit = totals(px, error * px.weight[..., None], hit * px.weight[..., None])
+  return error, hit
 
 
-def ratio(error, rest) -> jax.Array:
-  """error / (error + rest), never negative, never above 1, finite at 0 / 0."""
+def ratio(error: jax.Array, rest: jax.Array) -> jax.Array:
+  """error / (error + rest), always in [0, 1] and finite at 0 / 0."""
   return error / jnp.maximum(error + rest, TINY)
 
 
-def power(x, exponent) -> jax.Array:
+def power(x: jax.Array, exponent: Scalar) -> jax.Array:
   """x ** exponent for x >= 0 with a finite gradient everywhere.
 
-  x ** 0.25 has an infinite slope at 0, where a class that is absent and not predicted, or predicted perfectly, arrives.
-  Above FLOOR = 1e-12 this is exactly x ** exponent; below it the chord from (0, 0) takes over: continuous, monotone,
-  exactly 0 at 0 (1 everywhere for exponent 0). A floor and not an offset (x + d) ** e - d ** e, which would bend the
-  values above it too. `where` stands on both sides of the power since the branch not taken is differentiated as well.
+  x ** 0.25 has an infinite slope at 0, which a class reaches when it is absent and not predicted, or predicted
+  perfectly. Above FLOOR = 1e-12 this is exactly x ** exponent; below it the chord from (0, 0) takes over: continuous,
+  monotone, exactly 0 at 0 (1 everywhere for exponent 0). An offset, (x + d) ** e - d ** e, would change the values
+  above the floor too. `where` stands inside and outside the power since the branch not taken is differentiated as well.
 
   Args:
     x: array, not negative.

@@ -1,4 +1,4 @@
-"""Segmentation metrics: DSC, HD, HD95, ASSD and NSD per organ, under named conventions."""
+"""Segmentation metrics: Dice (DSC), Hausdorff distances (HD, HD95), ASSD and NSD of each organ."""
 
 from afw_jax.metrics.scores import SCORES, UNITS, dice_per_class, score_case
 

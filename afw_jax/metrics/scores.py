@@ -1,26 +1,38 @@
-"""Scores of a label map against the truth, organ by organ, under named conventions (they give different tables).
+"""Scores of a predicted label map against the reference: DSC, HD, HD95, ASSD and NSD of each organ.
 
-convention   spacing    both empty         organ missed                    organ only predicted
+Published tables follow different conventions, which give different numbers for the same label maps. They differ in the
+unit of distances and in the scores of an organ that is missing from one label map or from both:
+
+convention   distances  in neither map     only in the reference           only in the prediction
 strict       mm         nan, skipped       DSC 0, NSD 0, image diagonal    DSC 0, NSD 0, image diagonal
 transunet    voxels     DSC 0, 0           DSC 0, 0                        DSC 1, 0
 unetrpp      voxels     DSC 1, 0           DSC 0, 0                        DSC 0, 0
 monai        mm         nan                DSC 0, NSD 0, HD inf, HD95 nan  DSC nan, NSD 0, HD inf, HD95 nan
+
+References:
+  Dice L.R. 1945. Measures of the Amount of Ecologic Association Between Species. doi 10.2307/1932409 (DSC).
+  Taha A.A., Hanbury A. 2015. Metrics for evaluating 3D medical image segmentation: analysis, selection, and tool.
+    doi 10.1186/s12880-015-0068-x (HD, HD95).
+  Nikolov S. et al. 2018. Deep learning to achieve clinically applicable segmentation of head and neck anatomy for
+    radiotherapy. arXiv:1809.04430 (NSD, surface Dice at a tolerance; weighted by surface area there, by voxels here).
+  Cardoso M.J. et al. 2022. MONAI: An open-source framework for deep learning in healthcare. arXiv:2211.02701.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
 
-from afw_jax.errors import InputError
+from afw_jax.errors import InputError, did_you_mean
 from afw_jax.metrics.surface_distance import c_ordered, surface_distances, union_boxes
 
 SCORES = ('dsc', 'hd_mm', 'hd95_pooled_mm', 'hd95_max_mm', 'assd_mm', 'nsd')
-# Unit of the distances of each convention; the keys keep their names, so a table must print this beside them.
+# Unit of the distances in each convention. The keys of the scores end in _mm in any case: a table must print the unit.
 UNITS = {'strict': 'mm', 'transunet': 'voxels', 'unetrpp': 'voxels', 'monai': 'mm'}
 
 _NAN, _INF = float('nan'), float('inf')
-# (DSC, HD, both HD95, ASSD, NSD) where a mask is empty: (neither present, missed, only predicted). None: image diagonal.
-# TransUNet and UNETR++ report no NSD: it follows their DSC. MONAI 1.6.1: as its functions answer, DiceMetric at its default.
+# (DSC, HD, both HD95, ASSD, NSD) of an organ that is in neither map, only in the reference, only in the prediction.
+# None is the length of the image diagonal. TransUNet and UNETR++ do not report NSD: it takes the value of their DSC.
+# monai: what the functions of MONAI 1.6.1 return, DiceMetric with its defaults.
 _EMPTY = {
   'strict': ((_NAN,) * 5, (0.0, None, None, None, 0.0), (0.0, None, None, None, 0.0)),
   'transunet': ((0.0,) * 5, (0.0,) * 5, (1.0, 0.0, 0.0, 0.0, 1.0)),
@@ -40,23 +52,26 @@ def score_case(
 ) -> dict[str, dict[str, float | int | bool]]:
   """Scores one case: DSC, HD, HD95 (two definitions), ASSD and NSD of every organ.
 
-  Surfaces are the voxels with a face neighbour outside the organ (`surface.border`), distances run between their
-  centres. `hd95_pooled_mm` is the 95th percentile of both directions together (medpy), `hd95_max_mm` the larger of the
-  two directed percentiles (MONAI); `assd_mm` the mean of all distances, `nsd` the share of them within the tolerance.
-  Under `transunet` and `unetrpp` spacing is not used: distances and the NSD tolerance are in voxels (see `UNITS`).
-  `monai` rounds as MONAI does (float32 distances and percentile ranks); the others are float64.
+  The surface of an organ is its voxels with a face neighbour outside it (`surface_distance.border`); distances are
+  measured between voxel centres, from each surface voxel to the nearest one of the other surface, in both directions.
+  `hd_mm` is the largest distance; `hd95_pooled_mm` the 95th percentile of both directions together (as in medpy),
+  `hd95_max_mm` the larger of the two directed percentiles (as in MONAI); `assd_mm` the mean of all distances; `nsd` the
+  share of them within the tolerance. With `transunet` and `unetrpp` the spacing is not used: distances and the NSD
+  tolerance are in voxels (see `UNITS`). With `monai` distances and percentile ranks are float32, as in MONAI; otherwise
+  float64.
 
   Args:
-    pred: (D, H, W) (or (H, W)) integer labels of the prediction.
-    true: the same shape, the reference labels. Ids that `labels` does not name count as background in both.
+    pred: (D, H, W) or (H, W) integer labels of the prediction.
+    true: reference labels of the same shape. Ids that are not in `labels` are background in both.
     spacing_mm: voxel size along each axis, (z, y, x).
     labels: organ name -> id.
-    convention: 'strict', 'transunet', 'unetrpp' or 'monai': see the table at the top of this file.
-    nsd_tolerance_mm: one tolerance, or one for each organ by name.
+    convention: 'strict', 'transunet', 'unetrpp' or 'monai', see the docstring of this module.
+    nsd_tolerance_mm: one tolerance for all organs, or organ name -> tolerance.
 
   Returns:
-    organ -> `dsc`, `hd_mm`, `hd95_pooled_mm`, `hd95_max_mm`, `assd_mm`, `nsd` (floats), `missed` (in the truth only),
-    `false_positive` (in the prediction only), `absent` (in neither), `true_voxels`, `pred_voxels`, `true_ml`, `pred_ml`.
+    organ -> `dsc`, `hd_mm`, `hd95_pooled_mm`, `hd95_max_mm`, `assd_mm`, `nsd` (floats), `missed` (only in the
+    reference), `false_positive` (only in the prediction), `absent` (in neither), `true_voxels`, `pred_voxels`,
+    `true_ml`, `pred_ml`.
 
   Raises:
     InputError: shapes differ, labels are not integers, spacing is not positive, or an option is unknown.
@@ -96,14 +111,14 @@ def score_case(
 
 
 def dice_per_class(pred: np.ndarray, true: np.ndarray, num_classes: int) -> np.ndarray:
-  """DSC of every class from one count of label pairs, for validation during training.
+  """DSC of every class, by one pass over the label maps; used for validation during training.
 
   Args:
     pred, true: integer arrays of one shape, values in [0, num_classes).
     num_classes: C, background included.
 
   Returns:
-    (C,) float64, nan for a class in neither array.
+    (C,) float64, nan for a class that is in neither array.
 
   Raises:
     InputError: shapes differ, labels are not integers or lie outside [0, num_classes).
@@ -120,7 +135,7 @@ def dice_per_class(pred: np.ndarray, true: np.ndarray, num_classes: int) -> np.n
 
 
 def _summaries(to_true: np.ndarray, to_pred: np.ndarray, tolerance: float, *, float32: bool) -> tuple[float, ...]:
-  """HD, HD95 pooled, HD95 max, ASSD and NSD of the two sets of distances."""
+  """HD, HD95 pooled, HD95 max, ASSD and NSD of the distances in the two directions."""
   if float32:
     to_true, to_pred = to_true.astype(np.float32), to_pred.astype(np.float32)
     percentile, slack = _percentile_float32, np.float32(1)
@@ -147,8 +162,8 @@ def _percentile_float32(distances: np.ndarray) -> np.float32:
 
 def _check_arrays(pred: np.ndarray, true: np.ndarray) -> None:
   if pred.shape != true.shape:
-    cure = 'Score the prediction on the grid of the truth (resample it back first).'
-    raise InputError('pred', f'has shape {pred.shape}, the truth {true.shape}', cure)
+    cure = 'Resample the prediction to the grid of the reference first.'
+    raise InputError('pred', f'has shape {pred.shape}, the reference {true.shape}', cure)
   for name, array in (('pred', pred), ('true', true)):
     if not (np.issubdtype(array.dtype, np.integer) or array.dtype == bool):
       raise InputError(name, f'labels are of type {array.dtype}', 'Give integer labels, not scores or probabilities.')
@@ -157,30 +172,29 @@ def _check_arrays(pred: np.ndarray, true: np.ndarray) -> None:
 def _check(pred: np.ndarray, true: np.ndarray, spacing: tuple, labels: Mapping, convention: str) -> None:
   _check_arrays(pred, true)
   if convention not in UNITS:
-    raise InputError('convention', f'{convention!r} is not known', f'Choose one of {", ".join(UNITS)}.')
+    raise InputError(
+      'convention', f'{convention!r} is unknown', f'{did_you_mean(convention, UNITS)}Choose one of: {", ".join(UNITS)}.'
+    )
   sizes = np.asarray(spacing, np.float64)
   if pred.ndim < 2:
-    raise InputError('pred', f'has {pred.ndim} axes', 'Give (D, H, W) or (H, W) arrays.')
+    raise InputError('pred', f'has {pred.ndim} axes', 'Give arrays (D, H, W) or (H, W).')
   if sizes.shape != (pred.ndim,) or not (np.isfinite(sizes) & (sizes > 0)).all():
     cure = f'Give {pred.ndim} positive sizes in mm, in the order of the axes (z, y, x).'
-    raise InputError('spacing_mm', f'{spacing} does not fit an array of shape {pred.shape}', cure)
+    raise InputError('spacing_mm', f'{spacing} is not valid for an array of shape {pred.shape}', cure)
   if not labels:
     raise InputError('labels', 'names no organ', "Give a mapping such as {'liver': 1}.")
   ids = list(labels.values())
-  if not all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) and 0 <= i < 65536 for i in ids) or len(
-    set(ids)
-  ) < len(ids):
-    raise InputError(
-      'labels', f'{dict(labels)} is not a set of ids', 'Give each organ one whole number of its own, 0 to 65535.'
-    )
+  valid = all(isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < 65536 for i in ids)
+  if not valid or len(set(ids)) < len(ids):
+    cure = 'Give each organ an integer of its own, 0 to 65535.'
+    raise InputError('labels', f'{dict(labels)} does not map organs to distinct ids', cure)
 
 
 def _tolerances(tolerance: float | Mapping[str, float], labels: Mapping[str, int]) -> dict[str, float]:
   by_organ = dict(tolerance) if isinstance(tolerance, Mapping) else dict.fromkeys(labels, tolerance)
   if lacking := [organ for organ in labels if organ not in by_organ]:
-    raise InputError(
-      'nsd_tolerance_mm', f'has no tolerance for {", ".join(lacking)}', 'Name every organ, or give one number.'
-    )
+    problem = f'has no tolerance for {", ".join(lacking)}'
+    raise InputError('nsd_tolerance_mm', problem, 'Give one number, or a tolerance for every organ.')
   if bad := {o: v for o, v in by_organ.items() if not (np.isfinite(v) and v >= 0)}:
-    raise InputError('nsd_tolerance_mm', f'{bad} is not a distance', 'Give a finite number of mm, 0 or more.')
+    raise InputError('nsd_tolerance_mm', f'{bad} is not a valid distance', 'Give a finite number of mm, 0 or more.')
   return {organ: float(by_organ[organ]) for organ in labels}

@@ -1,50 +1,74 @@
-"""The networks, built by name: a network's name is its module's name.
+"""Segmentation networks in Flax Linen, built by name: `build('unet', num_classes=9)`.
 
-Every module of `MODELS` offers
+The name of a network is the name of its module. To add a network, write a module in this folder, add its name to
+`MODELS`, and give it an entry in the tables of tests/models/test_models.py. The module defines
 
-  make(num_classes, **options) -> nn.Module      called as apply(variables, image, train=False)
-  smallest_image(module, channels) -> shape      of an image that is enough to initialise it
-  SPATIAL_DIMS                                           2 (slices) or 3 (volumes)
-  reduction(module) -> int                       of the first axis at the deepest level, where it is not the smallest image's side
-  TORCH_NAMES, TORCH_CLASSES, TORCH_CHANNELS     what `afw_jax.convert` needs to read PyTorch weights
+  make(num_classes, **options) -> nn.Module       the network, called as apply(variables, image, train=False)
+  smallest_image(model, channels=1) -> shape      shape (1, *S, channels) of the smallest image it takes
+  SPATIAL_DIMS                                    2 for a network of slices, 3 for a network of volumes
+  SIZES                                           its numbers of channels and layers by `size`: 'full' and 'testing'
 
-and every network takes the options `size` ('testing' is small enough for a train step in well under a second), `dtype`
-(the compute dtype; parameters, the norms' statistics and the logits stay float32), `remat` (compute activations again in
-the backward pass) and `constrain` (a function applied to the features after each block, for spatial sharding). One with
-deep supervision answers with a list of logits, `main_output` is the index of its answer and `head_weights` what its heads
-weigh in training.
+and, where they apply,
+
+  reduction(model) -> int                         rows of the image per row at the deepest level (along the first axis),
+                                                  if that is not the side of the smallest image
+  PATCH                                           side of the patches of a network with a table of positions
+  TORCH_NAMES                                     rules (pattern, replacement) from the path of one of our layers to the
+                                                  key of a PyTorch state dict, applied in order (`weights.convert`)
+  TORCH_CLASSES, TORCH_CHANNELS                   keys from whose shapes the numbers of classes and channels are read
+  TORCH_IGNORED, TORCH_ALIASES                    keys without effect; keys that are second names of others
+  torch_image(model, arrays, channels) -> shape   of an image that fits the PyTorch weights, if it is not the smallest
+
+Every network takes the options
+- `size`: 'full', or 'testing' for a miniature that takes a training step in well under a second;
+- `dtype`: the compute dtype; parameters, statistics of the norms and logits are float32 with any;
+- `remat`: whether activations are recomputed in the backward pass: less memory, more time;
+- `constrain`: a function applied to the features after each block, which sharding in space uses.
+
+A network with deep supervision returns a list of logits. Its attributes are then `main_output`, the index of its
+prediction in the list, and `head_weights`, the weights of the heads' losses in training.
 """
 
-import difflib
 import importlib
 import inspect
+from types import ModuleType
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from afw_jax.errors import InputError
+from afw_jax.errors import InputError, did_you_mean
 
 MODELS = ('unet', 'unetpp', 'transunet', 'vatransunet', 'unet3d', 'unetr', 'unetrpp')
 
 
-def module_of(name: str):
-  """The module of the network called `name`; InputError with the nearest name when there is none."""
+def module_of(name: str) -> ModuleType:
+  """The module of a network.
+
+  Raises:
+    InputError: an unknown name; the message proposes the nearest.
+  """
   if name not in MODELS:
-    raise InputError(f'model {name!r}', 'no network has this name', _cure(name, MODELS))
+    cure = f'{did_you_mean(name, MODELS)}Choose one of: {", ".join(MODELS)}.'
+    raise InputError(f'model {name!r}', 'no network has this name', cure)
   return importlib.import_module(f'afw_jax.models.{name}')
 
 
 def check_options(name: str, options: dict) -> None:
-  """Refuses options that the network `name` does not have, naming those it has."""
+  """Checks that the network `name` has all of these options.
+
+  Raises:
+    InputError: an unknown name or option; the message proposes the nearest.
+  """
   known = list(inspect.signature(module_of(name).make).parameters)
   for option in options:
     if option not in known:
-      raise InputError(f'model option {option!r}', f'{name} has no such option', _cure(option, known))
+      cure = f'{did_you_mean(option, known)}Its options are: {", ".join(known)}.'
+      raise InputError(f'model option {option!r}', f'{name} has no such option', cure)
 
 
 def reduction(name: str, model: nn.Module) -> int:
-  """How many rows of an image (along its first axis) become one at the deepest level of the network `name`."""
+  """How many rows of an image (along its first axis) make one row at the deepest level of the network `name`."""
   module = module_of(name)
   return module.reduction(model) if hasattr(module, 'reduction') else module.smallest_image(model)[1]
 
@@ -55,35 +79,55 @@ def build(name: str, num_classes: int, **options) -> nn.Module:
   Args:
     name: one of `MODELS`.
     num_classes: number of classes, background included.
-    **options: the network's own options, see `make` in its module.
+    **options: options of the network, see `make` in its module.
 
   Returns:
     A Linen module: `apply(variables, image (B, *S, Cin), train=False) -> logits (B, *S, num_classes)` float32; with
     `train=True` pass `mutable=['batch_stats']`.
 
   Raises:
-    InputError: an unknown name or option, or a value that cannot work.
+    InputError: an unknown name or option, or an invalid value.
   """
   check_options(name, options)
   if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
-    raise InputError(
-      f'num_classes={num_classes!r}',
-      'is not a number of classes',
-      'give an integer of at least 2: the background and one organ',
-    )
+    cure = 'Give an integer of at least 2: the background and one organ.'
+    raise InputError(f'num_classes={num_classes!r}', 'is not a valid number of classes', cure)
   return module_of(name).make(num_classes, **options)
 
 
-def init(model: nn.Module, key, image_shape: tuple[int, ...]) -> dict:
-  """Initial variables of a network for images (B, *S, Cin) of this shape; only Cin matters to most networks.
+def init(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -> dict:
+  """Initial variables of a network for images of a shape.
 
-  Compiled without optimisation, which changes no bit of the random numbers: they are drawn once, and for a UNet's 38
-  arrays optimising takes ten seconds on two cores where this takes three.
+  It is compiled without optimisation, which does not change a bit of the random numbers: they are drawn once, and for
+  the 38 arrays of a UNet optimising takes ten seconds on two cores where this takes three.
+
+  Args:
+    model: the network.
+    key: PRNG key.
+    image_shape: (B, *S, Cin); for most networks only Cin matters.
+
+  Returns:
+    {'params': ..., 'batch_stats': ...}, without the collections that the network does not have.
+
+  Raises:
+    InputError: an image that the network cannot take.
   """
   compiled = jax.jit(model.init, compiler_options={'xla_backend_optimization_level': 0})
   return compiled(key, jnp.zeros(image_shape))
 
 
-def _cure(word: object, known) -> str:
-  near = difflib.get_close_matches(str(word), known, n=1)
-  return (f'did you mean {near[0]!r}? ' if near else '') + 'these work: ' + ', '.join(known)
+def abstract_variables(model: nn.Module, image_shape: tuple[int, ...]) -> dict:
+  """Shapes and dtypes of a network's variables for images of a shape, without computing or allocating anything.
+
+  Args:
+    model: the network.
+    image_shape: (B, *S, Cin).
+
+  Returns:
+    As from `init`, with a `jax.ShapeDtypeStruct` in the place of each array.
+
+  Raises:
+    InputError: an image that the network cannot take.
+  """
+  image = jax.ShapeDtypeStruct(image_shape, jnp.float32)
+  return jax.eval_shape(lambda image: model.init(jax.random.key(0), image), image)

@@ -1,6 +1,9 @@
-"""TransUNet (Chen et al. 2021): a transformer on the features of a ResNet, decoded with the ResNet's skips.
+"""TransUNet: a transformer on the features of a ResNet, and a decoder with the skips of the ResNet.
 
-R50+ViT-B_16 (`encoder='r50'`) or ViT-B_16 on patches of the image, without skips (`encoder='vit'`).
+Two encoders: R50+ViT-B_16 (`encoder='r50'`), or ViT-B_16 on patches of the image, without skips (`encoder='vit'`).
+
+References:
+  Chen J. et al. 2021. TransUNet: Transformers Make Strong Encoders for Medical Image Segmentation. arXiv:2102.04306.
 """
 
 import math
@@ -10,17 +13,18 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from afw_jax.errors import InputError
-from afw_jax.models.layers.conv import Conv, Linear
+from afw_jax.models.layers import options
+from afw_jax.models.layers.conv import Conv
 from afw_jax.models.layers.decoder import ConvBnRelu, DecoderBlock
 from afw_jax.models.layers.norm import LayerNorm
-from afw_jax.models.layers.options import check_choice, check_image, compute_dtype, identity, logits_dtype
 from afw_jax.models.layers.positions import position_table
 from afw_jax.models.layers.resnet import READINGS, ResNetV2
-from afw_jax.models.layers.vit import SelfAttention
+from afw_jax.models.layers.vit import Block, Names
 
 SPATIAL_DIMS = 2
 PATCH = 16  # pixels per token and axis, with either encoder
 MOST_SKIPS = {'r50': 3, 'vit': 0}
+BLOCK_NAMES = Names('attention_norm', 'ffn_norm', None, 'fc1', 'fc2')
 SIZES = {
   'full': {
     'width': 64,
@@ -43,54 +47,8 @@ SIZES = {
 }
 
 
-class EncoderBlock(nn.Module):
-  """Pre-norm transformer block, LayerNorm eps 1e-6.
-
-  Args:
-    heads: attention heads.
-    mlp_features: channels between the two layers of the MLP.
-    reading: 'transunet': exact GELU, nothing dropped after the attention; 'google': GELU by tanh, dropped there too.
-    dropout_rate: after the layers of the MLP.
-    dtype: compute dtype.
-    divided: whether the tokens of a sample may lie on several devices.
-  """
-
-  heads: int
-  mlp_features: int
-  reading: str
-  dropout_rate: float
-  dtype: jnp.dtype = jnp.float32
-  divided: bool = False
-
-  @nn.compact
-  def __call__(self, x, train: bool = False):
-    google = self.reading == 'google'
-    y = LayerNorm(1e-6, name='attention_norm')(x)
-    x = x + SelfAttention(
-      self.heads,
-      fused=False,
-      qkv_bias=True,
-      dropout=self.dropout_rate if google else 0.0,
-      dtype=self.dtype,
-      divided=self.divided,
-      name='attn',
-    )(y, train)
-    y = LayerNorm(1e-6, name='ffn_norm')(x)
-    for name, features in (('fc1', self.mlp_features), ('fc2', x.shape[-1])):
-      y = Linear(
-        features,
-        kernel_init=nn.initializers.xavier_uniform(),
-        bias_init=nn.initializers.normal(1e-6),
-        dtype=self.dtype,
-        name=name,
-      )(y)
-      y = nn.gelu(y, approximate=google) if name == 'fc1' else y
-      y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
-    return x + y
-
-
 class TransUNet(nn.Module):
-  """See `make`."""
+  """TransUNet; the fields are the arguments of `make`, and the numbers of `SIZES`."""
 
   num_classes: int
   width: int
@@ -107,15 +65,12 @@ class TransUNet(nn.Module):
   position_grid: Sequence[int] | None = None
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
-  constrain: Callable = identity
+  constrain: Callable = options.identity
 
   @nn.compact
   def __call__(self, image, train: bool = False):
-    check_image('transunet', image, (PATCH, PATCH))
-    x = image.astype(self.dtype)
-    if x.shape[-1] == 1:
-      x = jnp.repeat(x, 3, axis=-1)
-    skips = []
+    options.check_image('transunet', image, (PATCH, PATCH))
+    x, skips = options.gray_to_rgb(image.astype(self.dtype)), []
     if self.encoder == 'r50':
       x, skips = ResNetV2(self.width, self.depths, self.reading, self.dtype, self.remat, self.constrain, name='resnet')(
         x
@@ -128,7 +83,7 @@ class TransUNet(nn.Module):
       x = self.constrain(
         block(features, dtype=self.dtype, constrain=self.constrain, name=f'decoder{i}')(x, skip, train)
       )
-    logits = Conv(self.num_classes, 3, dtype=logits_dtype(self.dtype), name='head')(x)
+    logits = Conv(self.num_classes, 3, dtype=options.logits_dtype(self.dtype), name='head')(x)
     return self.constrain(logits)
 
   def _transformer(self, x, train):
@@ -139,15 +94,23 @@ class TransUNet(nn.Module):
     table = position_table(self, 'position_embeddings', grid, self.hidden, nn.initializers.zeros, self.position_grid)
     x = x.reshape(x.shape[0], math.prod(grid), self.hidden) + table.astype(x.dtype)
     x = self.constrain(nn.Dropout(self.dropout_rate, deterministic=not train)(x))
-    block = nn.remat(EncoderBlock, static_argnums=(2,)) if self.remat else EncoderBlock
+    block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+    google = self.reading == 'google'
     for i in range(self.layers):
       x = block(
         self.heads,
         self.mlp_features,
-        self.reading,
-        self.dropout_rate,
-        self.dtype,
-        self.constrain is not identity,
+        eps=1e-6,
+        fused=False,
+        qkv_bias=True,
+        dropout=self.dropout_rate,
+        output_dropout=self.dropout_rate if google else 0.0,
+        approximate_gelu=google,
+        mlp_kernel_init=nn.initializers.xavier_uniform(),
+        mlp_bias_init=nn.initializers.normal(1e-6),
+        dtype=self.dtype,
+        divided=self.constrain is not options.identity,
+        names=BLOCK_NAMES,
         name=f'layer{i}',
       )(x, train)
       x = self.constrain(x)
@@ -166,9 +129,9 @@ def make(
   position_grid: Sequence[int] | None = None,
   dtype=jnp.float32,
   remat: bool = False,
-  constrain: Callable = identity,
+  constrain: Callable = options.identity,
 ) -> TransUNet:
-  """TransUNet: image (B, H, W, Cin) -> logits (B, H, W, num_classes), H and W divisible by 16.
+  """Makes a TransUNet: image (B, H, W, Cin) -> logits (B, H, W, num_classes), H and W divisible by 16.
 
   A one-channel image is repeated to three. At nine classes and 224 x 224 it has 105,277,081 parameters with three
   skips (105,240,217, 104,945,305 and 103,765,657 with two, one and none), and 91,674,201 with `encoder='vit'`.
@@ -176,36 +139,35 @@ def make(
   Args:
     num_classes: number of classes, background included.
     encoder: 'r50' (ResNet, then the transformer) or 'vit' (the transformer alone).
-    n_skip: how many of the ResNet's three skips the decoder gets, the deepest first; None is all the encoder has.
-    reading: how the published weights are read. 'transunet' as the TransUNet code does; 'google' as the network they
-      were trained in does (other normalisation in the shortcuts, padding, standardisation of kernels, GELU).
-    dropout_rate: dropout of tokens in training; the attention weights are never dropped.
+    n_skip: how many of the ResNet's three skips the decoder uses, the deepest first; None is all that the encoder has.
+    reading: which of two networks the published weights are used in. 'transunet' is that of the TransUNet code;
+      'google' is the one they were trained in (other normalisation in the shortcuts, padding, standardisation of
+      kernels, GELU).
+    dropout_rate: dropout rate of tokens in training; there is no dropout on attention weights.
     size: 'full' or 'testing' (one unit per ResNet block, two transformer layers, 32 wide).
-    position_grid: tokens per axis that the table of positions was made for, where the image's differ and it is not a
-      square; the table is resized.
+    position_grid: tokens per axis for which the table of positions was made, needed where that grid is neither the
+      image's nor a square; the table is resized.
     dtype: compute dtype; parameters, statistics and logits are float32.
-    remat: whether units, transformer layers and decoder blocks are computed again in the backward pass, not kept.
-    constrain: applied to the features after each unit or block, and to the tokens (B, N, hidden).
+    remat: whether activations inside units, transformer layers and decoder blocks are recomputed in the backward pass.
+    constrain: function applied to the features after each unit or block and to the tokens (B, N, hidden), for sharding
+      in space.
 
   Returns:
     The Linen module; in training it needs the rng 'dropout' unless dropout_rate is 0.
 
   Raises:
-    InputError: a value that cannot work.
+    InputError: an invalid option.
   """
-  check_choice('encoder', encoder, tuple(MOST_SKIPS))
-  check_choice('reading', reading, READINGS)
-  check_choice('size', size, tuple(SIZES))
+  options.check_choice('encoder', encoder, tuple(MOST_SKIPS))
+  options.check_choice('reading', reading, READINGS)
+  options.check_choice('size', size, tuple(SIZES))
   n_skip = MOST_SKIPS[encoder] if n_skip is None else n_skip
   if encoder == 'vit' and n_skip != 0:
-    raise InputError(
-      f'model option n_skip={n_skip!r}',
-      "encoder 'vit' has no features to skip with",
-      "leave n_skip out, or use encoder 'r50'",
-    )
-  check_choice('n_skip', n_skip, tuple(range(MOST_SKIPS['r50'] + 1)))
-  if not 0 <= dropout_rate < 1:
-    raise InputError(f'model option dropout_rate={dropout_rate!r}', 'is not a rate', 'give a number from 0 to below 1')
+    problem = "encoder 'vit' has no features for skips"
+    raise InputError(f'model option n_skip={n_skip!r}', problem, "Leave n_skip out, or use encoder 'r50'.")
+  options.check_choice('n_skip', n_skip, tuple(range(MOST_SKIPS['r50'] + 1)))
+  options.check_rates(dropout_rate=dropout_rate)
+  options.check_flags(remat=remat)
   grid = None if position_grid is None else tuple(position_grid)
   return TransUNet(
     num_classes,
@@ -215,7 +177,7 @@ def make(
     reading=reading,
     dropout_rate=dropout_rate,
     position_grid=grid,
-    dtype=compute_dtype(dtype),
+    dtype=options.compute_dtype(dtype),
     remat=remat,
     constrain=constrain,
   )
@@ -227,7 +189,7 @@ def smallest_image(model: TransUNet, channels: int = 1) -> tuple[int, ...]:
 
 
 def torch_image(model: TransUNet, arrays, channels: int) -> tuple[int, ...]:
-  """Shape of an image with as many tokens as the table of positions among PyTorch's `arrays`: a square if it can be."""
+  """Shape of an image with as many tokens as the table of positions in the PyTorch weights has, square if possible."""
   table = arrays.get('transformer.embeddings.position_embeddings')
   if table is None or table.ndim != 3:
     return smallest_image(model, channels)

@@ -1,8 +1,11 @@
-"""UNETR (Hatamizadeh et al. 2022), in the form of its authors' code: a vision transformer on patches of 16 voxels per
-axis, whose tokens after four depths are brought to four resolutions and decoded as in a UNet.
+"""UNETR: a vision transformer on patches of 16 voxels per axis, decoded as in a UNet.
 
-The paper names the skips z3, z6 and z9; the code takes the tokens after blocks 4, 7 and 10, and so does this. It also
-carries a LayerNorm per block for a cross-attention that is never there (18,432 parameters): left out.
+Tokens after four of its blocks are brought to four resolutions and joined by a convolutional decoder. As in the
+authors' code the skips are the tokens after blocks 4, 7 and 10 (the publication names z3, z6 and z9). That code also
+has a LayerNorm in each block for a cross-attention that UNETR does not use (18,432 parameters); it is left out.
+
+References:
+  Hatamizadeh A. et al. 2022. UNETR: Transformers for 3D Medical Image Segmentation. arXiv:2103.10504.
 """
 
 import functools
@@ -13,21 +16,21 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from afw_jax.errors import InputError
+from afw_jax.models.layers import options
 from afw_jax.models.layers.conv import Conv, uniform_fan_in
 from afw_jax.models.layers.norm import LayerNorm
-from afw_jax.models.layers.options import check_choice, check_image, compute_dtype, identity, logits_dtype
 from afw_jax.models.layers.positions import position_table
 from afw_jax.models.layers.residual import ResBlock
 from afw_jax.models.layers.transposed import UpConv
 from afw_jax.models.layers.vit import Block
 
 SPATIAL_DIMS, PATCH = 3, 16
-# channels of a token, heads, channels inside the MLP, blocks, blocks after which a skip leaves, decoder channels
+# channels of a token, heads, channels inside the MLP, blocks, blocks after which there is a skip, decoder channels
 SIZES = {'full': (768, 12, 3072, 12, (4, 7, 10), 16), 'testing': (24, 2, 48, 4, (1, 2, 3), 4)}
 
 
 class PatchLayer(nn.Module):
-  """Linear layer on each patch (B, *grid, patch voxels in row-major order x Cin), its kernel flat or shaped as a patch."""
+  """Linear layer on patches (B, N, voxels in row-major order x Cin); its kernel is flat or has the shape of a patch."""
 
   features: int
   flat: bool
@@ -36,7 +39,7 @@ class PatchLayer(nn.Module):
   @nn.compact
   def __call__(self, patches):
     inputs = patches.shape[-1]
-    if self.flat:  # truncated by the authors at 100 standard deviations, so a normal
+    if self.flat:  # the authors truncate it at 100 standard deviations
       shape, init, bias_init = (inputs,), nn.initializers.normal(0.02), nn.initializers.zeros
     else:
       shape, init = ((PATCH,) * SPATIAL_DIMS + (inputs // PATCH**SPATIAL_DIMS,)), uniform_fan_in(inputs)
@@ -47,7 +50,7 @@ class PatchLayer(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-  """Image (B, D, H, W, Cin) -> tokens (B, N, features) in row-major order, with their positions added."""
+  """Image (B, D, H, W, Cin) -> tokens (B, N, features) in row-major order, with position embeddings added."""
 
   features: int
   flat: bool
@@ -68,7 +71,7 @@ class PatchEmbedding(nn.Module):
 
 
 class SkipPath(nn.Module):
-  """Tokens on their grid -> features at 2^(steps + 1) times the resolution; `block(features, name)` makes its blocks."""
+  """Tokens on their grid -> features at 2^(steps + 1) times the resolution; `block(features, name)` makes a block."""
 
   features: int
   steps: int
@@ -88,7 +91,7 @@ class SkipPath(nn.Module):
 
 
 class UNETR(nn.Module):
-  """See `make`."""
+  """UNETR; the fields are the arguments of `make`."""
 
   num_classes: int
   size: str = 'full'
@@ -101,11 +104,11 @@ class UNETR(nn.Module):
   position_grid: Sequence[int] | None = None
   remat: bool = False
   dtype: jnp.dtype = jnp.float32
-  constrain: Callable = identity
+  constrain: Callable = options.identity
 
   @nn.compact
   def __call__(self, image, train: bool = False):
-    check_image('unetr', image, (PATCH,) * SPATIAL_DIMS)
+    options.check_image('unetr', image, (PATCH,) * SPATIAL_DIMS)
     hidden, heads, mlp, depth, depths, _ = SIZES[self.size]
     token_block, voxel_block = (nn.remat(c, static_argnums=(2,)) if self.remat else c for c in (Block, ResBlock))
     block = functools.partial(_named, voxel_block, shortcut=self.res_block, dtype=self.dtype)
@@ -126,7 +129,7 @@ class UNETR(nn.Module):
           dropout=drop,
           attention_dropout=drop,
           dtype=self.dtype,
-          divided=self.constrain is not identity,
+          divided=self.constrain is not options.identity,
           name=f'blocks_{i}',
         )(tokens, train)
       )
@@ -150,12 +153,12 @@ class UNETR(nn.Module):
       x = UpConv(features, dtype=self.dtype, name=f'decoder{level + 2}_transp_conv')(x)
       x = jnp.concatenate([x, skips[level]], axis=-1)
       x = self.constrain(block(features, f'decoder{level + 2}_conv_block')(x, train))
-    logits = Conv(self.num_classes, 1, dtype=logits_dtype(self.dtype), name='out')(x)
+    logits = Conv(self.num_classes, 1, dtype=options.logits_dtype(self.dtype), name='out')(x)
     return self.constrain(logits)
 
 
-def _named(module, features, name, **options):
-  return module(features, name=name, **options)
+def _named(module, features, name, **fields):
+  return module(features, name=name, **fields)
 
 
 def make(
@@ -171,49 +174,49 @@ def make(
   position_grid: Sequence[int] | None = None,
   remat: bool = False,
   dtype=jnp.float32,
-  constrain: Callable = identity,
+  constrain: Callable = options.identity,
 ) -> UNETR:
-  """UNETR: image (B, D, H, W, Cin) -> logits (B, D, H, W, num_classes), sides divisible by 16.
+  """Makes a UNETR: image (B, D, H, W, Cin) -> logits (B, D, H, W, num_classes), sides divisible by 16.
 
-  The table of positions has one row per patch of the image it is initialised with: 92,784,046 parameters at 96 x 96 x 96,
-  one channel and 14 classes. An image of another size takes the table interpolated (`models/positions.py`).
+  The table of positions has one row per patch of the image it is initialised with: 92,784,046 parameters at
+  96 x 96 x 96 voxels, one channel and 14 classes. For an image of another size it is interpolated (`layers.positions`).
 
   Args:
     num_classes: number of classes, background included.
     size: 'full' (12 blocks of 768 channels, 12 heads) or 'testing' (4 of 24, 2 heads).
-    feature_size: channels at full resolution, doubled per level; None is 16 (testing: 4). The authors' README trains 32.
-    patch_embedding: 'perceptron' (the authors') or 'conv' (MONAI's default now): the same function, but of another shape
-      in weight files, and initialised by N(0, 0.02^2) or by PyTorch's default.
+    feature_size: channels at full resolution, doubled per level; None is 16 (testing: 4); the authors' README has 32.
+    patch_embedding: 'perceptron' (the authors') or 'conv' (MONAI's present default): the same function, with another
+      shape in weight files, and initialised by N(0, 0.02^2) or by PyTorch's default.
     conv_block: whether the skips of encoder2 and encoder3 have blocks between their transposed convolutions.
-    res_block: whether blocks have the residual.
+    res_block: whether the convolutional blocks have a residual connection.
     qkv_bias: whether query, key and value have a bias.
     dropout_rate: in the transformer: after the embedding, on attention weights and after its linear layers.
-    position_grid: patches per axis that the table of positions is made for, e.g. (6, 6, 6) of weights trained on
-      96 x 96 x 96; None is the grid of the image at initialisation.
-    remat: whether blocks are computed again in the backward pass instead of kept.
+    position_grid: patches per axis for which the table of positions is made, for example (6, 6, 6) for weights trained
+      on 96 x 96 x 96; None is the grid of the image at initialisation.
+    remat: whether activations inside the blocks are recomputed in the backward pass: less memory, more time.
     dtype: compute dtype; parameters, the norms' statistics and logits are float32.
-    constrain: applied to the tokens and features after each block.
+    constrain: function applied to the tokens and features after each block, for sharding in space.
 
   Returns:
     The Linen module.
 
   Raises:
-    InputError: a value that cannot work.
+    InputError: an invalid option.
   """
-  check_choice('size', size, tuple(SIZES))
-  check_choice('patch_embedding', patch_embedding, ('perceptron', 'conv'))
+  options.check_choice('size', size, tuple(SIZES))
+  options.check_choice('patch_embedding', patch_embedding, ('perceptron', 'conv'))
   feature_size = SIZES[size][-1] if feature_size is None else feature_size
   if not isinstance(feature_size, int) or feature_size < 1:
-    raise InputError(f'model option feature_size={feature_size!r}', 'is not a number of channels', 'give 16 or 32')
-  if not 0 <= dropout_rate < 1:
-    raise InputError(f'model option dropout_rate={dropout_rate!r}', 'is not a rate', 'give 0 or more, and less than 1')
+    raise InputError(f'model option feature_size={feature_size!r}', 'is not a number of channels', 'Give 16 or 32.')
+  options.check_rates(dropout_rate=dropout_rate)
+  options.check_flags(conv_block=conv_block, res_block=res_block, qkv_bias=qkv_bias, remat=remat)
   if position_grid is not None:
     position_grid = tuple(position_grid)
     if len(position_grid) != SPATIAL_DIMS or not all(isinstance(n, int) and n > 0 for n in position_grid):
       raise InputError(
         f'model option position_grid={position_grid!r}',
         'is not a number of patches per axis',
-        'give three positive integers, as (6, 6, 6) for 96 x 96 x 96',
+        'Give three positive integers, for example (6, 6, 6) for 96 x 96 x 96 voxels.',
       )
   return UNETR(
     num_classes,
@@ -226,23 +229,23 @@ def make(
     dropout_rate,
     position_grid,
     remat,
-    compute_dtype(dtype),
+    options.compute_dtype(dtype),
     constrain,
   )
 
 
 def smallest_image(model: UNETR, channels: int = 1) -> tuple[int, ...]:
-  """Shape (1, D, H, W, channels) of the smallest image the network takes; its table of positions would have one row."""
+  """Shape (1, D, H, W, channels) of the smallest image the network takes: one token, or those of `position_grid`."""
   return (1, *(PATCH * n for n in model.position_grid or (1,) * SPATIAL_DIMS), channels)
 
 
 def reduction(model: UNETR) -> int:
-  """Rows of the image per row of tokens."""
+  """Rows of the image per row of tokens, which are at the deepest level."""
   return PATCH
 
 
 def torch_image(model: UNETR, arrays, channels: int) -> tuple[int, ...]:
-  """Shape of an image with as many patches as the table of positions in `arrays` has rows."""
+  """Shape of an image with as many patches as the table of positions in the PyTorch weights has rows."""
   if model.position_grid or POSITIONS not in arrays:
     return smallest_image(model, channels)
   return 1, PATCH * arrays[POSITIONS].shape[1], PATCH, PATCH, channels
@@ -264,5 +267,5 @@ TORCH_NAMES = (
 )
 TORCH_CLASSES = ('out.conv.conv.weight',)
 TORCH_CHANNELS = ('encoder1.layer.conv1.conv.weight',)
-# MONAI builds norms and layers for a cross-attention that UNETR does not have; no output depends on them.
+# MONAI has norms and layers for a cross-attention that UNETR does not use; no output depends on them.
 TORCH_IGNORED = (r'^vit\.blocks\.\d+\.(norm_cross_attn|cross_attn)\.',)

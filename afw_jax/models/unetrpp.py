@@ -1,8 +1,11 @@
-"""UNETR++ (Shaker et al. 2022) in its Synapse configuration: efficient paired attention and 3x3x3 residual
-blocks at four resolutions, skips added, three heads.
+"""UNETR++ in its Synapse configuration: efficient paired attention and 3x3x3 residual blocks at four resolutions.
 
-It is tied to the number of voxels it was made for: every block has a table of positions and a layer that mixes all
-tokens, so the number of parameters depends on the image (42,952,850 at 64 x 128 x 128, 201,609,362 at 128 x 256 x 256).
+Skips are added, not concatenated, and there are three heads. The network is bound to the number of voxels for which it
+was initialised: every block has a table of positions and a layer that mixes all tokens, so that the number of
+parameters depends on the image (42,952,850 at 64 x 128 x 128, 201,609,362 at 128 x 256 x 256).
+
+References:
+  Shaker A. et al. 2022. UNETR++: Delving into Efficient and Accurate 3D Medical Image Segmentation. arXiv:2212.04497.
 """
 
 import math
@@ -13,22 +16,22 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from afw_jax.errors import InputError
+from afw_jax.models.layers import options
 from afw_jax.models.layers.conv import Conv, uniform_fan_in
 from afw_jax.models.layers.epa import LAYOUTS, EPABlock
 from afw_jax.models.layers.norm import GroupNorm
-from afw_jax.models.layers.options import check_choice, check_image, compute_dtype, identity, logits_dtype
 from afw_jax.models.layers.residual import ResBlock
 from afw_jax.models.layers.transposed import UpConv
 
 SPATIAL_DIMS = 3
-# widths of the encoder's stages, learned mixtures of tokens in each of them and in the decoder, EPA blocks per stage
+# channels of the encoder's stages, learned mixtures of tokens in each of them and in the decoder, EPA blocks per stage
 SIZES = {'full': ((32, 64, 128, 256), (64, 64, 64, 32), 64, 3), 'testing': ((8, 16, 32), (8, 8, 4), 8, 1)}
 
 
 class PatchConv(nn.Module):
   """Convolution of D, H and W without overlap (kernel = stride, no bias) as one matrix product over patches.
 
-  The gradient of XLA's strided 3D convolutions takes forty times longer on a CPU, mostly for the input.
+  On a CPU the gradient of XLA's strided 3D convolutions takes forty times longer, most of it for the input.
   """
 
   features: int
@@ -44,7 +47,11 @@ class PatchConv(nn.Module):
 
 
 class UNETRPP(nn.Module):
-  """See `make`. Stage i has the blocks `stage{i}_{j}`, the decoder the released code's names: `up5` to `decoder2`."""
+  """UNETR++; the fields are the arguments of `make`.
+
+  Stage i of the encoder has the blocks `stage{i}_{j}`; the decoder has the names of the released code, `up5` to
+  `decoder2`.
+  """
 
   main_output: ClassVar[int] = 0
   head_weights: ClassVar[tuple[float, ...]] = (1, 1 / 2, 1 / 4)
@@ -58,11 +65,11 @@ class UNETRPP(nn.Module):
   channel_dropout: float = 0.1
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
-  constrain: Callable = identity
+  constrain: Callable = options.identity
 
   @nn.compact
   def __call__(self, image, train: bool = False):
-    check_image('unetrpp', image, strides(self))
+    options.check_image('unetrpp', image, strides(self))
     self._check_tokens(image)
     widths, mixtures, decoder_mixtures, blocks = SIZES[self.size]
     image = image.astype(self.dtype)
@@ -88,7 +95,7 @@ class UNETRPP(nn.Module):
         )
       return x
 
-    # The released code initialises the linear layers of the encoder so, and leaves the decoder's at PyTorch's default.
+    # As in the released code; the linear layers of the decoder have PyTorch's default initialisation.
     inits = {'kernel_init': nn.initializers.normal(0.02), 'bias_init': nn.initializers.zeros}
     skips, x = [], image
     for i, (width, projected) in enumerate(zip(widths, mixtures)):
@@ -107,7 +114,7 @@ class UNETRPP(nn.Module):
     decoded.append(run(ResBlock(width, 'instance', dtype=self.dtype, name='decoder2'), self.constrain(x)))
 
     def head(i, x):
-      logits = Conv(self.num_classes, 1, dtype=logits_dtype(self.dtype), name=f'out{i}')(x)
+      logits = Conv(self.num_classes, 1, dtype=options.logits_dtype(self.dtype), name=f'out{i}')(x)
       return self.constrain(logits)
 
     heads = [head(i, x) for i, x in enumerate(decoded[: -4 if self.deep_supervision else -2 : -1], 1)]
@@ -121,8 +128,8 @@ class UNETRPP(nn.Module):
       sides = ' x '.join(map(str, image.shape[1:-1]))
       raise InputError(
         f'image of {sides} voxels',
-        f'this unetrpp was made for images of {voxels:,} voxels: it has weights for each',
-        'predict in windows of the size it was trained on, or train one for this size',
+        f'this unetrpp was made for images of {voxels:,} voxels, and has weights for each of them',
+        'Predict in windows of the size it was trained on, or train one for this size.',
       )
 
 
@@ -137,45 +144,43 @@ def make(
   channel_dropout: float = 0.1,
   dtype=jnp.float32,
   remat: bool = False,
-  constrain: Callable = identity,
+  constrain: Callable = options.identity,
 ) -> UNETRPP:
-  """UNETR++: image (B, D, H, W, Cin) -> logits, for images of the number of voxels it was initialised with.
+  """Makes a UNETR++: image (B, D, H, W, Cin) -> logits, for images with the number of voxels it is initialised with.
 
   Args:
     num_classes: number of classes, background included.
     size: 'full' (four stages of 32 to 256 channels, three blocks each) or 'testing' (three of 8 to 32, one each).
-    epa_layout: 'released', the published code, whose spatial attention mixes up tokens and channels when it lays them
-      out (its weights need that), or 'fixed'. Its author found the same accuracy with both; sharded in space, 'released'
-      sends every block's attended tokens to all devices, 'fixed' nothing of the kind.
-    deep_supervision: True: a list of logits at full size, at 1 / stem and at 1 / (2 stem); the first is the answer.
-      False: the first alone, with 1,372 parameters less at fourteen classes.
-    stem: how much the first convolution reduces D, H and W; every side must be divisible by eight times that
+    epa_layout: 'released' as in the published code, where a reshape mixes the token and channel axes of the spatial
+      attention (its weights need that), or 'fixed'. The author reports the same accuracy for both. Sharded in space,
+      'released' sends the attended tokens of every block to all devices, which 'fixed' does not.
+    deep_supervision: True for a list of logits at full size, at 1 / stem and at 1 / (2 stem); the first is the
+      prediction. False for the first alone, with 1,372 parameters less at fourteen classes.
+    stem: strides of the first convolution along D, H and W; every side must be divisible by eight times that
       ('testing': four times).
-    attention_dropout, channel_dropout: share of attention weights and of channels dropped in training.
+    attention_dropout, channel_dropout: dropout rates of attention weights and of channels in training.
     dtype: compute dtype; parameters, statistics, attention weights and logits are float32.
-    remat: compute the blocks again in the backward pass instead of keeping what is inside them.
-    constrain: applied to the features after each block, to the tokens and to the logits.
+    remat: whether activations inside the blocks are recomputed in the backward pass: less memory, more time.
+    constrain: function applied to the features after each block, to the tokens and to the logits, for sharding in
+      space.
 
   Returns:
-    The Linen module.
+    The Linen module; in training it needs the rng 'dropout' unless both rates are 0.
 
   Raises:
-    InputError: a value that cannot work.
+    InputError: an invalid option.
   """
-  check_choice('size', size, tuple(SIZES))
-  check_choice('epa_layout', epa_layout, LAYOUTS)
-  for option, value in (('deep_supervision', deep_supervision), ('remat', remat)):
-    check_choice(option, value, (True, False))
+  options.check_choice('size', size, tuple(SIZES))
+  options.check_choice('epa_layout', epa_layout, LAYOUTS)
+  options.check_flags(deep_supervision=deep_supervision, remat=remat)
+  options.check_rates(attention_dropout=attention_dropout, channel_dropout=channel_dropout)
   stem = tuple(stem)
   if len(stem) != 3 or not all(isinstance(n, int) and n > 0 for n in stem):
     raise InputError(
       f'model option stem={stem!r}',
       'is not a stride for each of D, H and W',
-      'give three positive integers, as (2, 4, 4)',
+      'Give three positive integers, for example (2, 4, 4).',
     )
-  for option, value in (('attention_dropout', attention_dropout), ('channel_dropout', channel_dropout)):
-    if not 0 <= value < 1:
-      raise InputError(f'model option {option}={value!r}', 'is not a share to drop', 'give a number from 0 to below 1')
   return UNETRPP(
     num_classes,
     size,
@@ -184,14 +189,14 @@ def make(
     stem,
     attention_dropout,
     channel_dropout,
-    compute_dtype(dtype),
+    options.compute_dtype(dtype),
     remat,
     constrain,
   )
 
 
 def strides(model: UNETRPP) -> tuple[int, ...]:
-  """What D, H and W must be divisible by."""
+  """The numbers by which D, H and W must be divisible."""
   return tuple(_reduction(model) * n for n in model.stem)
 
 
@@ -205,7 +210,7 @@ def smallest_image(model: UNETRPP, channels: int = 1) -> tuple[int, ...]:
 
 
 def torch_image(model: UNETRPP, arrays, channels: int) -> tuple[int, ...]:
-  """Shape of an image with as many voxels as the PyTorch weights were made for."""
+  """Shape of an image with as many voxels as the PyTorch weights were trained on."""
   table = arrays.get('unetr_pp_encoder.stages.0.0.pos_embed')
   deepest = 1 if table is None else max(table.shape[1] // _reduction(model) ** 3, 1)
   depth, height, width = strides(model)
@@ -224,7 +229,7 @@ TORCH_NAMES = (
   (r'\.conv8$', '.conv8.1'),
   (r'\.project$', '.F'),
 )
-# E and F are two names of one layer; loading a state dict in PyTorch leaves it with the values of F, the later one.
+# E and F are two names of one layer; after loading a state dict in PyTorch it has the values of F, the later one.
 TORCH_ALIASES = ((r'\.epa_block\.E\.', '.epa_block.F.'),)
 TORCH_CLASSES = ('out1.conv.conv.weight',)
 TORCH_CHANNELS = ('encoder1.conv1.conv.weight',)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from afw_jax import losses
 from afw_jax.training import accumulation
 
 Array = jax.Array
@@ -42,7 +43,7 @@ def init_state(model, tx: optax.GradientTransformation, key: Array, image: Array
     num_classes: C, background included.
   """
   variables = model.init(key, image, train=False)
-  params = {'net': variables['params'], 'log_sigma_sq': jnp.zeros((num_classes,), jnp.float32)}
+  params = {'net': variables['params'], 'log_sigma_sq': losses.init_log_sigma_sq(num_classes)}
   return TrainState(jnp.zeros((), jnp.int32), params, variables.get('batch_stats', {}), tx.init(params))
 
 

@@ -61,8 +61,7 @@ def from_torch(name: str, state_dict: Mapping[str, np.ndarray], **options) -> di
     image = module.torch_image(model, arrays, channels)
   else:
     image = module.smallest_image(model, channels)
-  needed = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(image, jnp.float32))
-  needed = traverse_util.flatten_dict(needed)
+  needed = traverse_util.flatten_dict(models.abstract_variables(model, image))
   keys = {path: torch_key(path, module.TORCH_NAMES) for path in needed}
   shapes = {keys[path]: _torch_shape(path, leaf.shape) for path, leaf in needed.items()}
   problems = _mismatches(arrays, shapes, ignored='|'.join((IGNORED, *getattr(module, 'TORCH_IGNORED', ()))))

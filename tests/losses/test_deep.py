@@ -1,4 +1,4 @@
-"""deep_supervised against sums made by hand; nearest against numpy."""
+"""Deep supervision against sums worked out by hand, and nearest-neighbour labels against numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -141,9 +141,9 @@ def test_three_dimensions_with_other_ratios_per_axis():
   [
     ((1, 0.5), 0, HEADS, '2 for 3 heads'),
     ((1, 1, 1, 1), 0, HEADS, '4 for 3 heads'),
-    (None, 3, HEADS, '3 is no index of 3'),
-    (None, -4, HEADS, 'no index'),
-    (None, 0, [], 'no index of 0'),
+    (None, 3, HEADS, '3 is not a valid index of 3'),
+    (None, -4, HEADS, 'not a valid index'),
+    (None, 0, [], 'not a valid index of 0'),
     (None, -1, HEADS, 'Name the full-size head'),
     (None, 0, [HEADS[0], HEADS[1][0]], 'channels last'),
   ],
@@ -154,6 +154,6 @@ def test_heads_that_do_not_fit_are_refused(weights, main, heads, word):
 
 
 @pytest.mark.parametrize('weights', [(), (0, 0), (1, -0.5), (1, np.nan), (1, np.inf), ('1', 2), (True, 1)])
-def test_weights_that_are_none_are_refused_at_once(weights):
+def test_invalid_weights_are_refused_at_once(weights):
   with pytest.raises(InputError, match='weights of the heads'):
     losses.deep_supervised(CE_AFW, weights)

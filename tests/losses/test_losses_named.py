@@ -1,6 +1,8 @@
-"""make_loss: the uniform loss of training; and the library standing on jax alone."""
+"""make_loss: losses by name with the defaults of the public functions; and the losses import with jax alone."""
 
+import collections
 import doctest
+import inspect
 import os
 import subprocess
 import sys
@@ -104,6 +106,34 @@ def test_rare_ids_are_checked_against_the_logits():
   loss = losses.make_loss('ce_afw', rare=np.array([1, 12]))
   with pytest.raises(InputError, match='12'):
     loss(X, Y, S)
+
+
+PUBLIC = [getattr(losses, name) for name in losses.__all__ if name.endswith(('_loss', '_dice', '_terms'))]
+AFW = (losses.afw_dice, losses.afw_dice_terms, losses.afw_loss)
+
+
+def test_an_option_has_one_default_wherever_it_is_taken():
+  found = collections.defaultdict(set)
+  for function in PUBLIC:
+    for p in inspect.signature(function).parameters.values():
+      if p.name in ('smooth', 'fp_weight', 'fn_weight') or (function in AFW and p.name != 'squared'):
+        found[p.name].add(p.default)  # `squared` is False in AFW-Dice, and None in its sum, where the recipe decides
+  assert found['smooth'] == {1e-5} and found['gamma'] == {0.25} and found['correction'] == {'eq6'}
+  assert not {option: values for option, values in found.items() if len(values) > 1}
+
+
+def test_every_public_loss_says_the_types_of_its_arguments():
+  for function in [*PUBLIC, losses.cross_entropy, losses.init_log_sigma_sq, losses.make_loss, losses.deep_supervised]:
+    signature = inspect.signature(function)
+    lacking = [p.name for p in signature.parameters.values() if p.annotation is p.empty and p.kind is not p.VAR_KEYWORD]
+    assert not lacking and signature.return_annotation is not signature.empty, (function, lacking)
+
+
+def test_the_initial_log_variances_give_every_class_the_weight_one():
+  s = jax.jit(losses.init_log_sigma_sq, static_argnums=0)(4)
+  assert s.shape == (4,) and s.dtype == np.float32
+  np.testing.assert_array_equal(losses.afw_dice_terms(X, Y, s)['weight'], np.ones(4))
+  np.testing.assert_array_equal(losses.make_loss('afw')(X, Y, s)[1]['weight'], np.ones(4))
 
 
 def test_docstring_example():

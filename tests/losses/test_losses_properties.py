@@ -1,4 +1,4 @@
-"""What must hold of every loss on any input: finite, invariant, masked; thousands of drawn cases."""
+"""Properties of every loss on any input: finite, invariant, masked; checked on thousands of random cases."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Each comparison loss against golden numbers, other people's definitions and its own formula in numpy."""
+"""Each comparison loss against golden numbers, the definitions of other libraries and its own formula in numpy."""
 
 import functools
 import os
@@ -184,7 +184,7 @@ F32, INT = np.zeros((2, 4, 4, 3), np.float32), np.zeros((2, 4, 4), np.int32)
     (lambda: losses.unified_focal_loss(F32, INT, delta=1.5), ['delta', 'at most 1']),
   ],
 )
-def test_wrong_arguments_are_said_in_one_line(call, said):
+def test_invalid_arguments_are_refused_in_one_line(call, said):
   with pytest.raises(InputError) as error:
     call()
   assert '\n' not in str(error.value)

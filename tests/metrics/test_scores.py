@@ -1,3 +1,5 @@
+"""Scores against golden values, medpy's and MONAI's definitions, and properties; invalid input; speed."""
+
 import json
 import math
 import pathlib
@@ -66,7 +68,7 @@ def test_golden():
     for convention in UNITS
   }
   compared = 0
-  for row in json.loads((GOLDEN / 'metrics.json').read_text()):
+  for row in json.loads((GOLDEN / 'metrics.json').read_text(encoding='utf-8')):
     for name, (convention, ours) in where.items():
       got = scores[row['case'], convention][str(row['class'])]
       assert (got['true_voxels'], got['pred_voxels']) == (row['true_voxels'], row['pred_voxels'])
@@ -223,7 +225,7 @@ def test_tolerance_by_organ():
 @pytest.mark.parametrize(
   'change, said',
   [
-    ({'true': np.zeros((4, 4, 5), int)}, r'shape \(4, 4, 4\), the truth \(4, 4, 5\)'),
+    ({'true': np.zeros((4, 4, 5), int)}, r'shape \(4, 4, 4\), the reference \(4, 4, 5\)'),
     ({'pred': np.zeros((4, 4, 4), np.float32)}, 'pred: labels are of type float32'),
     ({'true': np.full((4, 4, 4), 'a')}, 'true: labels are of type'),
     ({'pred': np.zeros(4, int), 'true': np.zeros(4, int), 'spacing_mm': (1,)}, 'pred: has 1 axes'),
@@ -237,7 +239,8 @@ def test_tolerance_by_organ():
     ({'labels': {'a': 1.5}}, 'ids'),
     ({'labels': {'a': 10**9}}, 'ids'),
     ({'labels': {'a': '1'}}, 'ids'),
-    ({'convention': 'medpy'}, 'Choose one of strict, transunet, unetrpp, monai'),
+    ({'convention': 'medpy'}, 'Choose one of: strict, transunet, unetrpp, monai'),
+    ({'convention': 'transunett'}, "Did you mean 'transunet'"),
     ({'nsd_tolerance_mm': -1.0}, 'nsd_tolerance_mm'),
     ({'nsd_tolerance_mm': NAN}, 'nsd_tolerance_mm'),
   ],
@@ -270,7 +273,7 @@ def test_dice_per_class():
 
 @pytest.mark.parametrize('noisy', [False, True])
 def test_speed(noisy):
-  """A mid-size volume; a whole volume of speckles (surfaces everywhere, where a tree alone takes minutes) is no trap."""
+  """A mid-size volume, and one full of speckles: surfaces everywhere, for which a tree alone takes minutes."""
   shape = (75, 256, 256)
   rng = np.random.default_rng(0)
   true, pred = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)

@@ -1,7 +1,7 @@
-"""Every network learns from every loss: a finite loss, and a gradient in every parameter that is not dead.
+"""Every network learns from every loss: a finite loss, and a gradient for every parameter that can have one.
 
-The gradient of a train step is that of the loss towards the logits, pulled back through the network. So each network
-is compiled once and each loss once per shape of logits, and all pairs are then products of the two.
+The gradient of a training step is that of the loss with respect to the logits, pulled back through the network. So each
+network is compiled once and each loss once per shape of logits, and all pairs are combinations of the two.
 """
 
 import functools
@@ -42,7 +42,7 @@ def network(name):
   shape = models.module_of(name).smallest_image(model)
   shape = (2, *(2 * n for n in shape[1:-1]), shape[-1])
   image = jnp.asarray(np.random.default_rng(0).random(shape, dtype=np.float32))
-  variables = jax.tree_util.tree_map_with_path(drawn, jax.eval_shape(model.init, jax.random.key(0), image))
+  variables = jax.tree_util.tree_map_with_path(drawn, models.abstract_variables(model, shape))
   params = variables.pop('params')
 
   def forward(params):

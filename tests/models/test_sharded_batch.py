@@ -23,7 +23,8 @@ def step(variables, image, truth):
 
 mesh = Mesh(np.array(jax.devices()), ('data',))
 whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
-sharded = jax.jit(step, in_shardings=(whole, split, split), out_shardings=whole).lower(variables, image, truth).compile()
+sharded = jax.jit(step, in_shardings=(whole, split, split), out_shardings=whole)
+sharded = sharded.lower(variables, image, truth).compile()
 assert mesh.size == 4 and 'all-reduce' in sharded.as_text() and 'all-gather' not in sharded.as_text()
 placed = jax.device_put(variables, whole), jax.device_put(image, split), jax.device_put(truth, split)
 one, many = jax.jit(step)(variables, image, truth), sharded(*placed)

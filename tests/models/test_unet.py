@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from network_checks import count, trained
 
 from afw_jax import models
-from afw_jax.errors import InputError
 from afw_jax.weights import convert
 
 FEATURES = (4, 8, 16)
@@ -26,27 +26,19 @@ def small():
   return model, models.init(model, jax.random.key(0), image.shape), image
 
 
-def count(variables):
-  return sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
-
-
-def shapes_of(model, channels):
-  return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, channels)))
-
-
 def test_eval_logits_are_the_released_networks(golden):
   facts, variables, image, numbers = golden
   logits = jax.jit(models.build('unet', num_classes=9).apply)(variables, image)
   assert list(logits.shape) == facts['outputs']['eval']['shape'] and logits.dtype == jnp.float32
   error = np.abs(np.asarray(logits).ravel()[numbers['eval_index']] - numbers['eval']).max()
   assert error < 1e-4 * facts['outputs']['eval']['std']
-  assert count(variables) == facts['parameters']
+  assert count(variables['params']) == facts['parameters']
 
 
 def test_train_logits_are_the_released_networks(golden):
   facts, variables, image, numbers = golden
   model = models.build('unet', num_classes=9, recipe='released')
-  logits, _ = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=['batch_stats']))(variables, image)
+  logits, _ = jax.jit(lambda v, x: trained(model, v, x))(variables, image)
   error = np.abs(np.asarray(logits).ravel()[numbers['train_index']] - numbers['train']).max()
   assert error < 1e-4 * facts['outputs']['train']['std']
 
@@ -64,9 +56,8 @@ def test_train_logits_are_the_released_networks(golden):
   ],
 )
 def test_parameter_counts(options, channels, classes, parameters):
-  variables = shapes_of(models.build('unet', num_classes=classes, **options), channels)
-  assert count(variables) == parameters
-  assert sum(leaf.size for leaf in jax.tree.leaves(variables['batch_stats'])) == 5_888
+  variables = models.abstract_variables(models.build('unet', num_classes=classes, **options), (1, 32, 32, channels))
+  assert count(variables['params']) == parameters and count(variables['batch_stats']) == 5_888
 
 
 def test_released_repeats_one_channel_to_three(small):
@@ -93,11 +84,11 @@ def test_jit_is_eager(small):
 def test_bfloat16_computes_low_and_keeps_float32(small):
   model, variables, image = small
   low = models.build('unet', num_classes=4, features=FEATURES, dtype='bfloat16')
-  fresh, trained = jax.eval_shape(
-    lambda key: (low.init(key, image), low.apply(variables, image, train=True, mutable=['batch_stats'])),
+  shapes = jax.eval_shape(
+    lambda key: (low.init(key, image), trained(low, variables, image)),
     jax.random.key(0),
   )
-  assert {leaf.dtype for leaf in jax.tree.leaves((fresh, trained))} == {np.dtype('float32')}
+  assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype('float32')}
   logits, full = jax.jit(low.apply)(variables, image), jax.jit(model.apply)(variables, image)
   assert 1e-4 < np.sqrt(np.mean((logits - full) ** 2)) / np.std(full) < 0.05
 
@@ -107,7 +98,7 @@ def test_float64_goes_through():
     model = models.build('unet', num_classes=3, features=(2, 3), dtype='float64')
     image = np.random.default_rng(0).random((1, 4, 4, 1))
     variables = jax.tree.map(lambda a: a.astype(jnp.float64), models.init(model, jax.random.key(0), image.shape))
-    logits, updates = jax.eval_shape(lambda: model.apply(variables, image, train=True, mutable=['batch_stats']))
+    logits, updates = jax.eval_shape(lambda: trained(model, variables, image))
     assert {leaf.dtype for leaf in jax.tree.leaves((logits, updates))} == {np.dtype('float64')}
 
 
@@ -122,7 +113,7 @@ def test_any_image_dtype_gives_float32_logits(small, dtype):
 def test_constrain_sees_every_block_and_the_logits():
   seen = []
   model = models.build('unet', num_classes=3, features=(2, 4, 6), constrain=lambda x: seen.append(x.shape) or x)
-  jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 12, 1)))
+  models.abstract_variables(model, (1, 8, 12, 1))
   pairs = [(1, 2, 2, 3, 6), (1, 4, 2, 6, 4)]  # of rows, where they are doubled
   assert [s for s in seen if len(s) == 5] == pairs
   assert [s for s in seen if s not in pairs] == [
@@ -133,36 +124,3 @@ def test_constrain_sees_every_block_and_the_logits():
     (1, 8, 12, 2),
     (1, 8, 12, 3),
   ]
-
-
-@pytest.mark.parametrize(
-  'shape, words',
-  [
-    ((1, 200, 224, 1), ['200 x 224', '192 x 224', '208 x 224']),
-    ((1, 8, 20, 1), ['16 x 16', '16 x 32']),
-    ((224, 224, 1), ['(B, H, W, channels)']),
-    ((1, 32, 32, 32, 1), ['(B, H, W, channels)']),
-  ],
-)
-def test_images_it_cannot_take_are_refused_with_what_it_can(shape, words):
-  model = models.build('unet', num_classes=3, size='testing')
-  with pytest.raises(InputError) as caught:
-    models.init(model, jax.random.key(0), shape)
-  assert all(word in str(caught.value) for word in words)
-
-
-@pytest.mark.parametrize(
-  'options, word',
-  [
-    ({'recipe': 'papr'}, "'released'"),
-    ({'size': 'huge'}, "'testing'"),
-    ({'head_kernel': 2}, '1, 3'),
-    ({'features': (8,)}, 'two or more'),
-    ({'features': (8, 0)}, 'two or more'),
-    ({'dtype': 'int32'}, 'bfloat16'),
-    ({'dtype': 'float23'}, 'bfloat16'),
-  ],
-)
-def test_option_values_that_cannot_work_are_refused_with_those_that_do(options, word):
-  with pytest.raises(InputError, match=word):
-    models.build('unet', num_classes=3, **options)

@@ -1,4 +1,4 @@
-"""UNETR++ against the numbers of the released network, its attention against a literal reading, and its options."""
+"""UNETR++ against the numbers of the released network, and its options."""
 
 import re
 
@@ -8,20 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from network_checks import count, jit, trained
 
 from afw_jax import models
 from afw_jax.errors import InputError
 from afw_jax.models import unetrpp
-from afw_jax.models.layers import epa
 from afw_jax.weights import convert
 
 SMALL = (1, 8, 16, 32, 1)  # two tokens in the deepest stage
 STILL = {'size': 'testing', 'attention_dropout': 0, 'channel_dropout': 0}
-
-
-def jit(function):
-  """Compiled without optimisation: compiling is what takes the time here."""
-  return jax.jit(function, compiler_options={'xla_backend_optimization_level': 0})
 
 
 @pytest.fixture(scope='module')
@@ -44,18 +39,6 @@ def small(initial):
   )
   image = jnp.asarray(rng.random((2, *SMALL[1:]), dtype=np.float32))
   return model, variables, image, jit(model.apply)(variables, image)
-
-
-def shapes(model, shape):
-  return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
-
-
-def count(tree):
-  return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def trained(model, variables, image, **rngs):
-  return model.apply(variables, image, train=True, mutable=['batch_stats'], rngs=rngs)
 
 
 def test_logits_of_the_three_heads_are_the_released_networks():
@@ -87,11 +70,14 @@ def test_logits_of_the_three_heads_are_the_released_networks():
   ],
 )
 def test_parameter_counts(sides, classes, deep, parameters):
-  assert count(shapes(unetrpp.make(classes, deep_supervision=deep), (1, *sides, 1))['params']) == parameters
+  assert (
+    count(models.abstract_variables(unetrpp.make(classes, deep_supervision=deep), (1, *sides, 1))['params'])
+    == parameters
+  )
 
 
 def test_parameters_of_the_parts():
-  params = shapes(unetrpp.make(14), (1, 64, 128, 128, 1))['params']
+  params = models.abstract_variables(unetrpp.make(14), (1, 64, 128, 128, 1))['params']
   parts = {
     'stage0': 9_622_584,
     'stage1': 2_312_088,
@@ -110,68 +96,17 @@ def test_parameters_of_the_parts():
   assert {part: count([params[key] for key in params if re.match(part, key)]) for part in parts} == parts
 
 
-def literal_epa(params, x, layout, heads=4):
-  """Paired attention step by step as published, one image's tokens (N, C), in float64."""
-  p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
-  tokens, width = x.shape
-  q, k, v_channel, v_spatial = (
-    a.reshape(tokens, heads, -1).transpose(1, 2, 0) for a in np.split(x @ p['qkvv']['kernel'], 4, axis=-1)
-  )
-  k_projected, v_projected = (a @ p['project']['kernel'] + p['project']['bias'] for a in (k, v_spatial))
-  q, k = (a / np.maximum(np.linalg.norm(a, axis=-1, keepdims=True), 1e-12) for a in (q, k))
-  softmax = lambda a: np.exp(a) / np.exp(a).sum(-1, keepdims=True)
-  channel = softmax(q @ k.transpose(0, 2, 1) * p['temperature']) @ v_channel
-  channel = channel.transpose(2, 0, 1).reshape(tokens, width)
-  spatial = softmax(q.transpose(0, 2, 1) @ k_projected * p['temperature2']) @ v_projected.transpose(0, 2, 1)
-  spatial = spatial.transpose((2, 0, 1) if layout == 'released' else (1, 0, 2)).reshape(tokens, width)
-  return np.concatenate(
-    [half @ p[name]['kernel'] + p[name]['bias'] for name, half in (('out_proj', spatial), ('out_proj2', channel))],
-    axis=-1,
-  )
-
-
-@pytest.mark.parametrize('layout', epa.LAYOUTS)
-def test_paired_attention_is_its_literal_reading(layout):
-  rng = np.random.default_rng(1)
-  x = rng.standard_normal((2, 30, 16)).astype(np.float32)
-  module = epa.EPA(projected=5, layout=layout)
-  params = jax.tree.map(
-    lambda a: jnp.asarray(rng.standard_normal(a.shape), jnp.float32), jax.eval_shape(module.init, jax.random.key(0), x)
-  )['params']
-  found = module.apply({'params': params}, x)
-  assert np.allclose(found, [literal_epa(params, image, layout) for image in x], rtol=1e-4, atol=1e-4)
-
-
-def test_the_gradient_is_finite_where_queries_keys_and_tokens_are_zero():
-  module = epa.EPA(projected=5)
-  x = jnp.zeros((1, 12, 8))
-  params = module.init(jax.random.key(0), x)
-  grads = jit(jax.grad(lambda params, x: (module.apply(params, x) ** 2).sum(), (0, 1)))
-  zero = jax.tree.map(jnp.zeros_like, params)
-  for case in ((params, x), (zero, x), (zero, x + 1)):
-    assert all(np.isfinite(grad).all() for grad in jax.tree.leaves(grads(*case)))
-
-
-def test_attention_weights_are_dropped_as_after_the_softmax():
-  """Dropped weights keep their share of the sum: on average over masks the attention is the one without dropout."""
-  module = epa.EPA(projected=6, dropout=0.4)
-  x = jnp.asarray(np.random.default_rng(2).standard_normal((1, 20, 8)), jnp.float32)
-  params = module.init(jax.random.key(0), x)
-  draw = lambda key: module.apply(params, x, train=True, rngs={'dropout': key})
-  draws, whole = jit(lambda keys: (jax.vmap(draw)(keys), module.apply(params, x)))(
-    jax.random.split(jax.random.key(1), 4000)
-  )
-  assert draws.std(0).min() > 0
-  assert np.abs(draws.mean(0) - whole).max() < 5 * (draws.std(0) / np.sqrt(4000)).max()
-
-
 def test_without_deep_supervision_it_is_the_first_head(small):
   model, variables, image, logits = small
   params = {key: value for key, value in variables['params'].items() if key not in ('out2', 'out3')}
   alone = unetrpp.make(3, size='testing', deep_supervision=False)
   assert [head.shape for head in logits] == [(2, 8, 16, 32, 3), (2, 4, 4, 8, 3), (2, 2, 2, 4, 3)]
   assert np.allclose(jit(alone.apply)({**variables, 'params': params}, image), logits[model.main_output], atol=1e-5)
-  assert shapes(alone, SMALL)['params'].keys() == params.keys() and model.head_weights == (1, 1 / 2, 1 / 4)
+  assert models.abstract_variables(alone, SMALL)['params'].keys() == params.keys() and model.head_weights == (
+    1,
+    1 / 2,
+    1 / 4,
+  )
 
 
 def test_the_fixed_layout_is_another_network_and_a_case_does_not_depend_on_its_batch(small):
@@ -221,7 +156,9 @@ def test_float64_goes_through():
   with jax.enable_x64(True):
     model = unetrpp.make(3, size='testing', dtype='float64')
     image = jax.ShapeDtypeStruct(SMALL, jnp.float64)
-    variables = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float64), shapes(model, SMALL))
+    variables = jax.tree.map(
+      lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float64), models.abstract_variables(model, SMALL)
+    )
     result = jax.eval_shape(lambda v, x: trained(model, v, x, dropout=jax.random.key(0)), variables, image)
     assert {leaf.dtype for leaf in jax.tree.leaves(result)} == {np.dtype('float64')}
 
@@ -266,45 +203,18 @@ def test_any_size_its_strides_allow_and_any_number_of_channels(stem, shape):
   coarse = tuple(n // s for n, s in zip(shape[1:], stem))
   assert full.shape == (*shape[:-1], 7) and half.shape == (shape[0], *coarse, 7)
   assert quarter.shape == (shape[0], *(n // 2 for n in coarse), 7)
-  assert shapes(model, unetrpp.smallest_image(model, 5))['params']['encoder1']['conv1']['kernel'].shape[-2] == 5
-
-
-@pytest.mark.parametrize(
-  'shape, words',
-  [
-    ((1, 64, 100, 128, 1), ['64 x 96 x 128', '64 x 128 x 128', 'divisible by 16 x 32 x 32']),
-    ((1, 8, 32, 32, 1), ['16 x 32 x 32']),
-    ((1, 64, 64, 1), ['(B, D, H, W, channels)']),
-  ],
-)
-def test_images_it_cannot_take_are_refused_with_what_it_can(shape, words):
-  with pytest.raises(InputError) as caught:
-    shapes(unetrpp.make(3), shape)
-  assert all(word in str(caught.value) for word in words)
-
-
-@pytest.mark.parametrize(
-  'options, word',
-  [
-    ({'epa_layout': 'fix'}, "'released', 'fixed'"),
-    ({'size': 'huge'}, "'testing'"),
-    ({'stem': (2, 4)}, 'three positive'),
-    ({'stem': (2, 4, 0)}, 'three positive'),
-    ({'attention_dropout': 1.0}, 'from 0'),
-    ({'channel_dropout': -0.1}, 'from 0'),
-    ({'deep_supervision': 'yes'}, 'True, False'),
-    ({'dtype': 'int8'}, 'bfloat16'),
-  ],
-)
-def test_option_values_that_cannot_work_are_refused_with_those_that_do(options, word):
-  with pytest.raises(InputError, match=word):
-    unetrpp.make(3, **options)
+  assert (
+    models.abstract_variables(model, unetrpp.smallest_image(model, 5))['params']['encoder1']['conv1']['kernel'].shape[
+      -2
+    ]
+    == 5
+  )
 
 
 def test_constrain_sees_tokens_blocks_and_logits():
   seen = []
   model = unetrpp.make(3, size='testing', constrain=lambda x: seen.append(x.shape) or x)
-  shapes(model, (1, 8, 16, 16, 1))
+  models.abstract_variables(model, (1, 8, 16, 16, 1))
   assert seen[:4] == [(1, 64, 8), (1, 64, 8), (1, 4, 4, 4, 8), (1, 8, 16)] and seen[-3:] == [
     (1, 8, 16, 16, 3),
     (1, 4, 4, 4, 3),

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, the one place that chooses its kernel."""
+"""Scaled dot-product attention, and the choice of its kernel."""
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +10,19 @@ def attend(query, key, value, *, divided: bool = False):
   Args:
     query: (B, N, heads, d).
     key, value: (B, M, heads, d).
-    divided: whether N may lie on several devices, which the fused kernel cannot take.
+    divided: whether N may lie on several devices, which the fused kernel does not support.
 
   Returns:
-    (B, N, heads, d) of query's dtype.
+    (B, N, heads, d) of the query's dtype.
   """
   implementation = 'xla' if divided else kernel(query.dtype, query.shape[-1])
   return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
 
 
 def kernel(dtype, head_channels: int) -> str:
-  """'cudnn' (flash attention) where that can: NVIDIA GPUs since Ampere, 16-bit floats, heads of up to 128 channels in
+  """The kernel for a dtype and a number of channels per head: 'cudnn' or 'xla'.
+
+  'cudnn' (flash attention) supports NVIDIA GPUs from Ampere on, 16-bit floats, and heads of up to 128 channels in
   multiples of 8. Otherwise 'xla', whose softmax is float32.
   """
   device = jax.devices()[0]

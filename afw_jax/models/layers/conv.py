@@ -1,4 +1,4 @@
-"""Convolution with PyTorch's conventions: symmetric padding, initialisation of weight and bias."""
+"""Convolution and linear layers with PyTorch's conventions: symmetric padding, initialisation of weight and bias."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ def uniform_fan_in(fan_in: int) -> Callable:
 
 
 def he_normal(fan_in: int, slope: float) -> Callable:
-  """He et al. 2015 for a LeakyReLU of this slope: N(0, 2 / ((1 + slope^2) fan_in))."""
+  """Initialiser of He et al. 2015 (arXiv:1502.01852) for LeakyReLU: N(0, 2 / ((1 + slope^2) fan_in))."""
   return nn.initializers.normal(math.sqrt(2 / ((1 + slope**2) * fan_in)))
 
 
@@ -33,8 +33,8 @@ class Conv(nn.Module):
     padding: zeros added on both sides of each axis; None keeps the size at stride 1 (odd kernels).
     groups: feature groups (the number of input channels: depthwise).
     use_bias: whether a bias is added.
-    bias_gradient: False where a BatchNorm with the batch's statistics follows: that takes the bias out again, so its
-      gradient is zero but for rounding, and leaving it out saves a pass over the output's gradient.
+    bias_gradient: False if a BatchNorm with the statistics of the batch follows: it removes the bias again, so that its
+      gradient is zero up to rounding, and leaving it out saves a pass over the gradient of the output.
     kernel_init, bias_init: initialisers (key, shape, dtype); None is PyTorch's default.
     dtype: compute dtype; the parameters are float32.
   """
@@ -70,11 +70,11 @@ class Conv(nn.Module):
 
 
 def convolve(x, kernel, strides, padding, dilation=None, groups=1):
-  """Convolution over any number of spatial axes, channels last, in the form that is fastest and splits over devices.
+  """Convolution over any number of spatial axes, channels last, in the fastest form that can be divided over devices.
 
-  With fewer rows than the kernel has, before or after, one of the kernel's rows is applied at a time: there the compiler
-  would divide the kernel over the devices that share a sample, and if the batch is divided too, the gradients it then
-  makes (jaxlib 0.10.2) are wrong by a factor, the number of the batch's parts.
+  If the input or the output has fewer rows than the kernel, the rows of the kernel are applied one at a time. Otherwise
+  the compiler would divide the kernel over the devices that share a sample, and where the batch is divided too, the
+  gradients (jaxlib 0.10.2) are wrong by a factor, the number of parts of the batch.
 
   Args:
     x: (B, *S, Cin).
@@ -110,7 +110,7 @@ def convolve(x, kernel, strides, padding, dilation=None, groups=1):
 
 
 def _patches(x, size):
-  """(B, *S, C) -> (B, *(S / size), voxels of a patch x C); what is left over at the far ends is dropped."""
+  """(B, *S, C) -> (B, *(S / size), voxels of a patch x C); a remainder at the far end of an axis is dropped."""
   rank, grid = len(size), tuple(n // k for n, k in zip(x.shape[1:], size))
   x = x[(slice(None), *(slice(n * k) for n, k in zip(grid, size)))]
   x = x.reshape(len(x), *(m for pair in zip(grid, size) for m in pair), x.shape[-1])
@@ -118,10 +118,11 @@ def _patches(x, size):
 
 
 def _row_by_row(rows, x, kernel, strides, padding, dilation, groups):
+  """The convolution as a sum over the rows of the kernel; `rows` is the number of output rows."""
   y, most = 0, x.shape[1]
   for i, row in enumerate(kernel):
     first = i * dilation[0] - padding[0][0]
-    under = range(first, first + rows * strides[0], strides[0])  # the rows of x under this one, those outside are zero
+    under = range(first, first + rows * strides[0], strides[0])  # rows of x for this row of the kernel
     if not any(0 <= n < most for n in under):
       continue
     cut = lax.pad(
@@ -136,7 +137,7 @@ def _per_axis(value, rank):
 
 
 class Linear(nn.Module):
-  """Linear layer over the last axis, with PyTorch's initialisation unless another is given.
+  """Linear layer over the last axis, with PyTorch's initialisation by default.
 
   Args:
     features: output channels.
@@ -152,10 +153,14 @@ class Linear(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
+  def weights(self, inputs: int):
+    """The parameters alone, for products in another order: kernel (inputs, features) and bias (features,) or None."""
+    default = uniform_fan_in(inputs)
+    kernel = self.param('kernel', self.kernel_init or default, (inputs, self.features), jnp.float32)
+    bias = self.param('bias', self.bias_init or default, (self.features,), jnp.float32) if self.use_bias else None
+    return kernel, bias
+
   def __call__(self, x):
-    default = uniform_fan_in(x.shape[-1])
-    kernel = self.param('kernel', self.kernel_init or default, (x.shape[-1], self.features), jnp.float32)
+    kernel, bias = self.weights(x.shape[-1])
     y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
-    if self.use_bias:
-      y = y + self.param('bias', self.bias_init or default, (self.features,), jnp.float32).astype(self.dtype)
-    return y
+    return y if bias is None else y + bias.astype(self.dtype)

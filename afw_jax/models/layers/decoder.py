@@ -1,4 +1,4 @@
-"""The decoder blocks of TransUNet and VATransUNet."""
+"""Decoder blocks of TransUNet and VATransUNet."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ class ConvBnRelu(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-  """Corner-aligned upsampling by two unless told not to, concatenation [features, skip], two convolutions."""
+  """Corner-aligned upsampling by two (unless upsample=False), concatenation [features, skip], two convolutions."""
 
   features: int
   upsample: bool = True

@@ -1,4 +1,4 @@
-"""Depthwise convolution (one kernel per channel) as shifted multiply-adds, in three forms written out by hand."""
+"""Depthwise convolution (one kernel per channel) as shifted multiply-adds, with hand-written gradients."""
 
 import functools
 import itertools
@@ -7,24 +7,24 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-TAPS = 9  # of the weight gradient in one pass over the features; more gain little and take long to compile
+TAPS = 9  # taps of the weight gradient in one pass over the features; more gain little and take long to compile
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def depthwise(x, kernel, dilation: int = 1, parts: int = 1):
   """Correlates each channel with its own odd kernel, keeping the size by zero padding.
 
-  A compiler's grouped convolution is 20 to 90 times slower than this on a CPU: it has no form for one channel per
-  group. Here every tap is a shifted copy of x times a row of weights, which fuse into one loop over the channels. The
-  gradient towards x is the same with the kernel mirrored; the one towards the kernel sums x times the very same shifted
-  copies of the output's gradient.
+  XLA's grouped convolution is 20 to 90 times slower on a CPU, where it has no special form for one channel per group.
+  Here every tap is a shifted copy of x times a row of weights, which fuse into one loop over the channels. The gradient
+  with respect to x is the same with the kernel mirrored; the one with respect to the kernel sums x times the same
+  shifted copies of the gradient of the output.
 
   Args:
     x: (B, H, W, C).
     kernel: (k, l, 1, C), k and l odd.
     dilation: distance of the taps, in pixels.
-    parts: over how many devices H is divided. Each part then gets its neighbours' border rows once; without knowing, the
-      compiler exchanges borders, and keeps a copy of x, for each row of the kernel.
+    parts: number of devices over which H is divided. Each part then receives the border rows of its neighbours once;
+      otherwise the compiler exchanges borders, and keeps a copy of x, for each row of the kernel.
 
   Returns:
     (B, H, W, C) of x's dtype; the sums are float32 (float64 for a float64 x).
@@ -33,17 +33,17 @@ def depthwise(x, kernel, dilation: int = 1, parts: int = 1):
 
 
 def _divided(x, parts, rows):
-  """(B, parts, H / parts, W, C); x itself for one part, or where parts are thinner than the `rows` they have to give."""
+  """(B, parts, H / parts, W, C); x itself for one part, or if a part has fewer rows than the `rows` it has to send."""
   if parts == 1 or x.shape[1] % parts or rows > x.shape[1] // parts:
     return x
   return x.reshape(len(x), parts, -1, *x.shape[2:])
 
 
 def _shifted(x, shape, dilation, spare=0):
-  """Per tap (row by row), x of `_divided` moved so that the pixel under the tap lies at the output's position."""
+  """For each tap (row by row), x of `_divided` shifted so that the pixel under the tap is at the output's position."""
   zero, (rows, columns) = jnp.zeros((), x.dtype), (dilation * (k - 1) // 2 for k in shape)
   pads, padded = [*[(0, 0, 0)] * (x.ndim - 3), (rows, rows, 0), (columns, columns, 0), (0, spare, 0)], x
-  if x.ndim == 5:  # the last rows of the part before and the first of the one after
+  if x.ndim == 5:  # last rows of the previous part, first rows of the next
     above, below = (
       lax.pad(border, zero, [(0, 0, 0), (by, -by, 0), *[(0, 0, 0)] * 3])
       for border, by in ((x[:, :, x.shape[2] - rows :], 1), (x[:, :, :rows], -1))
@@ -72,7 +72,7 @@ def _forward(x, kernel, dilation, parts):
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _gradients(x, kernel, grad, dilation, parts):
-  # pixels 1 KB apart fall into the same few lines of a CPU's cache, where summing over a row takes 1.5 times as long
+  # Pixels 1 KB apart share the same few lines of a CPU's cache, and summing over a row takes 1.5 times as long.
   spare = 0 if x.shape[-1] % 256 else 16
   whole, (x, grad) = x, (_divided(a, parts, dilation * (kernel.shape[0] - 1) // 2) for a in (x, _wide(grad)))
   taps = _shifted(grad, kernel.shape[:2], dilation, spare)

@@ -1,5 +1,10 @@
-"""Efficient paired attention (EPA) of UNETR++ (Shaker et al. 2022): attention among channels, and attention of every
-token to a few learned mixtures of all tokens, from shared queries and keys; both are linear in the number of tokens.
+"""Efficient paired attention (EPA), the transformer block of UNETR++: channel attention and spatial attention.
+
+Both share queries and keys and are linear in the number of tokens: channels attend to channels, and every token attends
+to a few learned mixtures of all tokens.
+
+References:
+  Shaker A. et al. 2022. UNETR++: Delving into Efficient and Accurate 3D Medical Image Segmentation. arXiv:2212.04497.
 """
 
 from collections.abc import Callable
@@ -8,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
-from afw_jax.models.layers.conv import Conv, Linear, uniform_fan_in
+from afw_jax.models.layers.conv import Conv, Linear
 from afw_jax.models.layers.norm import LayerNorm
 from afw_jax.models.layers.options import identity, logits_dtype
 from afw_jax.models.layers.residual import ResBlock
@@ -16,29 +21,11 @@ from afw_jax.models.layers.residual import ResBlock
 LAYOUTS = ('released', 'fixed')
 
 
-class Weights(nn.Module):
-  """The parameters of a linear layer alone, for products taken in another order than the layer's: (kernel, bias)."""
-
-  inputs: int
-  features: int
-  use_bias: bool = True
-  kernel_init: Callable | None = None
-  bias_init: Callable | None = None
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self):
-    default = uniform_fan_in(self.inputs)
-    kernel = self.param('kernel', self.kernel_init or default, (self.inputs, self.features), jnp.float32)
-    bias = self.param('bias', self.bias_init or default, (self.features,), jnp.float32) if self.use_bias else None
-    return kernel.astype(self.dtype), bias
-
-
 class EPA(nn.Module):
   """Efficient paired attention over tokens (B, N, C) -> (B, N, C); see `EPABlock` for the arguments.
 
-  The two values and the projected keys are linear in the tokens, so the narrow matrix is always applied first: the
-  projection N -> P to the tokens rather than to keys and values, the attention among channels to the weights.
+  The two values and the projected keys are linear in the tokens, so that the smaller matrix can be applied first: the
+  projection N -> P to the tokens instead of keys and values, the channel attention to the weights instead of values.
   """
 
   projected: int
@@ -59,7 +46,8 @@ class EPA(nn.Module):
     by_head = (*x.shape[:-1], self.heads, width // self.heads)
     x = x.astype(self.dtype)
 
-    kernel, _ = Weights(width, 4 * width, use_bias=False, **inits, name='qkvv')()
+    kernel, _ = Linear(4 * width, use_bias=False, **inits, name='qkvv').weights(width)
+    kernel = kernel.astype(self.dtype)
     query, key = (part.reshape(by_head) for part in jnp.split(x @ kernel[:, : 2 * width], 2, axis=-1))
     _, key_kernel, channel_kernel, spatial_kernel = jnp.moveaxis(kernel.reshape(width, 4, *by_head[2:]), 1, 0)
     query_scale, key_scale = _inverse_norm(query, wide), _inverse_norm(key, wide)  # (B, heads, d)
@@ -71,9 +59,9 @@ class EPA(nn.Module):
     mixed_kernel = jnp.einsum('che,bhde->bchd', channel_kernel, among_channels).reshape(batch, width, width)
     channel = jnp.einsum('bnc,bcf->bnf', x, mixed_kernel)
 
-    # The released code calls this layer E and F: one set of weights for keys and values.
-    projection, bias = Weights(tokens, self.projected, **inits, name='project')()
-    mixtures = jnp.einsum('bnc,np->bpc', x, projection)
+    # One layer for keys and values, which the released code calls E and F.
+    projection, bias = Linear(self.projected, **inits, name='project').weights(tokens)
+    mixtures = jnp.einsum('bnc,np->bpc', x, projection.astype(self.dtype))
     keys, values = (
       jnp.einsum('bpc,chd->bhpd', mixtures, kernel, preferred_element_type=wide) + bias[:, None]
       for kernel in (key_kernel, spatial_kernel)
@@ -82,7 +70,7 @@ class EPA(nn.Module):
     keys = (keys * query_scale[..., None, :] * temperature).astype(self.dtype)
     # (p, d) and not (d, p): jaxlib 0.10's CPU refuses products of bf16 into float32 whose left side is transposed.
     logits = jnp.einsum('bhpd,bnhd->bhpn', keys, query, preferred_element_type=wide)
-    # Softmax over the mixtures, divided by its sum after the product: a pass less over the largest array, both ways.
+    # Softmax over the mixtures, normalised after the product: one pass less over the largest array, in both directions.
     weights = jnp.exp(logits - lax.stop_gradient(logits.max(2, keepdims=True)))
     total = weights.sum(2, keepdims=True)
     spatial = jnp.einsum(
@@ -96,22 +84,23 @@ class EPA(nn.Module):
 
 
 def _inverse_norm(x, dtype):
-  """1 / max(norm along the tokens, 1e-12) of (B, N, heads, d), with a finite gradient where the norm is zero."""
+  """1 / max(norm along the tokens, 1e-12) of (B, N, heads, d), with a finite gradient for a norm of zero."""
   return lax.rsqrt(jnp.maximum(jnp.square(x.astype(dtype)).sum(1), 1e-24))
 
 
 class EPABlock(nn.Module):
-  """EPA and a convolutional ResBlock over features (B, D, H, W, C), each on its shortcut; made for one number of voxels.
+  """EPA and a convolutional ResBlock over features (B, D, H, W, C), each with a shortcut; for a fixed number of voxels.
 
   Args:
     projected: number P of learned mixtures of tokens.
-    layout: 'released' (the published weights need it) or 'fixed', see `EPA`.
+    layout: 'released' (needed for the published weights), where a reshape mixes the token and channel axes of the
+      spatial attention, or 'fixed'.
     heads: attention heads.
-    dropout: share of attention weights dropped in training.
-    channel_dropout: share of channels dropped after the ResBlock in training.
+    dropout: dropout rate of attention weights in training.
+    channel_dropout: dropout rate of channels after the ResBlock in training.
     kernel_init, bias_init: initialisers of the linear layers; None is PyTorch's default.
     dtype: compute dtype; parameters, statistics and attention weights are float32.
-    constrain: applied to the tokens, inside the attention and after it.
+    constrain: function applied to the tokens, inside the attention and after it, for sharding in space.
   """
 
   projected: int

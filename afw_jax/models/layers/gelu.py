@@ -1,4 +1,8 @@
-"""GELU by the error function, as PyTorch's, keeping nothing but its input for the backward pass."""
+"""GELU by the error function, as in PyTorch, which keeps only its input for the backward pass.
+
+References:
+  Hendrycks D., Gimpel K. 2016. Gaussian Error Linear Units (GELUs). arXiv:1606.08415.
+"""
 
 import math
 
@@ -13,10 +17,10 @@ def _normal_cdf(x):
 
 @jax.custom_vjp
 def gelu(x):
-  """x times the normal distribution function of x, computed in float32 at least, in x's dtype.
+  """x times the normal distribution function of x, computed in at least float32 and returned in x's dtype.
 
-  `jax.nn.gelu(approximate=False)` keeps several intermediate arrays for its gradient, each as large as x, where this
-  computes them again from x; and its complementary error function takes both branches of a selection.
+  `jax.nn.gelu(approximate=False)` keeps several intermediate arrays of the size of x for its gradient, which are
+  recomputed from x here; and its complementary error function evaluates both branches of a selection.
   """
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   return (wide * _normal_cdf(wide)).astype(x.dtype)

@@ -1,4 +1,13 @@
-"""Normalisation with PyTorch's conventions: statistics in float32 at least, two-pass, output in the input's dtype."""
+"""Batch, instance, group and layer normalisation with PyTorch's conventions.
+
+Statistics are computed in two passes, in at least float32; the output has the dtype of the input.
+
+References:
+  Ioffe S., Szegedy C. 2015. Batch Normalization. arXiv:1502.03167.
+  Ba J.L., Kiros J.R., Hinton G.E. 2016. Layer Normalization. arXiv:1607.06450.
+  Ulyanov D., Vedaldi A., Lempitsky V. 2016. Instance Normalization. arXiv:1607.08022.
+  Wu Y., He K. 2018. Group Normalization. arXiv:1803.08494.
+"""
 
 import math
 from collections.abc import Callable
@@ -9,11 +18,11 @@ from jax import lax
 
 
 class BatchNorm(nn.Module):
-  """Batch normalisation over all axes but the last, as PyTorch's: eps 1e-5, running variance unbiased.
+  """Batch normalisation over all axes but the last, as in PyTorch: eps 1e-5, unbiased running variance.
 
-  With `train` the statistics are those of the batch, and 'batch_stats' (mean, var) move towards them. Under `jit` the
-  batch is the global batch, however it is sharded. The variance is the mean of squared deviations, never
-  E[x^2] - E[x]^2, which cancels; it is then applied as x * k + c with one k and c per channel.
+  With train=True the statistics are those of the batch, and 'batch_stats' (mean, var) are updated. Under `jit` the
+  batch is the global batch, however it is sharded. The variance is the mean of squared deviations, since
+  E[x^2] - E[x]^2 suffers from cancellation; normalisation is x * k + c with one k and c per channel.
 
   Args:
     momentum: share of the old running statistics kept (PyTorch's momentum of 0.1 is 0.9 here).
@@ -33,7 +42,7 @@ class BatchNorm(nn.Module):
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if train:
       mean = wide.mean(axes)
-      # d var / d mean is exactly zero: saying so saves a pass over x in the backward pass.
+      # d var / d mean is exactly zero; stop_gradient saves a pass over x in the backward pass.
       var = jnp.square(wide - lax.stop_gradient(mean)).mean(axes)
       if not self.is_initializing():
         count = math.prod(x.shape[:-1])
@@ -48,7 +57,7 @@ class BatchNorm(nn.Module):
 
 
 def _normalised(x, axes, eps):
-  """(x - mean) / sqrt(var + eps) over `axes`, two-pass, at least in float32."""
+  """(x - mean) / sqrt(var + eps) over `axes`, in two passes and at least float32."""
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   mean = wide.mean(axes, keepdims=True)
   var = jnp.square(wide - lax.stop_gradient(mean)).mean(axes, keepdims=True)  # d var / d mean is exactly zero
@@ -64,7 +73,12 @@ def _scaled(module, x, scale_init=nn.initializers.ones):
 
 
 class InstanceNorm(nn.Module):
-  """Per sample and channel over all spatial axes, as PyTorch's: eps 1e-5, no running statistics; then, if `affine`, scale and bias."""
+  """Instance normalisation, per sample and channel over all spatial axes, without running statistics, as in PyTorch.
+
+  Args:
+    affine: whether scale and bias follow.
+    eps: added to the variance.
+  """
 
   affine: bool = False
   eps: float = 1e-5
@@ -76,7 +90,7 @@ class InstanceNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-  """Per sample over the spatial axes and each of `groups` groups of neighbouring channels, then scale and bias."""
+  """Group normalisation, per sample over the spatial axes and `groups` groups of adjacent channels; scale and bias."""
 
   groups: int
   eps: float = 1e-5
@@ -90,7 +104,7 @@ class GroupNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-  """Over the last axis, then scale and bias. PyTorch's default eps; TransUNet and VAN use 1e-6."""
+  """Layer normalisation over the last axis, then scale and bias; PyTorch's default eps (TransUNet and VAN use 1e-6)."""
 
   eps: float = 1e-5
 

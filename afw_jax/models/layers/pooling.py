@@ -1,4 +1,4 @@
-"""Max pooling without overlap, in a form that is fast both ways and splits over devices."""
+"""Max pooling without overlap, with a fast gradient that can be divided over devices."""
 
 import functools
 import itertools
@@ -11,8 +11,8 @@ def max_pool(x, window=2):
   """Max pooling with stride = window and no padding; a remainder at the far end is dropped, as in PyTorch.
 
   The gradient goes to the first maximum of each window in row-major order, as in PyTorch and `lax.reduce_window`, but
-  without select-and-scatter (20 times slower on a CPU, and not deterministic on some GPUs): the backward pass reads a
-  one-byte index per window, so x itself need not be kept for it.
+  without select-and-scatter (20 times slower on a CPU, and not deterministic on some GPUs): the backward pass needs a
+  one-byte index per window, and x itself is not kept for it.
 
   Args:
     x: (B, *S, C), any number of spatial axes.

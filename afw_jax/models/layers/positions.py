@@ -1,4 +1,4 @@
-"""Tables of learned positions, and how they fit a grid of tokens they were not made for."""
+"""Learned position embeddings, interpolated to grids of tokens other than the one they were made for."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,29 +19,29 @@ def position_table(
   init: Callable,
   position_grid: Sequence[int] | None = None,
 ):
-  """The table of positions of `module`, a parameter (1, tokens, features), resized to the tokens at hand.
+  """The table of positions of `module`, a parameter (1, tokens, features), resized to the grid of the image.
 
   Call it inside the module's compact `__call__`: `x + position_table(self, 'pos_embed', grid, x.shape[-1], init)`. At
-  initialisation the table gets the tokens of `position_grid`, or else of `grid`. Later (and with weights from
-  elsewhere) it may meet another grid; which grid it was made for is then the option `position_grid`, or `grid` itself
-  if the number of tokens is the same, or the square or cube of that many tokens.
+  initialisation the table has the tokens of `position_grid` if that is given, otherwise those of `grid`. Later, and
+  with converted weights, the image may have another grid; the grid of the table is then `position_grid` if it is given,
+  otherwise `grid` if the number of tokens is the same, otherwise the square or cube with that number of tokens.
 
   Args:
-    module: whose parameter the table is.
-    name: the parameter's name.
-    grid: tokens per axis of the image at hand; the first axis is the slowest in the order of the tokens.
+    module: the module that has the table as a parameter.
+    name: name of the parameter.
+    grid: tokens per axis of the image; the first axis is the slowest in the order of the tokens.
     features: channels of a token.
     init: initialiser (key, shape, dtype).
-    position_grid: tokens per axis the table was made for, if known.
+    position_grid: tokens per axis for which the table was made, if known.
 
   Returns:
     (1, prod(grid), features) float32.
 
   Raises:
-    InputError: the grid the table was made for cannot be told, or is not `position_grid`.
+    InputError: the grid of the table is unknown, or is not `position_grid`.
   """
   grid = tuple(grid)
-  if module.has_variable('params', name):  # self.param would refuse a table of another length
+  if module.has_variable('params', name):  # self.param refuses a table of another length
     table = module.get_variable('params', name)
   else:
     table = module.param(name, init, (1, math.prod(position_grid or grid), features), jnp.float32)
@@ -49,14 +49,14 @@ def position_table(
 
 
 def source_grid(tokens: int, grid: Sequence[int], position_grid: Sequence[int] | None = None) -> tuple[int, ...]:
-  """Tokens per axis of a table of so many tokens: see `position_table`."""
+  """Tokens per axis of a table with this number of tokens, see `position_table`."""
   if position_grid is not None:
     if math.prod(position_grid) != tokens or len(position_grid) != len(grid):
       raise InputError(
         f'model option position_grid={tuple(position_grid)}',
-        f'is {math.prod(position_grid)} tokens along {len(position_grid)} axes, '
+        f'has {math.prod(position_grid)} tokens along {len(position_grid)} axes, '
         f'the table of positions has {tokens} along {len(grid)}',
-        'give the image size that the weights were made for, divided by the patch size',
+        'Give the image size that the weights were trained on, divided by the patch size.',
       )
     return tuple(position_grid)
   if math.prod(grid) == tokens:
@@ -65,8 +65,8 @@ def source_grid(tokens: int, grid: Sequence[int], position_grid: Sequence[int] |
   if side ** len(grid) != tokens:
     raise InputError(
       f'a table of {tokens} positions for a grid of {" x ".join(map(str, grid))}',
-      'the grid it was made for cannot be told from this number',
-      'give model option position_grid: the image size the weights were made for, divided by the patch size',
+      'the grid of the table cannot be inferred from this number',
+      'Give model option position_grid: the image size that the weights were trained on, divided by the patch size.',
     )
   return (side,) * len(grid)
 
@@ -93,6 +93,6 @@ def resize_table(table, source: Sequence[int], target: Sequence[int]):
 
 
 def linear_matrix(n: int, m: int) -> np.ndarray:
-  """(m, n) float32 weights: output i lies at i (n - 1) / (m - 1) of the input; a single output is the first input."""
+  """Weights (m, n) float32 of linear interpolation with corners aligned; a single output is the first input."""
   at = np.arange(m) * ((n - 1) / max(m - 1, 1))
   return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(n))).astype(np.float32)

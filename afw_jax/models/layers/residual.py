@@ -1,4 +1,4 @@
-"""The residual block of UNETR and UNETR++: two 3x3x3 convolutions around a shortcut."""
+"""Residual block of UNETR and UNETR++: two 3x3x3 convolutions with a shortcut."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from afw_jax.models.layers.conv import Conv
 from afw_jax.models.layers.norm import BatchNorm, InstanceNorm
 
-SLOPE = 0.01  # of LeakyReLU below zero
+SLOPE = 0.01  # negative slope of LeakyReLU
 
 
 class ResBlock(nn.Module):
@@ -18,7 +18,7 @@ class ResBlock(nn.Module):
   Args:
     features: output channels.
     norm: 'instance' (without scale and bias, eps 1e-5) or 'batch' (BatchNorm with scale and bias).
-    shortcut: False leaves the shortcut out, and with it the residual.
+    shortcut: whether there is a shortcut.
     dtype: compute dtype; parameters and statistics are float32.
   """
 

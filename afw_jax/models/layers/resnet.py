@@ -1,5 +1,11 @@
-"""The ResNet-50-like encoder of R50+ViT-B_16 (Big Transfer, Kolesnikov et al. 2020): weight-standardised convolutions
-without bias, GroupNorm, bottleneck units, total stride 16. The same weights are read in two ways, see `ResNetV2`.
+"""The ResNet of R50+ViT-B_16: bottleneck units of weight-standardised convolutions and GroupNorm, total stride 16.
+
+The same published weights are used in two networks that differ in details, see `ResNetV2`.
+
+References:
+  Kolesnikov A. et al. 2020. Big Transfer (BiT): General Visual Representation Learning. arXiv:1912.11370.
+  Qiao S. et al. 2019. Micro-Batch Training with Batch-Channel Normalization and Weight Standardization.
+    arXiv:1903.10520.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,12 +22,12 @@ READINGS = ('transunet', 'google')
 
 
 class StdConv(nn.Module):
-  """Square 2D convolution without bias whose kernel is standardised per output channel, always in float32 at least.
+  """Square 2D convolution without bias, with its kernel standardised per output channel in at least float32.
 
   Args:
     features: output channels.
-    kernel_size, strides: of both axes.
-    reading: 'transunet' divides by sqrt(var + 1e-5) and pads alike on both sides; 'google' divides by std + 1e-5 and
+    kernel_size, strides: the same for both axes.
+    reading: 'transunet' divides by sqrt(var + 1e-5) and pads both sides equally; 'google' divides by std + 1e-5 and
       pads 'SAME', which at stride 2 on an even side is one less before than after.
     dtype: compute dtype.
   """
@@ -66,7 +72,7 @@ class Bottleneck(nn.Module):
     shortcut = x
     if self.strides != 1 or x.shape[-1] != wide:
       shortcut = conv(wide, 1, self.strides, 'conv_proj')(x)
-      # One group per channel and another eps: so TransUNet reads weights that were trained the other way.
+      # TransUNet has one group per channel and another eps, although the weights were trained with the other norm.
       norm = (
         GroupNorm(wide, 1e-5, name='gn_proj')
         if self.reading == 'transunet'
@@ -75,7 +81,7 @@ class Bottleneck(nn.Module):
       shortcut = norm(shortcut)
     x = nn.relu(GroupNorm(self.groups, 1e-6, name='gn1')(conv(self.features, 1, 1, 'conv1')(x)))
     x = nn.relu(GroupNorm(self.groups, 1e-6, name='gn2')(conv(self.features, 3, self.strides, 'conv2')(x)))
-    # In Google's network each unit begins as the identity.
+    # In Google's network each unit is the identity at initialisation.
     scale_init = nn.initializers.ones if self.reading == 'transunet' else nn.initializers.zeros
     x = GroupNorm(self.groups, 1e-6, scale_init, name='gn3')(conv(wide, 1, 1, 'conv3')(x))
     return nn.relu(shortcut + x)
@@ -96,17 +102,17 @@ class Root(nn.Module):
 
 
 class ResNetV2(nn.Module):
-  """Image (B, H, W, Cin), sides divisible by 16 -> features of stride 16, and those of strides 8, 4 and 2 for skips.
+  """ResNet: image (B, H, W, Cin), sides divisible by 16 -> features of stride 16, and of strides 8, 4 and 2 for skips.
 
   Args:
     width: channels of the root; the three blocks have 4, 8 and 16 times as many. GroupNorm has width / 2 groups.
     depths: units per block.
-    reading: 'transunet' computes as TransUNet does: its max pooling has no padding, so that block 1 works on one row
-      and one column less than a quarter of the image, and the skip of stride 4 gets them back as zeros at the far
-      ends. 'google' computes as the network that the published weights were trained in, where everything is 'SAME'.
+    reading: 'transunet' is the network of the TransUNet code: its max pooling has no padding, so that block 1 works on
+      one row and one column less than a quarter of the image, which the skip of stride 4 gets back as zeros at the far
+      ends. 'google' is the network in which the published weights were trained, where all padding is 'SAME'.
     dtype: compute dtype.
-    remat: whether each unit is computed again in the backward pass instead of kept.
-    constrain: applied to the features after each unit.
+    remat: whether activations inside each unit are recomputed in the backward pass.
+    constrain: function applied to the features after each unit, for sharding in space.
   """
 
   width: int = 64
@@ -137,11 +143,11 @@ class ResNetV2(nn.Module):
 
 
 def max_pool_3x3(x, *, same: bool):
-  """Max pooling 3x3 of stride 2 as the maximum of strided slices, whose gradient needs no select-and-scatter.
+  """Max pooling 3x3 with stride 2, as the maximum of strided slices; its gradient needs no select-and-scatter.
 
   Args:
     x: (B, H, W, C) with even H and W.
-    same: True pads one row and column at the far ends (n -> n / 2), False does not (n -> n / 2 - 1).
+    same: whether one row and column are padded at the far ends: n -> n / 2, otherwise n / 2 - 1.
   """
   for axis in (1, 2):
     if same:

@@ -1,4 +1,4 @@
-"""Transposed convolution whose kernel equals its stride: a matrix product and a reshape."""
+"""Transposed convolution with kernel = stride, as a matrix product and a reshape."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,10 +10,10 @@ from afw_jax.models.layers.conv import uniform_fan_in
 
 
 class UpConv(nn.Module):
-  """Enlarges every spatial axis by a whole factor; equals PyTorch's ConvTranspose with kernel_size = stride = factor.
+  """Transposed convolution that enlarges every spatial axis by an integer factor, as PyTorch's with kernel = stride.
 
-  Every input voxel makes its own block of outputs, so one matrix product and a pixel shuffle do it: on a CPU 40 to 90
-  times faster than `lax.conv_transpose`, and a sharded axis needs no exchange.
+  Every input voxel has its own block of outputs, so that it is one matrix product and a pixel shuffle: on a CPU 40 to
+  90 times faster than `lax.conv_transpose`, and a sharded axis needs no communication.
 
   Args:
     features: output channels.

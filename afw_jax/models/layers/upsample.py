@@ -1,4 +1,4 @@
-"""Corner-aligned linear upsampling by two (PyTorch's align_corners=True), which `jax.image.resize` does not offer."""
+"""Corner-aligned linear upsampling by two (PyTorch's align_corners=True), which `jax.image.resize` does not have."""
 
 from collections.abc import Callable
 
@@ -12,14 +12,15 @@ from afw_jax.models.layers.options import identity
 def upsample_2x(x, constrain: Callable = identity):
   """Doubles every spatial axis by linear interpolation that maps corners to corners.
 
-  Output i of n -> 2n lies at i (n - 1) / (2n - 1) of the input, so output 2k is a mix of inputs k - 1 and k, and output
-  2k + 1 of k and k + 1: two shifted copies of x with fixed weights, interleaved. This needs neither gathers nor a
-  matrix product (2 to 5 times slower on a CPU), its gradient is again shifts, and a sharded axis exchanges one row.
+  Output i of n -> 2n is at i (n - 1) / (2n - 1) of the input, so that output 2k mixes inputs k - 1 and k, and output
+  2k + 1 mixes k and k + 1: two shifted copies of x with fixed weights, interleaved. This needs neither gathers nor a
+  matrix product (2 to 5 times slower on a CPU), its gradient consists of shifts too, and a sharded axis exchanges one
+  row.
 
   Args:
     x: (B, *S, C), any number of spatial axes.
-    constrain: of the network. Between fewer rows than devices the compiler would divide the pairs of new rows as well, and
-      the program it then makes (jaxlib 0.10.2) gives wrong rows.
+    constrain: that of the network. With fewer rows than devices the compiler would divide the pairs of new rows as
+      well, and the program (jaxlib 0.10.2) gives wrong rows.
 
   Returns:
     (B, *(2 S), C) of x's dtype; the weights are float32 (float64 for a float64 x).

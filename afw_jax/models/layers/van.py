@@ -1,4 +1,9 @@
-"""VAN, the visual attention network of Guo et al. 2023 (arXiv:2202.09741), as an encoder: attention by large kernels."""
+"""VAN, the visual attention network, as an encoder: attention maps from convolutions with large kernels.
+
+References:
+  Guo M.-H., Lu C.-Z., Liu Z.-N., Cheng M.-M., Hu S.-M. 2023. Visual Attention Network. arXiv:2202.09741.
+  Huang G. et al. 2016. Deep Networks with Stochastic Depth. arXiv:1603.09382 (dropping of branches).
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +21,7 @@ from afw_jax.models.layers.options import identity, parts_of
 
 
 class Stage(NamedTuple):
-  """Channels, number of blocks, and the MLP's hidden channels as a multiple of the channels."""
+  """A stage of VAN: channels, number of blocks, and hidden channels of the MLP as a multiple of the channels."""
 
   features: int
   depth: int
@@ -34,8 +39,8 @@ class VanConv(nn.Module):
   stride: int = 1
   dilation: int = 1
   depthwise: bool = False
-  bias_gradient: bool = True  # as in layers.Conv
-  parts: int = 1  # over how many devices the rows are divided
+  bias_gradient: bool = True  # as in conv.Conv
+  parts: int = 1  # number of devices over which the rows are divided
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -57,7 +62,7 @@ class VanConv(nn.Module):
 
 
 class LargeKernelAttention(nn.Module):
-  """x times a map that sees 23 pixels around: depthwise 5x5, depthwise 7x7 with dilation 3, pointwise."""
+  """x times an attention map with a 23x23 receptive field: depthwise 5x5, depthwise 7x7 of dilation 3, pointwise."""
 
   parts: int = 1
   dtype: jnp.dtype = jnp.float32
@@ -71,7 +76,7 @@ class LargeKernelAttention(nn.Module):
 
 
 class Attention(nn.Module):
-  """Pointwise, GELU, large kernel attention, pointwise; its input is added."""
+  """Pointwise, GELU, large kernel attention, pointwise; plus its input."""
 
   parts: int = 1
   dtype: jnp.dtype = jnp.float32
@@ -99,7 +104,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-  """x + scale_1 * attention(norm(x)), then the same with the MLP; either branch is dropped per sample in training."""
+  """x + scale_1 * attention(norm(x)), then the same with the MLP; in training each branch is dropped per sample."""
 
   mlp_ratio: int
   drop_rate: float
@@ -121,16 +126,17 @@ class Block(nn.Module):
 
 
 class VAN(nn.Module):
-  """Image (B, H, W, Cin) -> one feature map per stage, layer-normalised; stage i (from 1) at 1 / 2^i of the size.
+  """VAN: image (B, H, W, Cin) -> one layer-normalised feature map per stage, stage i (from 1) at 1 / 2^i of the size.
 
-  Every stage halves the size, as in VATransUNet; the published classifier takes its first stage at a quarter, with
-  weights of the same shapes. Names of parameters are the published ones.
+  Every stage halves the size, as in VATransUNet; the first stage of the published classifier is at a quarter of it,
+  with weights of the same shapes. Parameters have their published names.
 
   Args:
-    stages: see `Stage`.
-    drop_path_rate: of the last block; it grows linearly from zero at the first.
-    remat: compute each block again in the backward pass instead of keeping what is inside.
-    constrain: applied to the features after each block.
+    stages: the stages from shallow to deep.
+    drop_path_rate: probability that a branch of the last block is dropped; it grows linearly from zero at the first.
+    dtype: compute dtype.
+    remat: whether activations inside each block are recomputed in the backward pass.
+    constrain: function applied to the features after each block, for sharding in space.
   """
 
   stages: Sequence[Stage] = VAN_B0
@@ -158,7 +164,7 @@ class VAN(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-  """Overlapping patches: convolution with stride 2, BatchNorm."""
+  """Overlapping patch embedding: convolution with stride 2, BatchNorm."""
 
   features: int
   kernel_size: int

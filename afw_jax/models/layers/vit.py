@@ -1,6 +1,12 @@
-"""The pre-norm transformer block of the vision transformers."""
+"""Transformer block of the vision transformers: LayerNorm, self-attention, LayerNorm, MLP.
+
+References:
+  Dosovitskiy A. et al. 2021. An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale.
+    arXiv:2010.11929.
+"""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,7 +19,17 @@ from afw_jax.models.layers.options import logits_dtype
 
 
 class SelfAttention(nn.Module):
-  """Multi-head self-attention with a linear output layer `out_proj`; the arguments are those of `Block`."""
+  """Multi-head self-attention with the linear output layer `out_proj`: (B, N, C) -> (B, N, C).
+
+  Args:
+    heads: attention heads; they divide the channels.
+    fused: query, key and value in one linear layer `qkv` (in this order), or in three layers of these names.
+    qkv_bias: whether these have a bias.
+    dropout: rate after the output layer.
+    attention_dropout: rate on the attention weights.
+    dtype: compute dtype.
+    divided: whether the tokens of a sample may lie on several devices.
+  """
 
   heads: int
   fused: bool = True
@@ -35,7 +51,7 @@ class SelfAttention(nn.Module):
         Linear(features, use_bias=self.qkv_bias, dtype=self.dtype, name=name)(x).reshape(heads)
         for name in ('query', 'key', 'value')
       )
-    if train and self.attention_dropout:  # the fused kernels do not drop
+    if train and self.attention_dropout:  # the fused kernels do not support dropout
       logits = (
         jnp.einsum('bqhd,bkhd->bhqk', query, key, preferred_element_type=logits_dtype(self.dtype)) * heads[-1] ** -0.5
       )
@@ -47,38 +63,41 @@ class SelfAttention(nn.Module):
     return nn.Dropout(self.dropout, deterministic=not train)(x)
 
 
-class Mlp(nn.Module):
-  """Linear, GELU (erf), linear; the arguments are those of `Block`."""
+class Names(NamedTuple):
+  """Names of the layers of a `Block` in the tree of variables, which are those of the published weights.
 
-  hidden: int
-  dropout: float = 0.0
-  kernel_init: Callable | None = None
-  bias_init: Callable | None = None
-  dtype: jnp.dtype = jnp.float32
+  With mlp=None the two linear layers are children of the block itself and not of a module of that name.
+  """
+
+  norm1: str = 'norm1'
+  norm2: str = 'norm2'
+  mlp: str | None = 'mlp'
+  linear1: str = 'linear1'
+  linear2: str = 'linear2'
+
+
+class Nested(nn.Module):
+  """Applies a function and places the layers that it creates under this module in the tree of variables."""
+
+  function: Callable
 
   @nn.compact
-  def __call__(self, x, train: bool = False):
-    for name, features in (('linear1', self.hidden), ('linear2', x.shape[-1])):
-      x = Linear(features, kernel_init=self.kernel_init, bias_init=self.bias_init, dtype=self.dtype, name=name)(x)
-      x = nn.gelu(x, approximate=False) if name == 'linear1' else x
-      x = nn.Dropout(self.dropout, deterministic=not train)(x)
-    return x
+  def __call__(self, x):
+    return self.function(x)
 
 
 class Block(nn.Module):
   """Pre-norm transformer block: x + attn(norm1(x)), then x + mlp(norm2(x)).
 
   Args:
-    heads: attention heads; they divide the channels.
-    mlp_features: channels between the two layers of the MLP.
+    heads, fused, qkv_bias, attention_dropout, dtype, divided: as in `SelfAttention`.
+    mlp_features: channels between the two linear layers of the MLP.
     eps: of both LayerNorms.
-    fused: query, key and value in one linear layer `qkv` (in this order), or in three of these names.
-    qkv_bias: whether these have a bias.
-    dropout: rate after the attention's output layer and after both layers of the MLP.
-    attention_dropout: rate on the attention weights.
+    dropout: rate after both linear layers of the MLP.
+    output_dropout: rate after the output layer of the attention; None is `dropout`.
+    approximate_gelu: GELU by tanh instead of the error function.
     mlp_kernel_init, mlp_bias_init: initialisers of the MLP; None is PyTorch's default.
-    dtype: compute dtype.
-    divided: whether the tokens of a sample may lie on several devices.
+    names: names of the layers.
   """
 
   heads: int
@@ -88,17 +107,37 @@ class Block(nn.Module):
   qkv_bias: bool = False
   dropout: float = 0.0
   attention_dropout: float = 0.0
+  output_dropout: float | None = None
+  approximate_gelu: bool = False
   mlp_kernel_init: Callable | None = None
   mlp_bias_init: Callable | None = None
   dtype: jnp.dtype = jnp.float32
   divided: bool = False
+  names: Names = Names()
 
   @nn.compact
   def __call__(self, x, train: bool = False):
     """x (B, N, C) -> (B, N, C)."""
+    names, channels = self.names, x.shape[-1]
     attention = SelfAttention(
-      self.heads, self.fused, self.qkv_bias, self.dropout, self.attention_dropout, self.dtype, self.divided, name='attn'
+      self.heads,
+      self.fused,
+      self.qkv_bias,
+      self.dropout if self.output_dropout is None else self.output_dropout,
+      self.attention_dropout,
+      self.dtype,
+      self.divided,
+      name='attn',
     )
-    mlp = Mlp(self.mlp_features, self.dropout, self.mlp_kernel_init, self.mlp_bias_init, self.dtype, name='mlp')
-    x = x + attention(LayerNorm(self.eps, name='norm1')(x), train)
-    return x + mlp(LayerNorm(self.eps, name='norm2')(x), train)
+
+    def mlp(y):
+      for name, features in ((names.linear1, self.mlp_features), (names.linear2, channels)):
+        inits = {'kernel_init': self.mlp_kernel_init, 'bias_init': self.mlp_bias_init}
+        y = Linear(features, **inits, dtype=self.dtype, name=name)(y)
+        y = nn.gelu(y, approximate=self.approximate_gelu) if name == names.linear1 else y
+        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+      return y
+
+    x = x + attention(LayerNorm(self.eps, name=names.norm1)(x), train)
+    y = LayerNorm(self.eps, name=names.norm2)(x)
+    return x + (Nested(mlp, name=names.mlp) if names.mlp else mlp)(y)

@@ -1,9 +1,10 @@
-"""3D convolution, in the form that is fastest where the program will run.
+"""3D convolution in the fastest form for the platform that the program is compiled for.
 
 On GPUs and TPUs it is `lax.conv_general_dilated`. XLA's 3D convolution for CPUs is three to five times slower than its
-2D one, forward and backward, so there one 2D convolution does it: the taps of the third axis become so many more
-channels, on whichever side has fewer, and their results are shifted and added. A program compiled for another platform
-than this machine's takes that platform's form. Every form splits over devices along the batch, D and H.
+2D one, forward and backward; there it is computed as one 2D convolution: the taps of the third axis become additional
+channels, of the input or the output, whichever has fewer, and their results are shifted and added. A program compiled
+for another platform than this machine's takes the form for that platform. Every form can be divided over devices along
+the batch, D and H.
 """
 
 import functools
@@ -14,7 +15,7 @@ from jax import lax
 
 
 def volume_conv(x, kernel):
-  """Convolution over (D, H, W) at stride 1, with the zero padding that keeps the size.
+  """Convolution over (D, H, W) with stride 1, zero-padded to keep the size.
 
   Args:
     x: (B, D, H, W, Cin).
@@ -30,10 +31,10 @@ def volume_conv(x, kernel):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def strided_conv(x, kernel, strides):
-  """Convolution over (D, H, W) with strides, and the zero padding that would keep the size without them.
+  """Convolution over (D, H, W) with strides, with the zero padding that keeps the size at stride 1.
 
-  On a CPU its gradient towards x is a convolution at stride 1 of the output's gradient with zeros between, twenty times faster
-  than XLA's own there (at 64 x 128 x 128, 32 to 64 channels 0.45 s instead of 9 s).
+  On a CPU the gradient with respect to x is a convolution with stride 1 of the output's gradient with zeros in between,
+  twenty times faster than XLA's own (at 64 x 128 x 128, 32 to 64 channels 0.45 s instead of 9 s).
 
   Args:
     x: (B, D, H, W, Cin).
@@ -103,10 +104,10 @@ def _volumes_kernel_grad(kernel, x, grad):
 
 
 def _images(x, kernel):
-  """By 2D convolutions over two of the three axes; the taps of the third one become channels.
+  """The convolution as 2D convolutions over two of the three axes; the taps of the third one become channels.
 
-  Of a batch of one the planes are the images; in larger batches D stays an axis and the rows are joined to one, a zero
-  column between them, because a batch joined with planes could not be split over devices along D.
+  In a batch of one the planes are the images. In larger batches D remains an axis and the rows are joined into one,
+  with a zero column between them, because a batch joined with planes could not be divided over devices along D.
   """
   dtype = x.dtype
   x, kernel = _at_least_float32(x), _at_least_float32(kernel)
@@ -127,12 +128,12 @@ def _images_x_grad(grad, kernel):
 
 
 def _images_kernel_grad(size, x, grad):
-  """A 2D convolution with windows of D x H, the channels of x for images, and (batch, W) for channels."""
+  """Weight gradient as a 2D convolution with windows D x H: channels of x are the images, (batch, W) the channels."""
   inputs, outputs, dtype = x.shape[-1], grad.shape[-1], x.dtype
   x, grad = _at_least_float32(x), _at_least_float32(grad)
   few = inputs < outputs
   x, grad = (_joined(x, 3, size[2]), grad) if few else (x, _joined(grad, 3, size[2], -1))
-  # The transpositions are written out because without them XLA's CPU kernels fall back to a loop inside `lax.scan`.
+  # The transpositions are explicit because without them XLA's CPU kernels fall back to a loop inside `lax.scan`.
   x = x.transpose(4, 1, 2, 0, 3).reshape(x.shape[-1], *x.shape[1:3], -1)
   grad = grad.transpose(1, 2, 0, 3, 4).reshape(*grad.shape[1:3], -1, grad.shape[-1])
   y = _conv_2d(x, grad, [(k // 2, k // 2) for k in size[:2]])  # (channels of x, kd, kh, channels of grad)
@@ -157,7 +158,7 @@ def _conv_2d(images, kernel, padding):
 
 
 def _joined(x, axis, taps, sign=1):
-  """x shifted to each tap along `axis`, side by side in the channels."""
+  """x shifted to each tap along `axis`, concatenated in the channels."""
   return jnp.concatenate([_shift(x, axis, sign * t) for t in _offsets(taps)], -1)
 
 
@@ -171,5 +172,5 @@ def _shift(x, axis, by):
 
 
 def _at_least_float32(x):
-  """XLA's CPU convolutions of 16-bit floats are slower than those of float32."""
+  """x in float32 or float64: XLA's CPU convolutions of 16-bit floats are slower than those of float32."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -87,8 +87,11 @@ print('equal')
 
 
 def test_gradients_over_devices_that_share_few_rows():
-  """Of the plain convolution, gradients come out four times too large, or too small; of two rows doubled over four devices
-  without `constrain` inside, each comes twice (jaxlib 0.10.2)."""
+  """Without the special cases gradients are wrong (jaxlib 0.10.2).
+
+  Those of the plain convolution are four times too large or too small; those of two rows doubled over four devices,
+  without `constrain` inside, are doubled.
+  """
   run = subprocess.run(
     [sys.executable, '-c', OVER_DEVICES],
     capture_output=True,

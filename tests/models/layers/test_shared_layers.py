@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import traverse_util
 
 from afw_jax.models.layers import attention
 from afw_jax.models.layers.conv import Linear
 from afw_jax.models.layers.norm import GroupNorm, InstanceNorm, LayerNorm
+from afw_jax.models.layers.residual import ResBlock
 from afw_jax.models.layers.transposed import UpConv
 
 rng = np.random.default_rng(0)
@@ -124,3 +126,17 @@ def test_linear_starts_as_pytorch_does():
   params = Linear(4000).init(jax.random.key(0), jnp.zeros((1, 25)))['params']
   for leaf in (params['kernel'], params['bias']):
     assert np.abs(leaf).max() <= 0.2 and np.abs(leaf).max() > 0.195 and abs(float(leaf.mean())) < 0.01
+
+
+def test_residual_block_has_a_third_convolution_only_where_widths_differ():
+  def leaves(block, channels):
+    variables = jax.eval_shape(block.init, jax.random.key(0), jnp.zeros((1, 4, 4, 4, channels)))
+    return {'/'.join(path): leaf.shape for path, leaf in traverse_util.flatten_dict(variables).items()}
+
+  kernels = {'params/conv1/kernel': (3, 3, 3, 4, 4), 'params/conv2/kernel': (3, 3, 3, 4, 4)}
+  assert leaves(ResBlock(4), 4) == kernels
+  assert leaves(ResBlock(4, shortcut=False), 2) == {**kernels, 'params/conv1/kernel': (3, 3, 3, 2, 4)}
+  assert set(leaves(ResBlock(4), 2)) == {*kernels, 'params/conv3/kernel'}
+  assert {'params/norm3/scale', 'params/norm3/bias', 'batch_stats/norm3/mean'} < set(
+    leaves(ResBlock(4, norm='batch'), 2)
+  )
