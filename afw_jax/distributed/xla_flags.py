@@ -21,7 +21,7 @@ def set_cpu_flags() -> str | None:
   """Makes XLA use its older CPU kernels for convolutions: the newer ones compute the weight gradient on one thread.
 
   Call it before jax is imported. Measured on two cores, a UNet's train step takes 0.6 to 0.8 of the time with jaxlib
-  0.10.2, and 0.5 with 0.12.0.1. Nothing is set where it might do harm: jax is already imported, the user has set
+  0.10.2, and 0.5 to 0.6 with 0.12.0.1. Nothing is set where it might do harm: jax is already imported, the user has set
   XLA_FLAGS, the release of jaxlib is not known to accept the flag, another platform than the CPU was asked for, or the
   plugin of an accelerator is installed.
 
