@@ -49,11 +49,9 @@ LAYERS = {
   ),
   'composition': (
     'config',
-    'command_line',
     'workdir',
     'prepare',
     'train',
-    'prepare',
     'evaluate',
     'predict',
     'import_run',

@@ -39,7 +39,9 @@ ORGANS = {
 def overfitted(tmp_path_factory, run_main):
   """One CT with eight of its 117 organs, overfitted, with equal weights and gamma 1: CE + the sum of the Dice terms.
 
-  In these few steps the learned weights with gamma 0.25 leave out the pancreas: they favour what is already learned.
+  In these few steps the learned weights with gamma 0.25 leave out the pancreas: they favour what is already learned. So
+  does a learning rate of 0.01 or more on some processors, where rounding decides whether this organ of 644 voxels ever
+  appears; at 0.005 it did with every seed tried.
   """
   root, ct = tmp_path_factory.mktemp('ct'), pathlib.Path(REAL) / 'totalsegmentator'
   for folder, source in (('images', 'example_ct_sm.nii.gz'), ('labels', 'example_seg.nii.gz')):
@@ -68,7 +70,7 @@ def overfitted(tmp_path_factory, run_main):
     '--config.eval.split=train',
     '--config.model.unet.features=(16, 32, 64, 128, 256)',
     '--config.augment.name=none',
-    '--config.optimizer.learning_rate=0.02',
+    '--config.optimizer.learning_rate=0.005',
     '--config.loss.ce_afw.gamma=1.0',
     '--config.loss.ce_afw.learned_weights=False',
     '--config.train.batch_size=6',

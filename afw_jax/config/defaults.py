@@ -43,7 +43,7 @@ def _data() -> ConfigDict:
 def _model() -> ConfigDict:
   model = ConfigDict()
   model.name = 'unet'  # 2D: unet unetpp transunet vatransunet; 3D: unet3d unetr unetrpp
-  model.size = 'full'  # full | testing: a few thousand parameters, to try things out
+  model.size = 'full'  # full | testing: a small network, to try things out
   model.dtype = 'float32'  # compute dtype: float32 | bfloat16
   model.remat = False  # rematerialisation: recompute activations in the backward pass; less memory, more time
   model.pretrained = ''  # file of published encoder weights (transunet, vatransunet)
