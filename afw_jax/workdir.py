@@ -34,7 +34,7 @@ PACKAGES = (
   'nibabel',
   'pydicom',
 )
-_PATIENCE_S = 10  # for those that lock the workdir for a moment only
+_PATIENCE_S = 300  # for others that claim the workdir at the same time: the tasks of an array, each a moment
 # What may change between two starts in one workdir without changing what was trained.
 FREE = ('eval', 'mesh', 'runtime', 'data.root', 'data.store')
 
@@ -64,28 +64,30 @@ def claimed(
   """Makes a workdir the one of this config, and keeps other runs out of it while the block runs.
 
   The workdir is locked first, then its config.json is compared with `config`, and only then config.json and
-  environment.json are written: a run that is refused changes nothing. The operating system frees the lock when the
-  process ends, however it ends. Of several processes of one run, process 0 holds the lock.
+  environment.json are written: a run that is refused changes nothing. The operating system frees the locks when the
+  process ends, however it ends. Of several processes of one run, process 0 holds them. There are two: `.claiming` is
+  held while these files are compared and written, `.lock` also while the block runs.
 
   Args:
     workdir: made if missing.
     config: of the run.
-    hold: False frees the lock before the block runs, which then must not write into the workdir. So the shares of one
-      preparation, which write into the store only, may start at the same time.
+    hold: False frees the locks before the block runs, which then must not write into the workdir. So the shards of one
+      preparation, which write into the store only, may run at the same time.
     alone: True where only this process comes here, and not all processes of the run.
 
   Raises:
     InputError: another run uses the workdir, it belongs to another config (every difference is named), it cannot be
       written, or the processes of this run were given different workdirs or configs.
   """
-  workdir = os.path.expanduser(workdir)
+  workdir, versions = os.path.expanduser(workdir), environment()  # found out before: starting a GPU takes seconds
   with contextlib.ExitStack() as lock:
 
     def claim() -> None:
-      file = lock.enter_context(_locked(workdir, patience_s=0 if hold else _PATIENCE_S))
-      _claim(workdir, config)
-      os.ftruncate(file, 0)
-      os.pwrite(file, atomic_files.process_name().encode(), 0)  # for the error of a run that finds it locked
+      with _locked(workdir, '.claiming', patience_s=_PATIENCE_S):
+        lock.enter_context(_locked(workdir, '.lock', patience_s=0))
+        _claim(workdir, config, versions)
+        if not hold:
+          lock.close()
 
     if alone:
       claim()
@@ -94,21 +96,21 @@ def claimed(
       runtime.check_same('--config', config.to_json_best_effort())
       runtime.on_process_zero(claim)
       runtime.check_shared(os.path.join(workdir, 'config.json'))
-    if not hold:
-      lock.close()
     yield
 
 
 @contextlib.contextmanager
-def _locked(workdir: str, *, patience_s: float) -> Iterator[int]:
-  """Holds the lock of WORKDIR/.lock; yields its file descriptor."""
-  path = os.path.join(workdir, '.lock')
+def _locked(workdir: str, name: str, *, patience_s: float) -> Iterator[None]:
+  """Holds the lock of the file WORKDIR/NAME, which tells others who holds it."""
+  path = os.path.join(workdir, name)
   with atomic_files.write_errors(path):
     os.makedirs(workdir, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
   try:
     _lock(file, workdir, time.monotonic() + patience_s)
-    yield file
+    os.ftruncate(file, 0)
+    os.pwrite(file, atomic_files.process_name().encode(), 0)
+    yield
   finally:
     os.close(file)
 
@@ -128,7 +130,7 @@ def _lock(file: int, workdir: str, deadline: float) -> None:
     time.sleep(0.02)
 
 
-def _claim(workdir: str, config: ml_collections.ConfigDict) -> None:
+def _claim(workdir: str, config: ml_collections.ConfigDict, versions: dict) -> None:
   path = os.path.join(workdir, 'config.json')
   new = json.loads(config.to_json_best_effort())
   if os.path.exists(path) and begun(workdir):  # where nothing was trained yet, the new config takes over
@@ -145,7 +147,7 @@ def _claim(workdir: str, config: ml_collections.ConfigDict) -> None:
         'Choose another --workdir, or start with the values it was made with.',
       )
   atomic_files.write_json(path, new)
-  atomic_files.write_json(os.path.join(workdir, 'environment.json'), environment())
+  atomic_files.write_json(os.path.join(workdir, 'environment.json'), versions)
 
 
 def environment() -> dict:

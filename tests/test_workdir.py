@@ -1,12 +1,15 @@
 """A workdir belongs to one config, as far as the config affects training, and to one run at a time."""
 
+import concurrent.futures
 import errno
 import json
 import logging
+import time
 
 import pytest
 
 from afw_jax import workdir
+from afw_jax.atomic_files import process_name
 from afw_jax.errors import InputError
 from configs import demo
 
@@ -79,6 +82,25 @@ def test_a_workdir_in_use_is_refused_before_anything_is_written(tmp_path, monkey
       assert 'lock' not in str(error.value) and 'remove' not in str(error.value)
     assert contents(tmp_path) == before
   claim(tmp_path, other)
+
+
+def test_many_tasks_of_an_array_may_claim_it_at_once(tmp_path, monkeypatch):
+  found_out = lambda: time.sleep(0.3) or {}  # versions and devices, which takes long on a GPU machine
+  monkeypatch.setattr(workdir, 'environment', found_out)
+  monkeypatch.setattr(workdir, '_PATIENCE_S', 3)
+
+  def task(_):
+    with workdir.claimed(str(tmp_path), demo.get_config(), hold=False):
+      return True
+
+  with concurrent.futures.ThreadPoolExecutor(32) as pool:
+    assert all(pool.map(task, range(32)))
+
+
+def test_the_one_that_holds_it_is_named(tmp_path):
+  (tmp_path / '.lock').write_text('a-run-that-ended-long-ago')
+  with workdir.claimed(str(tmp_path), demo.get_config()), pytest.raises(InputError, match=process_name()):
+    claim(tmp_path, demo.get_config())
 
 
 def test_preparations_claim_it_for_a_moment_only(tmp_path):
