@@ -146,7 +146,7 @@ def read_index(store: str | os.PathLike) -> dict:
   """
   path, index = _read_index(store)
   if index.get('format') != FORMAT:
-    raise InputError(path, f'is of format {index.get("format")}, not {FORMAT}', 'Prepare the data set again')
+    raise InputError(path, f'is of format {index.get("format")}, not {FORMAT}', _PREPARE)
   return index
 
 
@@ -192,6 +192,7 @@ def remove_stale(store: str | os.PathLike) -> None:
   with write_errors(store):
     for path in [
       *store.glob('dataset.json.*.tmp'),
+      *store.glob(f'{TEMPORARY}*'),
       *(store / 'cases').glob(f'{TEMPORARY}*'),
       *(store / STAGING / 'cases').glob(f'{TEMPORARY}*'),
     ]:

@@ -150,7 +150,11 @@ def test_index(tmp_path):
 
 def test_leftovers_go_and_cases_stay(tmp_path):
   store.write_case(tmp_path, 'c', ARRAYS, META)
-  for leftover in (tmp_path / 'cases' / '.tmp-d-7', tmp_path / '.staging' / 'cases' / '.tmp-e-8'):
+  for leftover in (
+    tmp_path / '.tmp-index-6',
+    tmp_path / 'cases' / '.tmp-d-7',
+    tmp_path / '.staging' / 'cases' / '.tmp-e-8',
+  ):
     leftover.mkdir(parents=True)
     (leftover / 'image.npy').write_bytes(b'half')
   (tmp_path / 'dataset.json.host-9.tmp').write_bytes(b'{')

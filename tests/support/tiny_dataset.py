@@ -79,5 +79,5 @@ def describe(root, **changes):
 
 def contents(root):
   """Every file of a store but the lock, with its bytes."""
-  files = [p for p in sorted(root.rglob('*')) if p.is_file() and p.name != '.lock']
+  files = [p for p in sorted(root.rglob('*')) if p.is_file() and p.name not in ('.lock', '.publishing')]
   return {str(p.relative_to(root)): p.read_bytes() for p in files}

@@ -15,6 +15,8 @@ from afw_jax.errors import InputError
 
 _log = logging.getLogger('afw_jax')
 
+_PUBLISHING = '.publishing'  # locked while an index is read, merged and written
+
 
 @contextlib.contextmanager
 def lock(store_dir: str | os.PathLike, *, shared: bool = False) -> Iterator[None]:
@@ -52,8 +54,10 @@ def lock(store_dir: str | os.PathLike, *, shared: bool = False) -> Iterator[None
 def check_folder(store_dir: str | os.PathLike) -> None:
   """Raises InputError for a folder that holds other files than a store, before anything is written to it."""
   path = pathlib.Path(store_dir)
-  own = ('cases', store.STAGING, '.lock', 'dataset.json')
-  foreign = [p for p in path.glob('*') if p.name not in own and not p.name.startswith('dataset.json.')]
+  own = ('cases', store.STAGING, '.lock', _PUBLISHING, 'dataset.json')
+  foreign = [
+    p for p in path.glob('*') if p.name not in own and not p.name.startswith(('dataset.json.', store.TEMPORARY))
+  ]
   if read_index(path) is None and foreign:
     raise InputError(path, 'is not a store: it holds other files', 'Choose a new or empty folder for the store')
 
@@ -101,42 +105,58 @@ def publish(
   """Moves staged cases to their final folders, then writes the index. Published cases with the same options stay.
 
   Processes that share the work may call this at the same time: each does what is left to do, with the same result.
+  What others have staged with the same options, for cases of their own, stays too.
 
   Args:
     store_dir: folder of the store.
     index: new content of dataset.json, with the cases to publish.
     metas: case id -> case.json of these cases.
     staged: ids of the cases that are staged.
-    alone: whether no other process is using the staging folder.
+    alone: whether no other process is preparing the store; then staged cases of other options are removed.
 
   Returns:
     The index of the store.
   """
-  path = pathlib.Path(store_dir)
-  staged, written = list(staged), read_index(path)
+  path, staged = pathlib.Path(store_dir), list(staged)
   index = json.loads(to_json(index))
-  kept = written['cases'] if written is not None and written['options_hash'] == index['options_hash'] else {}
-  index['cases'] = {**kept, **index['cases']}
-  if staged or written is None or {k: v for k, v in written.items() if k not in ('format', 'kind')} != index:
-    if not kept or kept.keys() & set(staged):  # no process shall read a case with the index of another one
-      with write_errors(path):
-        (path / 'dataset.json').unlink(missing_ok=True)
-    for case_id in staged:
-      store.move_case(path / store.STAGING, path, case_id, metas[case_id])
-    written = store.write_index(path, index)
-  if alone:
-    shutil.rmtree(path / store.STAGING, ignore_errors=True)
-  else:
-    _clear_staging(path / store.STAGING, metas)
+  with _publishing(path):
+    written = read_index(path)
+    kept = written['cases'] if written is not None and written['options_hash'] == index['options_hash'] else {}
+    index['cases'] = {**kept, **index['cases']}
+    if staged or written is None or {k: v for k, v in written.items() if k not in ('format', 'kind')} != index:
+      if not kept or kept.keys() & set(staged):  # no process shall read a case with the index of another one
+        with write_errors(path):
+          (path / 'dataset.json').unlink(missing_ok=True)
+      for case_id in staged:
+        store.move_case(path / store.STAGING, path, case_id, metas[case_id])
+      written = store.write_index(path, index)
+    _clear_staging(path / store.STAGING, metas, index['options_hash'] if alone else None)
   return written
 
 
-def _clear_staging(staging: pathlib.Path, metas: Mapping[str, dict]) -> None:
-  """Removes staged copies of these cases, and the staging folder if other processes have nothing in it."""
-  for case_id, meta in metas.items():
-    with contextlib.suppress(InputError):  # already removed
-      if store.read_case(staging, case_id).meta == meta:
-        shutil.rmtree(store.case_folder(staging, case_id), ignore_errors=True)
+@contextlib.contextmanager
+def _publishing(path: pathlib.Path) -> Iterator[None]:
+  """Lets one process publish at a time, where the file system supports locks."""
+  with write_errors(path):
+    fd = os.open(path / _PUBLISHING, os.O_RDWR | os.O_CREAT, 0o666)
+  try:
+    with contextlib.suppress(OSError):
+      fcntl.flock(fd, fcntl.LOCK_EX)
+    yield
+  finally:
+    os.close(fd)
+
+
+def _clear_staging(staging: pathlib.Path, metas: Mapping[str, dict], options_hash: str | None) -> None:
+  """Removes staged copies of these cases, with `options_hash` those of other options, and empty folders."""
+  for folder in (staging / 'cases').glob('*'):
+    try:
+      meta = store.read_case(staging, folder.name).meta
+    except InputError:  # being written or removed by another process, or torn
+      meta = {}
+    outdated = options_hash is not None and meta.get('options_hash') != options_hash
+    if outdated or (meta and meta == metas.get(folder.name)):
+      shutil.rmtree(folder, ignore_errors=True)
   for folder in (staging / 'cases', staging):
     with contextlib.suppress(OSError):  # not empty
       folder.rmdir()

@@ -1,5 +1,8 @@
 """Several processes, as on several hosts, prepare the shards of one store."""
 
+import contextlib
+import os
+import threading
 import time
 
 import pytest
@@ -11,7 +14,7 @@ from afw_jax.data.formats import volumes
 from afw_jax.data.preparation import load_case, publish
 from afw_jax.errors import InputError
 
-MANY = 1000
+MANY = 1000 if 'AFW_SLOW' in os.environ else 200
 QUIET = dict(workers=0, progress=False, **CHOICES)
 
 
@@ -37,7 +40,7 @@ def test_shards_make_the_store_of_one_process(tmp_path):
   assert set(said) <= {'published', 'left to others'} and 'published' in said
   assert contents(tmp_path / 's') == contents(tmp_path / 'one')
   assert len(store.read_index(tmp_path / 's')['cases']) == MANY
-  assert sorted(p.name for p in (tmp_path / 's').iterdir()) == ['.lock', 'cases', 'dataset.json']
+  assert sorted(p.name for p in (tmp_path / 's').iterdir()) == ['.lock', '.publishing', 'cases', 'dataset.json']
 
 
 def test_a_killed_shard_is_given_again(tmp_path):
@@ -117,6 +120,43 @@ def test_a_shard_again_changes_nothing_and_reads_no_scan(tmp_path, monkeypatch):
   for i in range(7):  # more shards than cases: some have nothing to do
     assert prepare_here(root, tmp_path / 's', shard=(i, 7)) == index
   assert contents(tmp_path / 's') == before
+
+
+def test_a_preparation_of_other_cases_keeps_what_a_shard_has_staged(tmp_path):
+  root = make_many(tmp_path / 'raw', 6)
+  assert prepare_here(root, tmp_path / 's', shard=(0, 2)) is None
+  assert len(prepare_here(root, tmp_path / 's', cases=['c0000', 'c0001'])['cases']) == 2
+  assert staged(tmp_path / 's') == 2  # c0002 and c0004
+  assert len(prepare_here(root, tmp_path / 's', shard=(1, 2))['cases']) == 6
+  assert not (tmp_path / 's' / '.staging').exists()
+
+
+def test_a_preparation_with_other_options_removes_what_was_staged(tmp_path):
+  root = make_many(tmp_path / 'raw', 4)
+  assert prepare_here(root, tmp_path / 's', shard=(0, 2)) is None
+  prepare_here(root, tmp_path / 's', fit='crop_pad')
+  assert not (tmp_path / 's' / '.staging').exists()
+
+
+def test_shards_of_two_runs_publish_in_turn(tmp_path, monkeypatch):
+  root = make_many(tmp_path / 'raw', 4)
+  write, both = store.write_index, threading.Barrier(2)
+
+  def slow_write(*args):
+    with contextlib.suppress(threading.BrokenBarrierError):
+      both.wait(0.5)  # for another thread that has read the index, too: there must be none
+    return write(*args)
+
+  monkeypatch.setattr(store, 'write_index', slow_write)
+  runs = [
+    threading.Thread(target=prepare_here, args=(root, tmp_path / 's'), kwargs=dict(shard=(0, 1), cases=cases))
+    for cases in (['c0000', 'c0001'], ['c0002', 'c0003'])
+  ]
+  for run in runs:
+    run.start()
+  for run in runs:
+    run.join()
+  assert len(store.read_index(tmp_path / 's')['cases']) == 4
 
 
 def test_problems_of_a_share_and_leaks_between_shares(tmp_path):
