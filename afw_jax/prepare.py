@@ -36,7 +36,7 @@ def prepare(
     InputError, InputErrors: what is wrong with the data set, or a store that was prepared with other options.
   """
   data, options, selected = config.data, build.store_options(config.data), build.selection_options(config.data)
-  meta = None if anew else checkpoint.read_meta(os.path.join(workdir, 'checkpoints', 'last'))
+  meta = checkpoint.read_meta(os.path.join(workdir, 'checkpoints', 'last'))
   splits = meta and meta['data']['splits']
   if splits:
     selected = dataclasses.replace(selected, cases=[case_id for ids in splits.values() for case_id in ids])

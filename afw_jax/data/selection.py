@@ -152,14 +152,24 @@ def recorded_selection(index: Mapping, recorded: Mapping) -> Selection | None:
     recorded: `data_record` in a checkpoint of the run.
 
   Returns:
-    A `Selection`; None if the checkpoint has no splits (imported weights), or the store has not all of its cases.
+    A `Selection`; None if the checkpoint has no splits (imported weights), or the store is of another data set.
+
+  Raises:
+    InputError: the store lacks some of the cases.
   """
   splits = recorded['splits']
   if splits is None or recorded['name'] != index['name']:
     return None
   ids = [case_id for part in splits.values() for case_id in part]
-  if not set(ids) <= index['cases'].keys():
+  missing = sorted(set(ids) - index['cases'].keys())
+  if len(missing) == len(ids):
     return None
+  if missing:
+    raise InputError(
+      f'store of {index["name"]}',
+      f'it lacks {len(missing)} of the {len(ids)} cases that this run has begun with ({abbreviate(missing)})',
+      'Run --mode=prepare with the --workdir of this run',
+    )
   return Selection(dict(splits), recorded['window'], {}, [], _windows(index, ids, recorded['window']))
 
 

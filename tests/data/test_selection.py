@@ -188,7 +188,9 @@ def test_a_run_keeps_its_cases_when_others_are_added():
 
 def test_no_recorded_selection():
   record = data_record(index(), select(index(), SelectionOptions()))
-  assert selection.recorded_selection(index(prepared=CHAOS[1:]), record) is None  # a case is missing
+  assert selection.recorded_selection(index(prepared=[]), record) is None  # another data set of the same name
+  with pytest.raises(InputError, match='lacks 1 of the .* cases that this run has begun with .*--mode=prepare'):
+    selection.recorded_selection(index(prepared=CHAOS[1:]), record)
   assert selection.recorded_selection(index(), {**record, 'splits': None}) is None  # imported weights
   assert selection.recorded_selection({**index(), 'name': 'other'}, record) is None
 

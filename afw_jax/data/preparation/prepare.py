@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Mapping
 
 from afw_jax.data import store
 from afw_jax.data.preparation import dask_cluster, publish, worker_pool
@@ -14,7 +15,8 @@ from afw_jax.data.selection import SelectionOptions, choose, find_leaks
 from afw_jax.data.sets import layouts
 from afw_jax.data.sets.case_files import abbreviate
 from afw_jax.data.sets.lookup import get_spec
-from afw_jax.errors import InputErrors
+from afw_jax.data.sets.spec import DatasetSpec
+from afw_jax.errors import InputError, InputErrors
 
 _log = logging.getLogger('afw_jax')
 
@@ -113,18 +115,7 @@ def prepare(
         abbreviate(missing),
       )
       return None
-    index = dict(
-      dataset=options.dataset,
-      name=spec.name,
-      modality=spec.modality,
-      organs=spec.organs,
-      labels=spec.labels,
-      output_ids=dict(spec.output_ids),
-      options=content,
-      options_hash=options_hash,
-      listing=listing,
-      cases={case_id: {key: meta[key] for key in _SUMMARY} for case_id, meta in metas.items()},
-    )
+    index = _make_index(options, spec, options_hash, listing, metas)
     staged = [case_id for case_id in metas if ready[case_id][1]]
     return publish.publish(store_dir, index, metas, staged, alone=not shard)
 
@@ -167,10 +158,34 @@ def outdated(
   """
   index, spec = store.read_index(store_dir), get_spec(options.dataset, os.fspath(root))
   listing = make_listing(spec, layouts.find_cases(spec, root))
-  missing = [i for i in choose(listing, selected).ids if i not in index['cases']]
+  choice = choose(listing, selected)
+  missing = [i for i in choice.ids if i not in index['cases']]
   if missing:
     return f'{len(missing)} cases of {root} are not in the store yet ({abbreviate(missing)})'
-  return '' if listing == index['listing'] else f'the scans or the split of {root} have changed'
+  try:
+    stored = choose(index['listing'], selected)
+  except InputError:  # it does not know cases of this run
+    stored = None
+  same = stored and (stored.splits, stored.window) == (choice.splits, choice.window)
+  return '' if same else f'the scans or the split of {root} have changed'
+
+
+def _make_index(
+  options: StoreOptions, spec: DatasetSpec, options_hash: str, listing: dict, metas: Mapping[str, dict]
+) -> dict:
+  """The content of STORE/dataset.json for cases with these case.json."""
+  return dict(
+    dataset=options.dataset,
+    name=spec.name,
+    modality=spec.modality,
+    organs=spec.organs,
+    labels=spec.labels,
+    output_ids=dict(spec.output_ids),
+    options=options.to_json(spec),
+    options_hash=options_hash,
+    listing=listing,
+    cases={case_id: {key: meta[key] for key in _SUMMARY} for case_id, meta in metas.items()},
+  )
 
 
 def _digest(content: dict) -> str:

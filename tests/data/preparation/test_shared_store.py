@@ -93,6 +93,16 @@ def test_scans_removed_later_are_not_selected_and_stay_for_runs_that_have_begun(
   assert recorded_selection(smaller, data_record(index, chosen)).ids == chosen.ids
 
 
+def test_scans_that_a_run_does_not_use_change_nothing(tmp_path):
+  root = make(tmp_path / 'raw', n=3)
+  prepare_store('folder', root, tmp_path / 's', **SMALL)
+  volumes.write_image(root / 'images' / 'unlabelled.nii.gz', scan(7), geometry())
+  assert prepare.outdated(tmp_path / 's', SIZE, root, SelectionOptions()) == ''
+  add(root, 8)
+  assert prepare.outdated(tmp_path / 's', SIZE, root, SelectionOptions(cases=['c0', 'c1', 'c2'])) == ''
+  assert '1 cases' in prepare.outdated(tmp_path / 's', SIZE, root, SelectionOptions())
+
+
 def test_a_new_split_in_dataset_json_counts_without_reading_a_scan(tmp_path, loaded):
   root = make(tmp_path / 'raw', n=3, split={'train': ['c0'], 'val': ['c1'], 'test': ['c2']})
   prepare_store('folder', root, tmp_path / 's', **SMALL)
@@ -133,7 +143,7 @@ def test_a_second_process_waits_for_the_first(tmp_path, caplog):
   assert len(store.read_index(tmp_path / 's')['cases']) == 2
 
 
-# --- the verb, with the options of a config --------------------------------------------------------------------------
+# --- --mode=prepare, with the options of a config --------------------------------------------------------------------
 
 
 def config(folder, **changes):
@@ -143,9 +153,9 @@ def config(folder, **changes):
   return config
 
 
-def prepare_run(config, folder):
+def prepare_run(config, folder, *, anew=False):
   store_dir = workdir.store_path(config, str(folder))
-  prepare_mode.prepare(config, str(folder), store_dir, anew=False, shard='', scheduler=None)
+  prepare_mode.prepare(config, str(folder), store_dir, anew=anew, shard='', scheduler=None)
   return store_dir
 
 
@@ -200,6 +210,13 @@ def test_a_run_that_has_begun_keeps_its_cases(tmp_path, loaded, monkeypatch):
   loaded.clear()
   prepare_run(run, tmp_path / 'a')  # its store is lost: it prepares its own cases, not the new ones
   assert sorted(loaded) == [f'c{i}' for i in range(6)]
+  shutil.rmtree(store_dir)
+  prepare_run(run, tmp_path / 'a', anew=True)
+  assert sorted(store.read_index(store_dir)['cases']) == [f'c{i}' for i in range(6)]
+  damaged = store.read_index(store_dir)
+  del damaged['cases']['c1']
+  with pytest.raises(InputError, match='lacks 1 of the 6 cases that this run has begun with .c1.*--mode=prepare'):
+    build.selection(run, damaged, meta)
   shutil.rmtree(root)
   prepare_run(run, tmp_path / 'a')
   assert build.selection(run, store.read_index(store_dir), meta).splits == meta['data']['splits']
