@@ -1,4 +1,4 @@
-"""Evaluation: label map, scores and overlay of every case of a split, on the grid of its own scan."""
+"""Evaluates a run: writes label map, scores and overlay of every case of a split, on the grid of its own scan."""
 
 import importlib.util
 import logging
@@ -45,7 +45,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   workdir, store_dir = os.path.expanduser(workdir), os.path.expanduser(store_dir)
   options = config.eval
   trained = predict.load(workdir, which=options.checkpoint, mirror_axes=tuple(options.mirror_axes))
-  index = store.read_index(store_dir)
+  runtime.check_same('eval.checkpoint', trained.meta['step'])
+  index = runtime.from_process_zero(lambda: store.read_index(store_dir))
   selection = _selection_of(config, workdir, store_dir, trained, index)
   split, case_ids = choose_split(index['name'], selection.splits, options.split)
   used = {case_id: runs.training_split(trained.meta['data'].get('splits'), case_id) for case_id in case_ids}

@@ -132,8 +132,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
 
 def _read_data(config: ml_collections.ConfigDict, store_dir: str, last: str) -> _Data:
   """The data of a run; of one that has checkpoints, the cases that they were trained on."""
-  index = store.read_index(store_dir)
-  recorded = checkpoint.read_meta(last)
+  index, recorded = runtime.from_process_zero(lambda: (store.read_index(store_dir), checkpoint.read_meta(last)))
   selection = build.selection(config, index, recorded)
   description = data_record(index, selection)
   _check_same_data(last, recorded, description)

@@ -105,6 +105,24 @@ def on_process_zero(work: Callable[[], Any]) -> Any:
   return result
 
 
+def from_process_zero(read: Callable[[], Any]) -> Any:
+  """Calls `read` on process 0 and returns its result on every process.
+
+  A file that other runs may replace, or that a network file system shows late, is read this way: all processes have
+  the same content.
+
+  Args:
+    read: returns anything that JSON can represent.
+  """
+  if process_count() == 1:
+    return read()
+  value = json.dumps(on_process_zero(read)).encode()
+  data = np.frombuffer(value if process_index() == 0 else b'', np.uint8)
+  length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+  data = multihost_utils.broadcast_one_to_all(data if process_index() == 0 else np.zeros(length, np.uint8))
+  return json.loads(bytes(np.asarray(data)))
+
+
 def barrier() -> None:
   """Waits until every process has reached this call, however long that takes."""
   if process_count() > 1:

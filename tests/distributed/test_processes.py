@@ -145,6 +145,7 @@ assert sorted(sum(shares, [])) == list(range(n + 1)) and {len(s) for s in shares
 assert runtime.gather({'value': [0.1, float(i)] * i}) == [{'value': [0.1, float(k)] * k} for k in range(n)]
 assert (runtime.on_process_zero(lambda: open(folder + '/first', 'x').close() or 5) == 5) == (i == 0)
 runtime.check_shared(folder + '/first')
+assert runtime.from_process_zero(lambda: {'a': [i, None, '脾' * 50]}) == {'a': [0, None, '脾' * 50]}
 runtime.check_same('seed', 1)
 try:
   runtime.check_same('seed', i)
