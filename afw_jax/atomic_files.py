@@ -1,4 +1,4 @@
-"""Text and JSON files: written atomically, UTF-8 in every locale."""
+"""Writes text and JSON files atomically, as UTF-8 in every locale."""
 
 import contextlib
 import errno
@@ -30,7 +30,7 @@ def write_errors(path: object) -> Iterator[None]:
     yield
   except OSError as error:
     cure = _CURES.get(error.errno, 'Check the path and its permissions, or choose another folder')
-    raise InputError(error.filename or path, f'cannot be written ({error.strerror or error})', cure) from error
+    raise InputError(path, f'cannot be written ({error.strerror or error})', cure) from error
 
 
 @contextlib.contextmanager
