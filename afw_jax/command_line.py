@@ -17,7 +17,7 @@ modes, each with an example
              afw-jax --config=synapse --config.data.root=data/synapse --workdir=runs/synapse
   prepare    check and resample raw scans into a store that several runs share
              afw-jax --mode=prepare --config=folder --config.data.root=data/mine --workdir=runs/mine
-  train      afw-jax --mode=train --config=synapse --workdir=runs/synapse --config.train.epochs=10
+  train      afw-jax --mode=train --config=synapse --workdir=runs/short --config.train.epochs=10
   evaluate   score a checkpoint on the test cases, each as a volume on the grid of its scan
              afw-jax --mode=evaluate --config=synapse --workdir=runs/synapse --config.eval.split=val
   report     afw-jax --mode=report --workdir=runs/synapse
@@ -68,13 +68,13 @@ def normalise(argv: list[str]) -> list[str]:
 
 def _joined(arguments: list[str]) -> list[str]:
   """'-config X' and '--config X' as '--config=X', and config keys likewise."""
-  tokens, following = [], iter([*arguments[1:], ''])
+  tokens, following = [], iter([*arguments[1:], None])
   rest = iter(arguments)
   for token, after in zip(rest, following):
     bare = token.lstrip('-')
     if token.startswith('-') and re.match(r'config[.=]|config$', bare):
       token = f'--{bare}'
-      if '=' not in token and re.match(r'[^-]|-\d', after):
+      if '=' not in token and after is not None and re.match(r'[^-]|-\d|$', after):
         token = f'{token}={after}'
         next(rest), next(following)
     tokens.append(token)

@@ -149,7 +149,7 @@ def _digest(path: str) -> str:
   sha = hashlib.sha256()
   for name in names:
     if os.path.isfile(name):
-      sha.update(f'{os.path.basename(name)} {_file_digest(name)}\n'.encode())
+      sha.update(os.fsencode(f'{os.path.basename(name)} {_file_digest(name)}\n'))
   return sha.hexdigest()
 
 

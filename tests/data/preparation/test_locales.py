@@ -9,6 +9,9 @@ import sys
 import pytest
 from tiny_dataset import DESCRIPTION, contents, make
 
+from afw_jax.data.preparation import load_case
+from afw_jax.data.sets.case_files import CaseFiles
+
 ORGANS = {'肝脏': 1, '脾': 7}
 PREPARE = """
 import json, sys
@@ -71,6 +74,15 @@ def test_organs(tmp_path, root, locale):
   prepare(root, tmp_path / 'utf8', ('utf-8', {'LC_ALL': 'C.UTF-8'}))
   assert contents(tmp_path / 's') == contents(tmp_path / 'utf8')
   assert '肝脏' in (tmp_path / 's' / 'dataset.json').read_text(encoding='utf-8')
+
+
+def test_files_of_a_folder(tmp_path):
+  for kind in ('scan', 'label'):
+    (tmp_path / kind).mkdir()
+    with open(os.fsencode(tmp_path / kind) + b'/M\xfcller.dcm', 'wb') as file:
+      file.write(kind.encode())
+  digests = load_case.source_digests(CaseFiles('c', str(tmp_path / 'scan'), str(tmp_path / 'label')))
+  assert len(set(digests.values())) == 2
 
 
 @pytest.mark.parametrize('name', ['病人一'.encode(), 'Müller'.encode('latin-1')], ids=['UTF-8', 'Latin-1'])
