@@ -3,8 +3,9 @@
 import pathlib
 
 from afw_jax.atomic_files import read_json
-from afw_jax.data.sets.public import FOLDER_WHERE, PAPER_WINDOW
+from afw_jax.data.sets.public import FOLDER_WHERE
 from afw_jax.data.sets.spec import PARTS, DatasetSpec
+from afw_jax.data.sets.window import NAMED_HU
 from afw_jax.errors import InputError
 
 _EXAMPLE = '"labels": {"background": 0, "liver": 1, "spleen": 2}'
@@ -48,7 +49,7 @@ def read_folder_spec(root: str) -> DatasetSpec:
     raw_ids={organ: (i,) for organ, i in ids.items()},
     output_ids=ids,
     ignored_ids='all' if description.get('other_labels') == 'background' else (),
-    window_hu=PAPER_WINDOW if ct else None,
+    window_hu=NAMED_HU['transunet'] if ct else None,  # the paper's is narrow: made for the organs of its data
     fractions=(4.0, 1.0, 0.0),
     splits=_splits(path, description.get('split')),
     num_training=number if isinstance(number, int) else None,
