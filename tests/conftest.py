@@ -59,7 +59,7 @@ def phantoms(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def run_main():
-  """Runs the door to its end and returns the finished process."""
+  """Runs the command line to its end and returns the finished process."""
 
   def run(*arguments, check=0, largest_file=None, **extra):
     limit = largest_file and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file)))

@@ -126,8 +126,7 @@ def rank(name: str) -> int:
 @pytest.mark.parametrize('name', filter(None, MODULES))
 def test_imports_point_down(name):
   for target in imports(name)[0] - {''}:
-    if MODULES[name].stem != '__init__' and MODULES[target].stem != '__init__':  # packages only hand names on
-      assert rank(target) <= rank(name), f'{name} must not import {target}'
+    assert rank(target) <= rank(name), f'{name} must not import {target}'
 
 
 def test_nothing_imports_in_a_circle():

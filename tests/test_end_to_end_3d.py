@@ -29,8 +29,9 @@ VOLUMES = (
   '--config.data.spacing_mm=()',
   '--config.data.fit=resize',
 )
+SLOW = pytest.mark.skipif('AFW_SLOW' not in os.environ, reason='AFW_SLOW is not set (some minutes more)')
 CROPS = (
-  '--config.model.name=unetrpp',
+  '--config.model.name=unet3d',
   '--config.data.size=()',
   '--config.data.spacing_mm=(20.0, 7.0, 7.0)',
   '--config.train.patch_size=(16, 32, 32)',
@@ -38,7 +39,14 @@ CROPS = (
 )
 
 
-@pytest.fixture(scope='module', params=[VOLUMES, CROPS], ids=['unetr-volumes', 'unetrpp-crops'])
+@pytest.fixture(
+  scope='module',
+  params=[
+    pytest.param(VOLUMES, id='unetr-volumes'),
+    pytest.param(CROPS, id='unet3d-crops'),
+    pytest.param((*CROPS, '--config.model.name=unetrpp'), id='unetrpp-crops', marks=SLOW),
+  ],
+)
 def run(request, tmp_path_factory, phantoms, run_main):
   """(workdir, its arguments) of a finished run."""
   workdir = tmp_path_factory.mktemp('3d') / 'run'

@@ -1,4 +1,4 @@
-"""What a user can do wrong at the door: one clear line, exit code 2, nothing half written."""
+"""What a user can do wrong on the command line: one clear line, exit code 2, nothing half written."""
 
 import os
 import shutil

@@ -16,7 +16,7 @@ from afw_jax.training import checkpoint, metric_writer
 def test_a_score_and_a_step_that_are_not_finite(trained, tmp_path, monkeypatch):
   config = ml_collections.ConfigDict(json.loads((trained / 'config.json').read_text(encoding='utf-8')))
   config.train.steps_per_epoch = config.train.validate_every_epochs = config.train.checkpoint_every_steps = 1
-  config.optimizer.learning_rate = 1e30
+  config.optimizer.learning_rate, config.model.unet.features = 1e30, (2, 4)
   store, rename = str(next((trained.parent / 'stores').iterdir())), os.rename
   last, best = tmp_path / 'checkpoints' / 'last', tmp_path / 'checkpoints' / 'best'
   with monkeypatch.context() as patched, pytest.raises(FloatingPointError, match='step 2'):

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import shutil
 
 import nibabel as nib
 import numpy as np
@@ -37,16 +36,16 @@ ORGANS = {
 
 @pytest.fixture(scope='module')
 def overfitted(tmp_path_factory, run_main):
-  """One CT with eight of its 117 organs, overfitted, with equal weights and gamma 1: CE + the sum of the Dice terms.
+  """Twelve slices of a CT with eight of its 117 organs, overfitted, with equal weights and gamma 1: CE + sum of Dice.
 
   In these few steps the learned weights with gamma 0.25 leave out the pancreas: they favour what is already learned. So
-  does a learning rate of 0.01 or more on some processors, where rounding decides whether this organ of 644 voxels ever
+  does a learning rate of 0.01 or more on some processors, where rounding decides whether this organ of 557 voxels ever
   appears; at 0.005 it did with every seed tried.
   """
   root, ct = tmp_path_factory.mktemp('ct'), pathlib.Path(REAL) / 'totalsegmentator'
   for folder, source in (('images', 'example_ct_sm.nii.gz'), ('labels', 'example_seg.nii.gz')):
     (root / folder).mkdir()
-    shutil.copy(ct / source, root / folder / 'ct.nii.gz')
+    nib.save(nib.load(ct / source).slicer[:, :, 4:16], root / folder / 'ct.nii.gz')
   (root / 'dataset.json').write_text(
     json.dumps(
       {
@@ -74,7 +73,7 @@ def overfitted(tmp_path_factory, run_main):
     '--config.loss.ce_afw.gamma=1.0',
     '--config.loss.ce_afw.learned_weights=False',
     '--config.train.batch_size=6',
-    '--config.train.epochs=80',
+    '--config.train.epochs=100',
     '--config.train.checkpoint_every_steps=1000',
     XLA_FLAGS='',
   )
@@ -82,11 +81,11 @@ def overfitted(tmp_path_factory, run_main):
 
 
 def test_overfit_one_ct_and_predict_it_back(overfitted, run_main):
-  ct = pathlib.Path(REAL) / 'totalsegmentator'
+  image, label = (overfitted.parent / folder / 'ct.nii.gz' for folder in ('images', 'labels'))
   out = overfitted / 'back.nii.gz'
-  run_main('--mode=predict', f'--workdir={overfitted}', f'--input={ct}/example_ct_sm.nii.gz', f'--output={out}')
-  pred, true = volumes.read_label(out), volumes.read_label(ct / 'example_seg.nii.gz')
-  volumes.check_pair(volumes.read_image(ct / 'example_ct_sm.nii.gz'), pred)
+  run_main('--mode=predict', f'--workdir={overfitted}', f'--input={image}', f'--output={out}')
+  pred, true = volumes.read_label(out), volumes.read_label(label)
+  volumes.check_pair(volumes.read_image(image), pred)
   scores = metrics.score_case(pred.array, true.array, spacing_mm=true.spacing_mm, labels=ORGANS)
   dsc = {organ: s['dsc'] for organ, s in scores.items()}
   assert np.mean(list(dsc.values())) >= 0.90, dsc

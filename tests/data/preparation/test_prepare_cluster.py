@@ -14,7 +14,7 @@ from tiny_dataset import contents, prepare_store
 from afw_jax.data import store
 from afw_jax.errors import InputError
 
-MANY = 1000
+MANY = 1000 if 'AFW_SLOW' in os.environ else 200
 QUIET = dict(progress=False, **CHOICES)
 
 

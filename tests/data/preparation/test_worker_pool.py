@@ -36,7 +36,7 @@ def test_a_case_that_kills_its_workers_is_named_and_the_others_are_done(tmp_path
   assert sorted(r['id'] for r in results) == list('012345')
   bad = [r for r in results if 'problems' in r]
   assert [r['id'] for r in bad] == ['2']
-  assert 'scan2.nii: reading it killed the worker process 3 times' in str(bad[0]['problems'][0])
+  assert 'scan2.nii: the process that read it was killed 3 times' in str(bad[0]['problems'][0])
   deaths = (tmp_path / 'log').read_text(encoding='utf-8').split().count('2')
   assert deaths in (2, 3)  # another one may have killed the pool before it began
   assert all(int(r['threads']) >= 1 for r in results if 'threads' in r) and dict(os.environ) == before
