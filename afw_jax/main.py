@@ -1,4 +1,4 @@
-"""Command-line entry point: turns flags into one of the verbs.
+"""Command-line entry point: turns flags into one of the modes.
 
 afw-jax --config=synapse --workdir=runs/synapse              (installed; `afw-jax --help` lists the modes)
 python -m afw_jax.main --config=configs/synapse.py ...       (the same, in a clone)

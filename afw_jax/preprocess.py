@@ -1,4 +1,4 @@
-"""Preprocessing on the device: the intensity window (HU range) of a raw batch, then the augmentation."""
+"""Preprocessing on the device: the intensity window of a raw batch, then the augmentation."""
 
 from collections.abc import Callable
 

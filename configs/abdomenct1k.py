@@ -3,8 +3,8 @@
     afw-jax --config=abdomenct1k --config.data.root=data/abdomenct1k --workdir=runs/abdomenct1k
 
 The paper reports DSC 85.93 %, HD 24.88 mm for UNet with CE + AFW-Dice, 83.18 % and 32.86 mm for CE + Dice. Which cases
-it drew is not known: these are drawn with data.split_seed, and the checkpoints name them. Cases with known defects (no
-spleen, an invented spacing) are reported and left out unless data.keep_defective.
+it drew is not known: these are drawn with data.split_seed, and listed in the run's splits.json. Cases with known
+defects (no spleen, an invented spacing) are reported and left out unless data.keep_defective is set.
 """
 
 from afw_jax.config import default_config

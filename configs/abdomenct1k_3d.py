@@ -5,9 +5,9 @@
 
 After the colon: unetr (the default), unetrpp or unet3d (nnU-Net's, not in the paper), on whole volumes as the paper
 trains them (1 mm, then 256 x 256 x 128 voxels, batch 6; they used one 80 GB GPU); or the same with _patch, on crops of
-which a third contain an organ, as the authors of these networks do. The four rows of Table 6 are unetr and unetrpp,
-each with the default loss (CE + AFW-Dice: DSC 78.30 and 88.01 %) and with --config.loss.name=ce_dice (76.41 and
-87.70 %). Which cases the paper drew is not known; these are drawn with data.split_seed.
+which at least a third contain an organ, as the authors of these networks do. The four rows of Table 6 are unetr and
+unetrpp, each with the default loss (CE + AFW-Dice: DSC 78.30 and 88.01 %) and with --config.loss.name=ce_dice (76.41
+and 87.70 %). Which cases the paper drew is not known; these are drawn with data.split_seed.
 """
 
 from afw_jax.config import default_config

@@ -12,7 +12,7 @@ from afw_jax.config import default_config
 
 
 def get_config():
-  """A narrow UNet at 128 x 128; the scans' own brightness, so extended augmentation."""
+  """A narrow UNet at 128 x 128. The brightness of MR scans varies, hence the extended augmentation."""
   config = default_config()
   config.data.dataset = 'chaos_mr_t2'
   config.data.root = 'data/chaos'

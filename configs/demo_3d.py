@@ -8,7 +8,7 @@ from afw_jax.config import default_config
 
 
 def get_config():
-  """A small UNETR on 16 whole phantoms, one per step: many small steps learn more in the time than few large ones."""
+  """A small UNETR on 16 whole phantoms, one per step: many small steps learn more in the same time."""
   config = default_config()
   config.data.dataset = 'folder'
   config.data.root = 'runs/demo-data'

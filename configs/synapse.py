@@ -11,7 +11,7 @@ from afw_jax.config import default_config
 
 
 def get_config():
-  """The paper's recipe, which the defaults are."""
+  """The paper's recipe, which is the default config."""
   config = default_config()
   config.data.dataset = 'synapse'
   config.data.root = 'data/synapse'

@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 find_python() {
   local p
-  for p in python3.11 python3.12 python3.13 python3.14 python3; do
+  for p in python3.11 python3.12 python3.13 python3; do
     if command -v "$p" >/dev/null && "$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       echo "$p"; return
     fi

@@ -74,7 +74,11 @@ def check_mesh(config: ml_collections.ConfigDict, on, model) -> None:
 
 
 def loss(config: ml_collections.ConfigDict, model, class_names: tuple[str, ...]):
-  """The loss, for one output or for several (a network with deep supervision gives the weights of its outputs)."""
+  """The loss, for one output or for several (a network with deep supervision gives the weights of its outputs).
+
+  Raises:
+    InputError: an unknown loss, an option that it does not take, or a rare organ that is not among the classes.
+  """
   options = dict(config.loss.get(config.loss.name, {}))
   unknown = [name for name in options.get('rare', ()) if name not in class_names]
   if unknown:

@@ -1,4 +1,4 @@
-"""Training batches as a pure function of (seed, step): one global order of samples, divided among the ranks (Grain)."""
+"""Training batches as a pure function of (seed, step): one global order of samples, divided among the processes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 

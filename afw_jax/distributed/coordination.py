@@ -1,4 +1,4 @@
-"""Access to JAX's coordination service, the only part of JAX used here that has no public interface.
+"""Wraps JAX's coordination service, the only part of JAX used in this package that has no public interface.
 
 Two things are needed from it:
   - A barrier without a time limit. Process 0 may prepare data for hours while the others wait, and the public

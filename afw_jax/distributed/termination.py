@@ -1,4 +1,4 @@
-"""Ends all processes of a distributed run when one fails: it exits at once, so that the others do not wait for it."""
+"""Ends this process at once after an uncaught exception, so that the other processes of the run end too."""
 
 import os
 import sys

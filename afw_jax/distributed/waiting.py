@@ -1,4 +1,4 @@
-"""Messages while the processes of a distributed run connect: who is awaited, and an error after five minutes."""
+"""Messages while the processes of a distributed run connect: which are awaited, and an error after five minutes."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""Segmentation of whole volumes: slices or sliding windows through a network, label map on the scan's own grid."""
+"""Segments whole volumes by slices or sliding windows, and returns label maps on the grid of the scan."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence

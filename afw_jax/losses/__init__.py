@@ -1,4 +1,4 @@
-"""Segmentation losses in JAX, AFW-Dice among them: pure functions of (logits, labels) that need nothing but jax.
+"""Segmentation losses in JAX, AFW-Dice among them: pure functions of (logits, labels) that import jax and numpy only.
 
 >>> import jax, jax.numpy as jnp
 >>> from afw_jax import losses

@@ -1,4 +1,4 @@
-"""Asymmetric Focal Weighted Dice loss (AFW-Dice), and its sum with cross-entropy: Eqs. 2 and 4 to 7 of "the paper".
+"""Asymmetric Focal Weighted Dice loss (AFW-Dice), and its sum with cross-entropy: Eqs. 2 and 4 to 7 of Guo et al.
 
 References:
   Guo Y., Lin J., Pan J., Jiang T. 2024 (the paper). Segmentation of Abdominal CT images with Asymmetric Focal Weighted

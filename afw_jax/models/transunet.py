@@ -1,4 +1,4 @@
-"""TransUNet: a transformer on the features of a ResNet, and a decoder with the skips of the ResNet.
+"""TransUNet: a transformer on the features of a ResNet, and a decoder with skip connections from the ResNet.
 
 Two encoders: R50+ViT-B_16 (`encoder='r50'`), or ViT-B_16 on patches of the image, without skips (`encoder='vit'`).
 

@@ -9,7 +9,6 @@ The numbers of the NVIDIA chips are those of their device properties, the memory
 
 import dataclasses
 import importlib.metadata
-import os
 import re
 import sys
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from collections.abc import Mapping
 import jax
 from jax.experimental import topologies
 
+from afw_jax.data import resources
 from afw_jax.distributed import xla_flags
 from afw_jax.errors import InputError, did_you_mean
 
@@ -29,7 +29,7 @@ class Target:
 
   Attributes:
     platform: 'cpu', 'cuda' or 'tpu'.
-    memory_gib: the memory of one device as its driver reports it; None: the memory of this machine.
+    memory_gib: the memory of one device as its driver reports it; None: the memory that this process may use.
     usable: the share of it that a program may fill. The rest is for what the compiler does not count: the runtime,
       workspaces of libraries, communication buffers, fragmentation. A TPU's compiler counts everything.
     chip: device properties for the compiler (NVIDIA only).
@@ -83,8 +83,7 @@ def get(name: str, memory_gib: float | None = None) -> Target:
   target = TARGETS[name]
   if memory_gib is not None and memory_gib <= 0:
     raise InputError('--memory_gib', f'{memory_gib} is not positive', 'Give the memory of one device in GiB.')
-  here = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / GIB
-  return dataclasses.replace(target, memory_gib=memory_gib or target.memory_gib or here)
+  return dataclasses.replace(target, memory_gib=memory_gib or target.memory_gib or resources.memory_limit() / GIB)
 
 
 def check(name: str, target: Target, count: int) -> None:

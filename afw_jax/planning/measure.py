@@ -1,4 +1,4 @@
-"""Compiles the training step of a config for one mesh; reads memory, communication and operations off the program."""
+"""Compiles the training step of a config for one mesh; reads memory, communication and operations from the program."""
 
 import time
 

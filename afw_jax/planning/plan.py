@@ -1,4 +1,4 @@
-"""Plans a training run before any device is rented: does it fit, and how much do the devices send each other?
+"""Plans a training run without the hardware: does it fit, and how much do the devices send each other?
 
 The real training step of a config is compiled for meshes of CPUs, GPUs or TPUs, which need not be installed; nothing
 is run.

@@ -13,32 +13,6 @@ _PANEL = 3.3  # inches of the longer side of a panel
 _FILL = 0.30
 
 
-def overlay(
-  path: str,
-  image: np.ndarray,
-  masks: Mapping[str, np.ndarray],
-  organs: Sequence[str],
-  *,
-  title: str = '',
-  spacing_mm: tuple[float, float] | None = None,
-) -> str:
-  """Draws one slice: the image, and beside it the image with the organs of each mask.
-
-  Args:
-    path: path of the PNG to write.
-    image: (H, W) in [0, 1].
-    masks: name ('truth', 'prediction', a loss, ...) -> (H, W) integer classes; class c is organs[c - 1].
-    organs: names of the classes 1, 2, ...
-    title: above the panels (say which case and slice).
-    spacing_mm: (y, x) size of a pixel, so that anatomy keeps its proportions; None: square pixels.
-
-  Returns:
-    path.
-  """
-  volume = {name: np.asarray(mask)[None] for name, mask in masks.items()}
-  return _sheet(path, np.asarray(image)[None], volume, organs, [(0, '')], title, spacing_mm)
-
-
 def case_sheet(
   path: str,
   image: np.ndarray,

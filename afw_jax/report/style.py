@@ -1,4 +1,4 @@
-"""Figures with matplotlib (without pyplot, which keeps global state): creating, colours of the organs, saving."""
+"""Creates and saves figures, and chooses the colours of organs. Matplotlib without pyplot, which keeps global state."""
 
 import contextlib
 import os

@@ -47,11 +47,11 @@ def number(value: float, decimals: int = 2) -> str:
   return '-' if math.isnan(value) else f'{value:.{decimals}f}'
 
 
-def cell(s: Summary, decimals: int = 2, plus_minus: str = '±') -> str:
+def cell(s: Summary, decimals: int = 2) -> str:
   """'mean ± sd [low, high]'; only the mean where there are too few cases for the rest."""
   text = number(s.mean, decimals)
   if not math.isnan(s.sd):
-    text += f' {plus_minus} {number(s.sd, decimals)} [{number(s.low, decimals)}, {number(s.high, decimals)}]'
+    text += f' ± {number(s.sd, decimals)} [{number(s.low, decimals)}, {number(s.high, decimals)}]'
   return text
 
 

@@ -63,7 +63,8 @@ def value_and_grad(forward: Callable, loss_fn: Callable, micro_batches: int, *, 
 
   Returns:
     fn(params, batch_stats, batch, key) -> ((loss, (terms, batch_stats)), gradients of params), with params
-    {'net', 'log_sigma_sq'} and batch {'image' (B, *S, C_in), 'label' (B, *S)}.
+    {'net', 'log_sigma_sq'} and batch {'image' (B, *S, C_in), 'label' (B, *S)}. It raises InputError for a batch that
+    `micro_batches` does not divide.
   """
   m = micro_batches
 

@@ -1,4 +1,4 @@
-"""Geometry of 2D augmentation: rotations in the plane of a slice, and one sample resampled through one affine map."""
+"""Geometry of 2D augmentation: rotations in the plane of a slice, and resampling of a sample by an affine map."""
 
 import jax.numpy as jnp
 

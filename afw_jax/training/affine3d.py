@@ -1,4 +1,4 @@
-"""Geometry of 3D augmentation: rotations about the three axes, and one sample resampled through one 3x3 map."""
+"""Geometry of 3D augmentation: rotations about the three axes, and resampling of a sample by a linear map."""
 
 from collections.abc import Sequence
 

@@ -112,7 +112,11 @@ def _check_same_arrays(path: pathlib.Path, meta: dict, wanted: dict[str, PyTree]
 
 
 def read_meta(folder: str) -> dict | None:
-  """The meta of the newest checkpoint whose meta can be read; None where there is no checkpoint at all."""
+  """The meta of the newest checkpoint whose meta can be read; None where there is no checkpoint at all.
+
+  Raises:
+    InputError: there are checkpoints, and the meta of none can be read.
+  """
   problem = None
   for step in _steps(folder):
     try:

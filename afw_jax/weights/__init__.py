@@ -1,4 +1,4 @@
-"""Weights from elsewhere: PyTorch checkpoints of the reference implementations, and published pretrained encoders."""
+"""Imported weights: PyTorch checkpoints of the reference implementations, and published pretrained encoders."""
 
 from afw_jax.weights.convert import from_torch
 

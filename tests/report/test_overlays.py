@@ -26,16 +26,26 @@ def overlaps(figure, boxes):
   return any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_overlay(tmp_path, drawn):
+def one_slice(path, image, masks, organs, **options):
+  """A sheet of a single slice."""
+  masks = {name: mask[None] for name, mask in masks.items()}
+  return overlays.case_sheet(path, image[None], masks, organs, num_slices=1, **options)
+
+
+def test_one_slice(tmp_path, drawn):
   image, true, pred = scan()
-  path = overlays.overlay(str(tmp_path / 'new' / 'o.png'), image[2], {'truth': true[2], 'prediction': pred[2]}, ORGANS,
+  path = one_slice(str(tmp_path / 'new' / 'o.png'), image[2], {'truth': true[2], 'prediction': pred[2]}, ORGANS,
                          title='case 7, slice 2', spacing_mm=(2.0, 1.0))  # fmt: skip
   (figure,) = drawn
   assert [a.get_title() for a in figure.axes] == ['image', 'truth', 'prediction']
   assert legend_labels(figure) == ['1 liver', '2 spleen', '3 kidney_left']
   assert figure.get_suptitle() == 'case 7, slice 2'
   assert all(a.get_aspect() == 2 for a in figure.axes)
-  assert [sorted(t.get_text() for t in a.texts) for a in figure.axes] == [[], ['1', '2', '3'], ['1', '3']]
+  assert [sorted(t.get_text() for t in a.texts) for a in figure.axes] == [
+    ['slice 0   DSC 0.67'],
+    ['1', '2', '3'],
+    ['1', '3'],
+  ]
   assert not overlaps(figure, [*figure.axes, *figure.legends])
   pixels = png(path)
   assert pixels.shape[1] > 900 and path.endswith('o.png') and [p.name for p in tmp_path.rglob('*.*')] == ['o.png']
@@ -46,10 +56,10 @@ def test_overlay(tmp_path, drawn):
   assert near[0] == near[2] == 0 < near[1]
 
 
-def test_overlay_outlines_follow_the_mask(tmp_path, drawn):
+def test_outlines_follow_the_mask(tmp_path, drawn):
   mask = np.zeros((20, 20), int)
   mask[0:8, 3:9] = 1  # touches the edge: still a closed outline
-  overlays.overlay(str(tmp_path / 'o.png'), np.zeros((20, 20)), {'truth': mask}, ORGANS)
+  one_slice(str(tmp_path / 'o.png'), np.zeros((20, 20)), {'truth': mask}, ORGANS)
   axes = drawn[0].axes[1]
   (line,) = [p.vertices for c in axes.collections for p in c.get_paths() if len(p.vertices)]
   assert line.min(0) == pytest.approx([2.5, -0.5]) and line.max(0) == pytest.approx([8.5, 7.5])
@@ -59,7 +69,7 @@ def test_overlay_outlines_follow_the_mask(tmp_path, drawn):
 
 def test_masks_on_another_grid_are_refused(tmp_path):
   with pytest.raises(InputError, match=r'truth: has shape'):
-    overlays.overlay(str(tmp_path / 'o.png'), np.zeros((5, 5)), {'truth': np.zeros((5, 6), int)}, ORGANS)
+    one_slice(str(tmp_path / 'o.png'), np.zeros((5, 5)), {'truth': np.zeros((5, 6), int)}, ORGANS)
   assert not list(tmp_path.iterdir())
 
 
@@ -88,7 +98,7 @@ def test_case_sheet_without_prediction_or_organs(tmp_path, drawn):
 def test_many_organs_keep_a_readable_legend(tmp_path, drawn):
   mask = np.kron(np.arange(1, 31).reshape(5, 6), np.ones((8, 8), int))
   names = [f'structure_number_{i}' for i in range(1, 31)]
-  overlays.overlay(str(tmp_path / 'm.png'), np.zeros(mask.shape), {'truth': mask}, names)
+  one_slice(str(tmp_path / 'm.png'), np.zeros(mask.shape), {'truth': mask}, names)
   assert len(legend_labels(drawn[0])) == 30
   box = drawn[0].legends[0].get_window_extent(drawn[0].canvas.get_renderer())
   assert box.x0 >= 0 and box.x1 <= drawn[0].bbox.x1 and box.y0 >= 0

@@ -43,7 +43,11 @@ def read_image(path: str | os.PathLike) -> Decoded:
 
 
 def read_label(path: str | os.PathLike) -> Decoded:
-  """Reads the label map of one case as (D, H, W) uint8; see `read_image`."""
+  """Reads the label map of one case as (D, H, W) uint8; see `read_image`.
+
+  Raises:
+    InputError: as `read_image`, or a value that is no integer in 0..255.
+  """
   array, sha256 = _read(path, 'label')
   if not (array.min() >= 0 and array.max() <= 255 and np.all(array == np.rint(array))):
     raise InputError(

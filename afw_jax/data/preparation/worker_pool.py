@@ -87,7 +87,7 @@ def _run_pools(function, jobs, workers, done):
                 'problems': [
                   InputError(
                     job['case'].image,
-                    f'reading it killed the worker process {DEATHS} times',
+                    f'the process that read it was killed {DEATHS} times',
                     'Probably too little memory: prepare with fewer workers, or remove the case',
                   )
                 ],

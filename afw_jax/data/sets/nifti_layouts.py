@@ -13,7 +13,11 @@ _NOT_SCANS = ('.json', '.txt', '.csv', '.tsv', '.md', '.pdf')
 
 
 def find_folders(spec: DatasetSpec, root: Path, problems: list[InputError]) -> list[CaseFiles]:
-  """images/ with labels/, or nnU-Net's imagesTr/ with labelsTr/, imagesTs/ and optionally labelsTs/."""
+  """images/ with labels/, or nnU-Net's imagesTr/ with labelsTr/, imagesTs/ and optionally labelsTs/.
+
+  Raises:
+    InputError: neither layout is there. What is wrong with single files is added to `problems`.
+  """
   plain, nnunet = (root / 'images').is_dir(), (root / 'imagesTr').is_dir()
   if plain and nnunet:
     problems.append(InputError(root, 'has both images/ and imagesTr/', 'Keep the scans in one of them'))
@@ -68,7 +72,11 @@ def find_abdomenct1k(spec: DatasetSpec, root: Path, problems: list[InputError]) 
 
 
 def find_btcv(spec: DatasetSpec, root: Path, problems: list[InputError]) -> list[CaseFiles]:
-  """Training/img/img0001.nii.gz with Training/label/label0001.nii.gz; case ids as in TransUNet's lists (case0001)."""
+  """Training/img/img0001.nii.gz with Training/label/label0001.nii.gz; case ids as in TransUNet's lists (case0001).
+
+  Raises:
+    InputError: these folders are not there. What is wrong with single files is added to `problems`.
+  """
   base = next((b for b in (root / 'Training', root / 'RawData' / 'Training', root) if (b / 'img').is_dir()), None)
   if base is None or not (base / 'label').is_dir():
     raise InputError(root, 'has no Training/img and Training/label', where_to_get(spec))

@@ -49,7 +49,11 @@ def position_table(
 
 
 def source_grid(tokens: int, grid: Sequence[int], position_grid: Sequence[int] | None = None) -> tuple[int, ...]:
-  """Tokens per axis of a table with this number of tokens, see `position_table`."""
+  """Tokens per axis of a table with this number of tokens, see `position_table`.
+
+  Raises:
+    InputError: the grid of the table is unknown, or is not `position_grid`.
+  """
   if position_grid is not None:
     if math.prod(position_grid) != tokens or len(position_grid) != len(grid):
       raise InputError(

@@ -1,6 +1,6 @@
 """3D convolution in the fastest form for the platform that the program is compiled for.
 
-On GPUs and TPUs it is `lax.conv_general_dilated`. XLA's 3D convolution for CPUs is three to five times slower than its
+On GPUs and TPUs it is `lax.conv_general_dilated`. XLA's 3D convolution for CPUs is four to six times slower than its
 2D one, forward and backward; there it is computed as one 2D convolution: the taps of the third axis become additional
 channels, of the input or the output, whichever has fewer, and their results are shifted and added. A program compiled
 for another platform than this machine's takes the form for that platform. Every form can be divided over devices along
