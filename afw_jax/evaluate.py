@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from afw_jax import atomic_files, metrics, predict
+from afw_jax import atomic_files, metrics, predict, preprocess
 from afw_jax.config import build
 from afw_jax.data import resample, store
 from afw_jax.data.formats import volumes
@@ -211,11 +211,10 @@ def draw_case(
   path: str, trained: predict.Trained, case: store.Case, window: Sequence[float], labels: np.ndarray, dsc: float
 ) -> None:
   """Draws reference and prediction over the image on the working grid, and writes the PNG file `path`."""
-  low, high = window
-  image = np.clip((np.asarray(case.arrays['image'], np.float32) - low) / (high - low), 0, 1)
+  image = preprocess.apply_window(np.asarray(case.arrays['image'])[None, ..., None], np.asarray([window]))
   overlays.case_sheet(
     path,
-    image,
+    np.asarray(image[0, ..., 0]),
     {
       'truth': np.asarray(case.arrays['label']),
       'prediction': resample.to_working(labels, resample.Resampling.from_json(case.meta['resampling']), 0),

@@ -58,6 +58,7 @@ def test_an_unknown_config_names_the_nearest(tmp_path):
     (['--config.a.b=(8, 16)', '--x=1', '--config.a.b=(4, 8)'], ['--x=1', '--config.a.b=(4, 8)']),
     (['--config.a.b', '(8, 16)', '--config.a.b=(4, 8)'], ['--config.a.b=(4, 8)']),
     (['--config.a.b=1', '--config.a.bc=2', '-config.a.b', '-3'], ['--config.a.bc=2', '--config.a.b=-3']),
+    (['--config.a.b', '', '--config.a.b=x', '--config.a.c', ''], ['--config.a.b=x', '--config.a.c=']),
     (['--config.a.flag', '--noconfig.a.flag', '--x'], ['--config.a.flag', '--noconfig.a.flag', '--x']),
   ],
 )
