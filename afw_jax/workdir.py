@@ -84,7 +84,8 @@ def claimed(
 
     def claim() -> None:
       with _locked(workdir, '.claiming', patience_s=_PATIENCE_S):
-        lock.enter_context(_locked(workdir, '.lock', patience_s=0))
+        if not lock.enter_context(_locked(workdir, '.lock', patience_s=0)):
+          _log.warning('%s cannot be locked on this file system: make sure that no two runs use it', workdir)
         _claim(workdir, config, versions)
         if not hold:
           lock.close()
@@ -100,33 +101,34 @@ def claimed(
 
 
 @contextlib.contextmanager
-def _locked(workdir: str, name: str, *, patience_s: float) -> Iterator[None]:
-  """Holds the lock of the file WORKDIR/NAME, which tells others who holds it."""
+def _locked(workdir: str, name: str, *, patience_s: float) -> Iterator[bool]:
+  """Holds the lock of the file WORKDIR/NAME, which tells others who holds it; yields whether the disk has locks."""
   path = os.path.join(workdir, name)
   with atomic_files.write_errors(path):
     os.makedirs(workdir, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
   try:
-    _lock(file, workdir, time.monotonic() + patience_s)
+    locked = _lock(file, workdir, time.monotonic() + patience_s)
     os.ftruncate(file, 0)
     os.pwrite(file, atomic_files.process_name().encode(), 0)
-    yield
+    yield locked
   finally:
     os.close(file)
 
 
-def _lock(file: int, workdir: str, deadline: float) -> None:
+def _lock(file: int, workdir: str, deadline: float) -> bool:
   while True:
     try:
-      return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      return True
     except BlockingIOError as error:
       if time.monotonic() > deadline:
         holder = os.pread(file, 200, 0).decode(errors='replace') or 'which has just started'
         raise InputError(
           workdir, f'is in use by another process ({holder})', 'Wait until it ends, or choose another --workdir.'
         ) from error
-    except OSError as error:  # some network file systems have no locks
-      return _log.warning('%s cannot be locked (%s): make sure that no two runs use it', workdir, error.strerror)
+    except OSError:  # some network file systems have no locks
+      return False
     time.sleep(0.02)
 
 

@@ -20,7 +20,8 @@ def claim(path, config):
 
 
 def contents(path):
-  return {p.relative_to(path): p.read_bytes() for p in path.rglob('*') if p.is_file()}
+  """Path -> bytes of every file but .claiming, which holds the name of the last process that tried."""
+  return {p.relative_to(path): p.read_bytes() for p in path.rglob('*') if p.is_file() and p.name != '.claiming'}
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_a_disk_without_locks_gives_a_warning(tmp_path, monkeypatch, caplog):
   with caplog.at_level(logging.WARNING, 'afw_jax'), workdir.claimed(str(tmp_path), demo.get_config()):
     assert (tmp_path / 'config.json').exists()
   assert [r.getMessage() for r in caplog.records] == [
-    f'{tmp_path} cannot be locked (not supported): make sure that no two runs use it'
+    f'{tmp_path} cannot be locked on this file system: make sure that no two runs use it'
   ]
 
 

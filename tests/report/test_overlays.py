@@ -42,7 +42,7 @@ def test_one_slice(tmp_path, drawn):
   assert figure.get_suptitle() == 'case 7, slice 2'
   assert all(a.get_aspect() == 2 for a in figure.axes)
   assert [sorted(t.get_text() for t in a.texts) for a in figure.axes] == [
-    ['slice 0   DSC 0.67'],
+    ['slice 0   DSC 0.59'],
     ['1', '2', '3'],
     ['1', '3'],
   ]

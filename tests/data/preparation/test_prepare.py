@@ -35,7 +35,7 @@ def test_what_a_store_holds(tmp_path):
   assert index['options']['raw_ids'] == {'liver': [1], 'spleen': [7]}
   assert index['output_ids'] == {'liver': 1, 'spleen': 7} and not index.keys() & {'window', 'splits'}
   assert [len(ids) for ids in selection.splits.values()] == [3, 1, 0] and selection.excluded == {}
-  assert selection.window == (50, 350) and any('no test part' in note for note in selection.notes)
+  assert selection.window == (-125, 275) and any('no test part' in note for note in selection.notes)
   assert sorted(index['cases']) == ['c0', 'c1', 'c2', 'c3']
   for i in range(4):
     case = store.read_case(tmp_path / 's', f'c{i}', verify=True)

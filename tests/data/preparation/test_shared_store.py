@@ -96,7 +96,8 @@ def test_scans_removed_later_are_not_selected_and_stay_for_runs_that_have_begun(
 def test_scans_that_a_run_does_not_use_change_nothing(tmp_path):
   root = make(tmp_path / 'raw', n=3)
   prepare_store('folder', root, tmp_path / 's', **SMALL)
-  volumes.write_image(root / 'images' / 'unlabelled.nii.gz', scan(7), geometry())
+  (root / 'imagesTs').mkdir()
+  volumes.write_image(root / 'imagesTs' / 'unlabelled.nii.gz', scan(7), geometry())
   assert prepare.outdated(tmp_path / 's', SIZE, root, SelectionOptions()) == ''
   add(root, 8)
   assert prepare.outdated(tmp_path / 's', SIZE, root, SelectionOptions(cases=['c0', 'c1', 'c2'])) == ''
