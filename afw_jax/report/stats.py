@@ -4,7 +4,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import wilcoxon
 
 RESAMPLES = 5000
 
@@ -74,6 +73,8 @@ def paired(first: np.ndarray, second: np.ndarray, *, level: float = 0.95, seed: 
   if n < 2:
     mean = float(differences.mean()) if n else math.nan
     return Paired(mean, math.nan, math.nan, math.nan, 1.0, n)
+  from scipy.stats import wilcoxon  # importing it takes half a second, which no other command has to wait for
+
   low, high = _bootstrap_interval(differences, level, seed)
   p = float(wilcoxon(differences).pvalue) if differences.any() else 1.0
   return Paired(float(differences.mean()), low, high, p, 2.0 ** (1 - n), n)
