@@ -6,6 +6,7 @@ import os
 import nibabel as nib
 import numpy as np
 import pytest
+from marks import SLOW
 
 from afw_jax import predict
 from afw_jax.data.formats import volumes
@@ -29,7 +30,6 @@ VOLUMES = (
   '--config.data.spacing_mm=()',
   '--config.data.fit=resize',
 )
-SLOW = pytest.mark.skipif('AFW_SLOW' not in os.environ, reason='AFW_SLOW is not set (some minutes more)')
 CROPS = (
   '--config.model.name=unet3d',
   '--config.data.size=()',

@@ -6,6 +6,7 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+from marks import SLOW
 
 
 def one_line(done, quiet=True):
@@ -144,7 +145,7 @@ def test_a_non_finite_loss_names_step_cases_and_classes(run_main, demo, trained,
   assert not list((tmp_path / 'run' / 'checkpoints' / 'last').iterdir())
 
 
-@pytest.mark.parametrize('largest_file', [1500, 20_000])  # metrics.jsonl is too large; a checkpoint is
+@pytest.mark.parametrize('largest_file', [pytest.param(1500, marks=SLOW), 20_000])  # for metrics.jsonl; a checkpoint
 def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_later(run_main, demo, trained, tmp_path, largest_file):
   arguments = (
     *demo,

@@ -1,12 +1,12 @@
 """The package as pip installs it: complete, with its configs and its command, from any folder."""
 
-import os
 import subprocess
 import sys
 import tomllib
 
 import pytest
 from conftest import ROOT, environment
+from marks import SLOW
 
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))
 
@@ -53,7 +53,7 @@ def installed(tmp_path_factory):
   return environment(PYTHONPATH=str(target)), str(target / 'bin' / 'afw-jax')
 
 
-@pytest.mark.skipif(not os.environ.get('AFW_SLOW'), reason='builds and installs a wheel: AFW_SLOW=1')
+@SLOW
 def test_the_demo_runs_from_the_installed_wheel(installed, tmp_path):
   variables, afw_jax = installed
 
@@ -72,7 +72,7 @@ def test_the_demo_runs_from_the_installed_wheel(installed, tmp_path):
   assert (tmp_path / 'new' / 'new_000.nii.gz').exists()
 
 
-@pytest.mark.skipif(not os.environ.get('AFW_SLOW'), reason='builds and installs a wheel: AFW_SLOW=1')
+@SLOW
 def test_a_config_file_of_the_user_needs_nothing_of_the_clone(installed, tmp_path):
   variables, afw_jax = installed
   (tmp_path / 'mine.py').write_text(

@@ -7,13 +7,13 @@ import pathlib
 import nibabel as nib
 import numpy as np
 import pytest
+from marks import SLOW
 
 from afw_jax import metrics
 from afw_jax.data.formats import volumes
 
 REAL = os.environ.get('AFW_REAL_DATA')
 pytestmark = pytest.mark.skipif(not REAL, reason='AFW_REAL_DATA is not set (a folder with real scans)')
-SLOW = pytest.mark.skipif('AFW_SLOW' not in os.environ, reason='AFW_SLOW is not set (some minutes more)')
 CROPS = (
   '--config.data.size=()',
   '--config.data.spacing_mm=(8.0, 5.0, 5.0)',
@@ -113,7 +113,7 @@ def test_a_dicom_series_in_a_label_map_out(overfitted, run_main):
 @pytest.mark.parametrize(
   'network',
   [
-    ('--config.data.size=(32, 32)', '--config.model.unet.features=(4, 8, 8, 8, 8)'),
+    pytest.param(('--config.data.size=(32, 32)', '--config.model.unet.features=(4, 8, 8, 8, 8)'), marks=SLOW),
     pytest.param(
       (
         '--config.data.size=(16, 64, 64)',

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import command
+from marks import SLOW
 from process_runs import SECONDS, check_same_run, finish, losses, reach, start, text
 
 from afw_jax import predict
@@ -76,7 +77,7 @@ def fingerprints(workdir):
   return meta['step'], meta['fingerprint']
 
 
-@pytest.mark.skipif('AFW_SLOW' not in os.environ, reason='AFW_SLOW is not set (some minutes more)')
+@SLOW
 def test_killed_and_interrupted_runs_go_on_with_another_number_of_processes(pair, stored, tmp_path):
   workdir, log = tmp_path / 'run', str(tmp_path / 'log')
   arguments = command(*stored, f'--workdir={workdir}', '--mode=train')

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from marks import SLOW
 
 from afw_jax import losses, models, preprocess
 from afw_jax.distributed import sharding
@@ -36,7 +37,6 @@ SIDES = {
   'unetr': (32, 16, 16),
   'unetrpp': (16, 16, 16),
 }
-SLOW = pytest.mark.skipif('AFW_SLOW' not in os.environ, reason='AFW_SLOW is not set (some minutes more)')
 FAST = {'xla_backend_optimization_level': 0}
 
 

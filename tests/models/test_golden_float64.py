@@ -10,6 +10,7 @@ import golden_weights
 import jax
 import numpy as np
 import pytest
+from marks import SLOW
 
 from afw_jax import models
 from afw_jax.weights import convert
@@ -18,7 +19,7 @@ from afw_jax.weights import convert
 NETWORKS = {'unet3d': (14, [f'eval_{i}' for i in range(4)], 1.48e-5), 'unetr': (9, ['eval'], 4.46e-6)}
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize('name', ['unet3d', pytest.param('unetr', marks=SLOW)])
 def test_logits_in_float64_are_the_references_up_to_its_own_rounding(name):
   classes, heads, bound = NETWORKS[name]
   _, state, image, golden = golden_weights.load(name)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 from flax import traverse_util
+from marks import SLOW
 from network_checks import count, jit, trained
 
 from afw_jax import models
@@ -180,6 +181,7 @@ def test_torch_weights_of_any_size_and_grid():
     convert.from_torch('transunet', state, size='testing', n_skip=2)
 
 
+@SLOW
 def test_remat_changes_nothing(case):
   """Values and gradients, in training, with the same dropout."""
   image, _ = case

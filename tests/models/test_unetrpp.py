@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from marks import SLOW
 from network_checks import count, jit, trained
 
 from afw_jax import models
@@ -127,6 +128,7 @@ def test_training_drops_by_the_given_key_and_needs_none_without_dropout(small):
   assert jax.tree.structure(stats['batch_stats']) == jax.tree.structure(variables['batch_stats'])
 
 
+@SLOW
 def test_rematerialisation_changes_no_gradient(small):
   _, variables, image, _ = small
 

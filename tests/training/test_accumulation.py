@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from marks import SLOW
 
 from afw_jax import losses, models
 from afw_jax.errors import InputError
@@ -112,7 +113,7 @@ def test_every_loss_of_several_heads_is_that_of_the_whole_batch(names, unroll, x
       assert_close(p_state.opt_state, w_state.opt_state, tolerance)
 
 
-@pytest.mark.skipif('AFW_SLOW' not in os.environ, reason='AFW_SLOW is not set (some minutes more)')
+@SLOW
 def test_unetr_without_batchnorm_takes_the_step_of_the_whole_batch_with_the_same_augmentation():
   """In float64: in float32 rounding alone moves small entries of the gradient by 1e-2 of themselves."""
   model, loss_fn = (
