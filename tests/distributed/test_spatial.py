@@ -197,7 +197,7 @@ def run(what, *arguments, **options):
       'JAX_NUM_CPU_DEVICES': '8',
       'JAX_PLATFORMS': 'cpu',
       'JAX_ENABLE_X64': str(int(options.get('dtype') == 'float64')),
-      'PYTHONPATH': str(root),
+      'PYTHONPATH': os.pathsep.join((str(root), str(root / 'tests' / 'support'))),
     },
   )
   assert done.returncode == 0, done.stderr[-3000:]

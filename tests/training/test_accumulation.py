@@ -273,7 +273,7 @@ def test_four_devices_equal_one():
   flags = {
     'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
     'JAX_PLATFORMS': 'cpu',
-    'PYTHONPATH': f'{tests.parent}:{tests}/training',
+    'PYTHONPATH': f'{tests.parent}:{tests}/support:{tests}/training',
   }
   done = subprocess.run(
     [sys.executable, '-c', FOUR_DEVICES], env={**os.environ, **flags}, capture_output=True, text=True
