@@ -14,7 +14,7 @@ import tqdm
 
 from afw_jax import atomic_files, metrics, predict, preprocess
 from afw_jax.config import build
-from afw_jax.data import resample, store
+from afw_jax.data import resample, store, usual, working_grid
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.geometry import Geometry
 from afw_jax.data.selection import Selection, data_record, record_differences
@@ -70,7 +70,10 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
     record = score_case(trained, case, labels, options)
     geometry = Geometry.from_json(case.meta['geometry'])
     volumes.write_label(os.path.join(folders['predictions'], f'{case_id}.nii.gz'), trained.file_ids(labels), geometry)
-    record |= {'split': split, 'training_split': used[case_id]}
+    notes = usual.notes_on(case.meta['intensities'], selection.windows[case_id], trained.meta['data'])
+    for note in notes:
+      _log.warning('%s: %s', case_id, note)
+    record |= {'split': split, 'training_split': used[case_id], 'notes': notes}
     atomic_files.write_json(os.path.join(folders['cases'], f'{case_id}.json'), record)
     counted = [s['dsc'] for s in record['scores'].values() if not math.isnan(s['dsc'])]
     mean_dsc[case_id] = float(np.mean(counted)) if counted else math.nan
@@ -152,12 +155,13 @@ def label_case(
   trained: predict.Trained, case: store.Case, window: Sequence[float], options: ml_collections.ConfigDict
 ) -> np.ndarray:
   """(D, H, W) uint8 class ids of a prepared case on the scan's own grid; `options` is `config.eval`."""
+  grid, image = working_grid.prepared_case(case, usual.overhang_of(trained.meta['data']))
   labels, _ = segmentation.segment_volume(
     trained.predict_step,
     trained.variables,
-    case.arrays['image'],
+    image,
     window,
-    resample.Resampling.from_json(case.meta['resampling']),
+    grid,
     segmentation.Options(trained.input_size, options.batch_size, options.overlap, options.largest_component),
   )
   return labels
@@ -211,13 +215,14 @@ def draw_case(
   path: str, trained: predict.Trained, case: store.Case, window: Sequence[float], labels: np.ndarray, dsc: float
 ) -> None:
   """Draws reference and prediction over the image on the working grid, and writes the PNG file `path`."""
-  image = preprocess.apply_window(np.asarray(case.arrays['image'])[None, ..., None], np.asarray([window]))
+  grid, image = working_grid.prepared_case(case, usual.overhang_of(trained.meta['data']))
+  image = preprocess.apply_window(np.asarray(image)[None, ..., None], np.asarray([window]))
   overlays.case_sheet(
     path,
     np.asarray(image[0, ..., 0]),
     {
-      'truth': np.asarray(case.arrays['label']),
-      'prediction': resample.to_working(labels, resample.Resampling.from_json(case.meta['resampling']), 0),
+      'truth': resample.to_working(np.asarray(case.arrays['native_label']), grid, 0),
+      'prediction': resample.to_working(labels, grid, 0),
     },
     trained.organs,
     title=f'{case.id}   mean DSC {dsc:.3f}',

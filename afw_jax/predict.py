@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -12,14 +13,17 @@ import numpy as np
 import tqdm
 
 from afw_jax import atomic_files, models
-from afw_jax.data import working_grid
+from afw_jax.data import usual, working_grid
 from afw_jax.data.formats import scans as scan_files
 from afw_jax.data.formats import volumes
+from afw_jax.data.sets import intensities
 from afw_jax.data.sets.window import scan_window
 from afw_jax.distributed import runtime, sharding
 from afw_jax.errors import InputError
 from afw_jax.inference import forward, segmentation
 from afw_jax.training import checkpoint
+
+_log = logging.getLogger('afw_jax')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +126,7 @@ def predict_volume(
   """
   config = trained.meta['config']['eval']
   data = trained.meta['data']
-  resampling, image = working_grid.to_working_grid(scan, data['options'])
+  resampling, image = working_grid.to_working_grid(scan, data['options'], usual.overhang_of(data))
   options = segmentation.Options(
     trained.input_size,
     batch_size=batch_size or config['batch_size'],
@@ -138,6 +142,21 @@ def predict_volume(
     options,
     keep_probabilities=keep_probabilities,
   )
+
+
+def scan_notes(trained: Trained, scan: volumes.Volume) -> list[str]:
+  """What is unusual about a scan for a network: warnings, with which its label map is not to be trusted unseen.
+
+  Args:
+    trained: from `load`.
+    scan: from `volumes.read_image`.
+
+  Returns:
+    Sentences without a full stop; empty for a scan like those of the training.
+  """
+  data = trained.meta['data']
+  described = intensities.describe(scan.array, intensities.is_hu(data['options']))
+  return usual.notes_on(described, scan_window(scan.array, data['window']), data)
 
 
 def predict(
@@ -162,8 +181,8 @@ def predict(
     save_probabilities: also write <scan>_probability_<organ>.nii.gz.
 
   Returns:
-    One {'scan':, 'output':, 'volume_ml': {organ: mL}} per scan; the same table is written as volumes.csv and
-    volumes.json. Every process returns all of them.
+    One {'scan':, 'output':, 'volume_ml': {organ: mL}, 'notes': [what `scan_notes` says]} per scan; volumes.json has the
+    same, volumes.csv the volumes. Every process returns all of them.
 
   Raises:
     InputError: no scan was found, or one cannot be read; the predictions made before it are kept.
@@ -189,7 +208,7 @@ def predict(
     disable=runtime.process_index() > 0 or (len(scans) == 1 and not sys.stderr.isatty()),
   ):
     target = output if to_file else os.path.join(folder, f'{name}.nii.gz')
-    volume_ml = _predict_file(
+    volume_ml, notes = _predict_file(
       trained,
       path,
       target,
@@ -198,7 +217,9 @@ def predict(
       overlap=overlap,
       largest_component=largest_component,
     )
-    rows.append({'scan': name, 'output': target, 'volume_ml': volume_ml})
+    for note in notes:
+      _log.warning('%s: %s', name, note)
+    rows.append({'scan': name, 'output': target, 'volume_ml': volume_ml, 'notes': notes})
     if runtime.process_index() == 0:
       _write_volumes(folder, rows, trained.organs)  # after every scan: an error in the next one loses nothing
   by_name = {row['scan']: row for part in runtime.gather(rows) for row in part}
@@ -208,8 +229,10 @@ def predict(
   return rows
 
 
-def _predict_file(trained: Trained, path: str, target: str, *, save_probabilities: bool, **options) -> dict[str, float]:
-  """Segments the scan at `path`, writes its label map to `target`, and returns the volume of each organ in mL."""
+def _predict_file(
+  trained: Trained, path: str, target: str, *, save_probabilities: bool, **options
+) -> tuple[dict[str, float], list[str]]:
+  """Segments the scan at `path`, writes its label map to `target`; returns the volumes in mL, and notes on the scan."""
   if os.path.exists(target) and os.path.exists(path) and os.path.samefile(target, path):
     raise InputError(target, 'the output would overwrite the scan', 'Choose another --output.')
   scan = volumes.read_image(path)
@@ -222,7 +245,8 @@ def _predict_file(trained: Trained, path: str, target: str, *, save_probabilitie
       volumes.write_image(name, probabilities[..., c].astype(np.float32), scan.geometry)
   voxel_ml = float(np.prod(scan.spacing_mm)) / 1000
   counts = np.bincount(labels.ravel(), minlength=len(trained.organs) + 1)
-  return {organ: round(float(counts[c]) * voxel_ml, 3) for organ, c in trained.labels.items()}
+  volume_ml = {organ: round(float(counts[c]) * voxel_ml, 3) for organ, c in trained.labels.items()}
+  return volume_ml, scan_notes(trained, scan)
 
 
 def _write_volumes(folder: str, rows: list[dict], organs: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import os
 import ml_collections
 
 from afw_jax.config import build
-from afw_jax.data import store
+from afw_jax.data import store, usual
 from afw_jax.data.preparation import prepare as preparation
 from afw_jax.data.preparation.shard import parse_shard
 from afw_jax.data.selection import SelectionOptions, select
@@ -75,7 +75,7 @@ def _log_selection(index: dict, selected: SelectionOptions, store_dir: str) -> N
   selection = select(index, selected)
   for case_id, reason in selection.excluded.items():
     _log.warning('left out: %s (%s)', case_id, reason)
-  for note in selection.notes:
+  for note in [*selection.notes, *usual.notes_on_training(index, selection)]:
     _log.info('%s', note)
   counts = ', '.join(f'{len(ids)} {part}' for part, ids in selection.splits.items())
   _log.info('prepared cases: %s, in %s', counts, store_dir)

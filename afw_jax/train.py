@@ -15,7 +15,7 @@ import ml_collections
 from afw_jax.atomic_files import write_json
 from afw_jax.config import build
 from afw_jax.config.program import Program, make_program
-from afw_jax.data import pipeline, store
+from afw_jax.data import pipeline, store, usual
 from afw_jax.data.selection import Selection, data_record, record_differences
 from afw_jax.distributed import runtime, sharding, signals
 from afw_jax.errors import InputError
@@ -134,7 +134,7 @@ def _read_data(config: ml_collections.ConfigDict, store_dir: str, last: str) -> 
   """The data of a run; of one that has checkpoints, the cases that they were trained on."""
   index, recorded = runtime.from_process_zero(lambda: (store.read_index(store_dir), checkpoint.read_meta(last)))
   selection = build.selection(config, index, recorded)
-  description = data_record(index, selection)
+  description = {**data_record(index, selection), 'usual': usual.usual_of_training(index, selection)}
   _check_same_data(last, recorded, description)
   source = pipeline.make_source(
     store_dir,
@@ -224,6 +224,7 @@ def _make_score(
     data.selection.windows,
     organs=data.class_names[1:],
     options=options,
+    overhang=usual.overhang_of(data.description),
   )
 
 

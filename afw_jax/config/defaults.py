@@ -160,7 +160,7 @@ def _eval() -> ConfigDict:
   evaluation.convention = 'strict'  # strict | transunet | unetrpp | monai
   evaluation.nsd_tolerance_mm = 2.0
   evaluation.mirror_axes = ()  # spatial axes of test-time mirroring
-  evaluation.overlap = 0.5  # of neighbouring patches, as a fraction of their size (3D)
+  evaluation.overlap = 0.5  # of neighbouring patches, as a fraction of their size
   evaluation.largest_component = False  # keep the largest connected component of each organ only
   evaluation.batch_size = 8  # slices or patches at once, divided over the devices
   evaluation.num_pictures = 4  # cases drawn as overlays

@@ -15,7 +15,7 @@ import numpy as np
 from afw_jax.atomic_files import process_name, read_json, to_json, write_errors, write_json
 from afw_jax.errors import InputError
 
-FORMAT = 2
+FORMAT = 3
 KIND = 'afw_jax store'
 STAGING = '.staging'  # a store inside the store, for cases that are not published yet
 TEMPORARY = '.tmp-'  # prefix of files and folders that are being written

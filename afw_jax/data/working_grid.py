@@ -4,20 +4,18 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from afw_jax.data import resample
+from afw_jax.data import field_of_view, resample, store
 from afw_jax.data.formats.volumes import Volume
+from afw_jax.data.sets import intensities
 from afw_jax.errors import InputError
 
 
-def to_working_grid(scan: Volume, options: Mapping) -> tuple[resample.Resampling, np.ndarray]:
-  """Resamples a scan, for preparation and for prediction alike.
+def central_grid(scan: Volume, options: Mapping) -> resample.Resampling:
+  """The resampling of a scan to the working grid around its middle.
 
   Args:
     scan: from `volumes.read_image`.
-    options: 'size', 'spacing_mm', 'fit' and 'order', as in the index of a store and in checkpoints.
-
-  Returns:
-    (`Resampling` of the scan, (d, h, w) image on the working grid).
+    options: 'size', 'spacing_mm' and 'fit', as in the index of a store and in checkpoints.
 
   Raises:
     InputError: the scan has no voxel size in mm, and would be cropped at a spacing.
@@ -27,8 +25,53 @@ def to_working_grid(scan: Volume, options: Mapping) -> tuple[resample.Resampling
     if options['fit'] == 'crop_pad':
       raise InputError(scan.source, 'has no voxel size in mm, so it cannot be cropped at a spacing', "Use fit='resize'")
     spacing = (None, None, None)
-  image = np.ascontiguousarray(scan.array)
-  resampling = resample.make_resampling(
-    image.shape, scan.spacing_mm, size=options['size'], spacing=spacing, fit=options['fit']
+  return resample.make_resampling(
+    scan.array.shape, scan.spacing_mm, size=options['size'], spacing=spacing, fit=options['fit']
   )
-  return resampling, resample.to_working(image, resampling, options['order'])
+
+
+def find_body(scan: Volume, centre: resample.Resampling, options: Mapping) -> list[list[float]] | None:
+  """`field_of_view.find_body` in a scan, whose modality the options say; None if nothing of the scan is cut."""
+  if not any(field_of_view.is_cut(centre)):
+    return None
+  return field_of_view.find_body(scan.array, intensities.body_threshold(scan.array, intensities.is_hu(options)), centre)
+
+
+def to_working_grid(
+  scan: Volume, options: Mapping, usual: field_of_view.Usual | None = None
+) -> tuple[resample.Resampling, np.ndarray]:
+  """Resamples a scan to the grid on which it is predicted.
+
+  Args:
+    scan: from `volumes.read_image`.
+    options: 'size', 'spacing_mm', 'fit', 'order', 'modality' and 'source', as in the index of a store and in
+      checkpoints.
+    usual: how far bodies reach beyond the grid in training; see `field_of_view.placed`.
+
+  Returns:
+    (`Resampling` of the scan, (d, h, w) image on the working grid, which is larger than 'size' where the body is).
+
+  Raises:
+    InputError: the scan has no voxel size in mm, and would be cropped at a spacing.
+  """
+  centre = central_grid(scan, options)
+  grid = field_of_view.placed(centre, find_body(scan, centre, options), usual)
+  return grid, resample.to_working(np.ascontiguousarray(scan.array), grid, options['order'])
+
+
+def prepared_case(case: store.Case, usual: field_of_view.Usual | None = None) -> tuple[resample.Resampling, np.ndarray]:
+  """The image of a prepared case on the grid on which it is predicted, as `to_working_grid` makes it from its scan.
+
+  Args:
+    case: from `store.read_case`.
+    usual: as in `to_working_grid`.
+
+  Returns:
+    (`Resampling`, (d, h, w) image), a view of the memory map.
+  """
+  grid = resample.Resampling.from_json(case.meta['resampling'])
+  if 'whole' not in case.arrays:
+    return grid, case.arrays['image']
+  whole = resample.Resampling.from_json(case.meta['whole'])
+  placed = field_of_view.placed(field_of_view.centre_of(grid), case.meta['body'], usual)
+  return placed, field_of_view.crop(case.arrays['whole'], whole, placed)

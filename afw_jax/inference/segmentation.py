@@ -24,9 +24,10 @@ class Options:
   """How a volume is put through a network.
 
   Attributes:
-    input_size: spatial shape that the network sees at once: (h, w) for slices, (d, h, w) for sliding windows.
+    input_size: spatial shape that the network sees at once: (h, w) of slices, (d, h, w) of sliding windows. Slices that
+      are larger are put together from windows too.
     batch_size: slices or sliding windows per call of the network.
-    overlap: of neighbouring sliding windows along each axis, as a share of their side, in [0, 1); slices have none.
+    overlap: of neighbouring sliding windows along each axis, as a share of their side, in [0, 1).
     largest_component: keep only the largest connected component of each organ.
   """
 
@@ -153,11 +154,18 @@ def segment(
   size = options.input_size
   if len(size) not in (2, 3):
     raise InputError(f'input_size {tuple(size)}', 'is not a valid size', 'Give (h, w) or (d, h, w).')
-  if len(size) == 2:
+  if tuple(size) == image.shape[1:]:
     working = predict_slices(predict_step, variables, image, window, batch_size=options.batch_size)
   else:
+    step = predict_step if len(size) == 3 else _of_flat_volumes(predict_step)
     working = predict_windows(
-      predict_step, variables, image, window, window_size=size, overlap=options.overlap, batch_size=options.batch_size
+      step,
+      variables,
+      image,
+      window,
+      window_size=(1,) * (3 - len(size)) + tuple(size),
+      overlap=options.overlap,
+      batch_size=options.batch_size,
     )
   rows, columns = (m if m is None else jnp.asarray(m) for m in map(_identity_as_none, matrices[1:]))
   labels = np.empty([len(m) for m in matrices], np.uint8)
@@ -176,6 +184,11 @@ def segment(
   if ready is not None:
     _copy(labels, *ready)
   return labels, kept
+
+
+def _of_flat_volumes(predict_step: PredictStep) -> PredictStep:
+  """The forward pass of a 2D network as that of a 3D one, for volumes of one slice."""
+  return lambda variables, image, window: predict_step(variables, image[:, 0], window)[:, None]
 
 
 def _copy(labels: np.ndarray, part: slice, found: Array) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import tqdm
 
 from afw_jax import metrics
-from afw_jax.data import resample, store
+from afw_jax.data import field_of_view, store, working_grid
 from afw_jax.distributed import runtime
 from afw_jax.inference import segmentation
 from afw_jax.inference.forward import PredictStep, PyTree
@@ -22,6 +22,7 @@ def validate(
   *,
   organs: Sequence[str],
   options: segmentation.Options,
+  overhang: field_of_view.Usual | None = None,
 ) -> dict[str, float]:
   """DSC of each case as a volume on its own grid, averaged over cases for each organ; every process scores a part.
 
@@ -33,6 +34,7 @@ def validate(
     windows: case id -> (low, high) of its intensity window.
     organs: names of the classes 1..C-1.
     options: how a volume is put through the network.
+    overhang: how far bodies usually reach beyond the working grid; see `field_of_view.placed`.
 
   Returns:
     {'val/dsc': mean over organs, 'val/dsc/<organ>': ...}. Organs that no case has and that are predicted in none are
@@ -46,14 +48,8 @@ def validate(
     disable=runtime.process_index() > 0 or not sys.stderr.isatty(),
   ):
     case = store.read_case(store_dir, case_id)
-    labels, _ = segmentation.segment_volume(
-      predict_step,
-      variables,
-      case.arrays['image'],
-      windows[case_id],
-      resample.Resampling.from_json(case.meta['resampling']),
-      options,
-    )
+    grid, image = working_grid.prepared_case(case, overhang)
+    labels, _ = segmentation.segment_volume(predict_step, variables, image, windows[case_id], grid, options)
     scores[case_id] = metrics.dice_per_class(labels, case.arrays['native_label'], len(organs) + 1)[1:].tolist()
   merged = {case_id: score for part in runtime.gather(scores) for case_id, score in part.items()}
   table = np.array([merged[case_id] for case_id in case_ids])

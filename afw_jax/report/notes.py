@@ -1,5 +1,7 @@
 """Sentences that tables need beside them: the rules of a metric convention, and what a split or few cases mean."""
 
+from collections.abc import Mapping, Sequence
+
 # One entry for each convention of `metrics.UNITS`.
 RULES = {
   'strict': (
@@ -38,3 +40,15 @@ def caution(num_cases: int) -> list[str]:
     f'**Only {num_cases} case(s).** Bootstrap intervals of so few cases are too narrow (a nominal 95 % covers about '
     '80 % with 4 cases, 88 % with 8): read them as a rough scale, and take no small difference as shown.'
   ]
+
+
+def unusual(notes: Mapping[str, Sequence[str]]) -> list[str]:
+  """A warning that lists the cases with notes on their scans, else nothing.
+
+  Args:
+    notes: case -> what is unusual about its scan.
+  """
+  if not any(notes.values()):
+    return []
+  rows = [f'- {case}: {note}' for case, found in notes.items() for note in found]
+  return ['**Unusual scans.** Look at their label maps before you trust these scores.', '\n'.join(rows)]

@@ -9,7 +9,7 @@ import numpy as np
 
 from afw_jax import atomic_files
 from afw_jax.report import figures, tables
-from afw_jax.report.notes import RULES, SPLITS, caution
+from afw_jax.report.notes import RULES, SPLITS, caution, unusual
 from afw_jax.report.runs import SETTINGS, Run, read_run
 from afw_jax.report.tables import format_table, heading, markdown, number
 from afw_jax.training import metric_writer
@@ -81,6 +81,7 @@ def _markdown_report(run: Run, folder: str, drawn: list[str]) -> str:
     '`scored`: number of cases in the mean DSC (last row: of organs in all cases).',
     *([SPLITS[run.split]] if run.split in SPLITS else []),
     *caution(len(run.cases)),
+    *unusual(dict(zip(run.cases, run.notes))),
     f'## Organs as columns ({run.convention})',
     tables.wide_table([(run.loss, run)]),
     '## Lowest cases',

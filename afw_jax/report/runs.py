@@ -31,6 +31,7 @@ class Run(NamedTuple):
     cases: (N,) case ids, sorted.
     organs: (O,) organ names.
     training_splits: (N,) see `training_split`.
+    notes: (N,) what is unusual about the scan of each case, for this network.
     spacings_mm: (N,) voxel size of each scan, (z, y, x); None in files that do not record it.
     scores, flags, volumes: name -> (N, O) array, the names `metrics.SCORES`, `FLAGS` and `VOLUMES`. Scores that a
       convention leaves undefined are nan.
@@ -49,6 +50,7 @@ class Run(NamedTuple):
   cases: tuple[str, ...]
   organs: tuple[str, ...]
   training_splits: tuple[str | None, ...]
+  notes: tuple[tuple[str, ...], ...]
   spacings_mm: tuple[tuple[float, ...] | None, ...]
   scores: dict[str, np.ndarray]
   flags: dict[str, np.ndarray]
@@ -65,6 +67,7 @@ class Run(NamedTuple):
     return self._replace(
       cases=tuple(cases),
       training_splits=tuple(self.training_splits[row] for row in rows),
+      notes=tuple(self.notes[row] for row in rows),
       spacings_mm=tuple(self.spacings_mm[row] for row in rows),
       scores=pick(self.scores),
       flags=pick(self.flags),
@@ -157,6 +160,7 @@ def read_run(workdir: str) -> Run:
     cases=cases,
     organs=organs,
     training_splits=tuple(used.values()),
+    notes=tuple(tuple(r.get('notes', ())) for r in records),
     spacings_mm=tuple(r.get('spacing_mm') and tuple(r['spacing_mm']) for r in records),
     scores={name: _table(records, organs, name) for name in SCORES},
     flags={name: _table(records, organs, name).astype(bool) for name in FLAGS},

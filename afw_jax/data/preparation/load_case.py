@@ -54,8 +54,6 @@ def load_and_validate(case: CaseFiles, spec: DatasetSpec) -> LoadedCase:
   if label is None:
     return LoadedCase(image, None, {}, problems, [])
   classes, voxels, notes = _classes(label, spec, problems)
-  if image is not None and spec.in_hu and image.array.min() >= 0:
-    notes.append('the scan has no value below 0: are its intensities HU?')
   return LoadedCase(image, None if problems else classes, voxels, problems, notes)
 
 

@@ -32,6 +32,9 @@ _SUMMARY = (
   'voxels_sha256',
   'source',
   'notes',
+  'intensities',
+  'overhang',
+  'cut_off',
 )
 
 

@@ -2,8 +2,11 @@
 
 import os
 
-from afw_jax.data import crops, resample, store, working_grid
+import numpy as np
+
+from afw_jax.data import crops, field_of_view, resample, store, working_grid
 from afw_jax.data.preparation import load_case, publish
+from afw_jax.data.sets import intensities
 from afw_jax.data.sets.window import percentile_window
 from afw_jax.errors import InputError
 
@@ -28,31 +31,59 @@ def prepare_case(job: dict) -> dict:
     loaded = load_case.load_and_validate(case, spec)
     if loaded.problems:
       return {**result, 'problems': loaded.problems}
-    resampling, image = working_grid.to_working_grid(loaded.image, job['options'])
+    centre = working_grid.central_grid(loaded.image, job['options'])
   except InputError as error:
     return {**result, 'problems': [error]}
-  label = resample.to_working(loaded.classes, resampling, 0)
+  scan = loaded.image.array
+  body = working_grid.find_body(loaded.image, centre, job['options'])
+  complete, whole = field_of_view.complete(centre), field_of_view.covering(centre, body)
+  whole_image = resample.to_working(np.ascontiguousarray(scan), whole, job['options']['order'])
+  whole_label = resample.to_working(loaded.classes, complete, 0)
+  resampling = min(  # the central one unless it loses more: data sets are centred by eye, bodies are found by a rule
+    (centre, field_of_view.around_body(centre, body)),
+    key=lambda grid: -np.count_nonzero(field_of_view.crop(whole_label, complete, grid)),
+  )
+  image, label = (
+    np.ascontiguousarray(field_of_view.crop(array, grid, resampling))
+    for array, grid in ((whole_image, whole), (whole_label, complete))
+  )
   arrays = {
     'image': image,
     'label': label,
     'native_label': loaded.classes,
     'foreground': crops.foreground_voxels(label, case.id),
   }
-  scan = loaded.image.array
+  if whole.working != centre.working:
+    arrays['whole'] = whole_image
+  working_voxels = load_case.count_organs(label, spec.organs)
+  cut_off = field_of_view.cut_off(load_case.count_organs(whole_label, spec.organs), working_voxels)
+  described, window = intensities.describe(scan, spec.in_hu), percentile_window(scan)
   meta = dict(
     options_hash=job['options_hash'],
     source={'image': case.image, 'label': case.label},
     source_sha256=digests,
     voxels_sha256=load_case.voxels_digest(scan),
-    notes=loaded.notes,
+    notes=loaded.notes + intensities.notes(described, window, spec.in_hu) + _cut_off_note(cut_off),
+    intensities=described,
     shape=list(resampling.working),
     spacing_mm=list(resampling.spacing_mm),
     native_shape=list(resampling.native),
     native_spacing_mm=list(resampling.native_spacing_mm),
     geometry=loaded.image.geometry.to_json(),
     resampling=resampling.to_json(),
-    percentile_window=list(percentile_window(scan)),
+    whole=whole.to_json(),
+    body=body,
+    overhang=field_of_view.overhang(resampling, body),
+    cut_off=cut_off,
+    percentile_window=list(window),
     voxels=loaded.voxels,
-    working_voxels=load_case.count_organs(label, spec.organs),
+    working_voxels=working_voxels,
   )
   return {**result, 'meta': store.write_case(os.path.join(job['store'], store.STAGING), case.id, arrays, meta)}
+
+
+def _cut_off_note(cut_off: dict[str, float]) -> list[str]:
+  if not cut_off:
+    return []
+  parts = ', '.join(f'{max(share, 0.001):.1%} of {organ}' for organ, share in cut_off.items())
+  return [f'the working grid cuts off {parts}, which training does not see: enlarge data.size, or use data.fit=resize']

@@ -6,6 +6,8 @@ from typing import Literal
 
 import numpy as np
 
+from afw_jax.data.sets.intensities import is_hu
+
 PARTS = ('train', 'val', 'test')
 
 
@@ -54,7 +56,7 @@ class DatasetSpec:
   @property
   def in_hu(self) -> bool:
     """Whether the intensities of its scans are Hounsfield units."""
-    return self.modality == 'CT' and self.source != 'transunet'  # TransUNet's files are windowed and scaled to [0, 1]
+    return is_hu({'modality': self.modality, 'source': self.source})
 
 
 def class_table(spec: DatasetSpec, n_ids: int) -> np.ndarray:

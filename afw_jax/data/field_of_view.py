@@ -1,0 +1,184 @@
+"""Where the working grid lies in a scan that is larger: around its middle, around the body, or wherever the body is.
+
+`data.fit='crop_pad'` cuts a scan evenly around its middle. That is right as long as the body lies there as it does in
+the training scans; in another scan the grid is moved to the body, or extended to all of it and predicted in overlapping
+windows.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from afw_jax.data.resample import Resampling
+
+# (low, high) along each axis, in voxels at the target spacing
+Box = Sequence[Sequence[float]]
+# voxels that bodies reach beyond the low and the high end of the grid, and by which they are off its middle, per axis
+Usual = Sequence[Sequence[float]]
+
+_COARSE_MM = 4.0  # the body is found on a grid about as fine as this
+_THIN_MM = 12.0  # couches and cables are thinner
+_SMALL = 0.02  # parts of less than this share of the largest one are no part of the body
+_TOLERANCE = 0.02  # of the side of the grid
+
+
+def find_body(scan: np.ndarray, threshold: float, resampling: Resampling) -> list[list[float]] | None:
+  """The box around the body in a scan that the working grid cuts.
+
+  Args:
+    scan: (D, H, W) intensities.
+    threshold: voxels of the body are above it.
+    resampling: of the scan, with any offset.
+
+  Returns:
+    (low, high) of the box along each axis, in voxels at the target spacing; None if the grid holds the whole scan, or
+    if there is no body.
+  """
+  if not any(is_cut(resampling)):
+    return None
+  steps = [1, *(max(1, int(_COARSE_MM // mm)) for mm in resampling.native_spacing_mm[1:])]
+  width = [round(_THIN_MM / (mm * k)) | 1 for mm, k in zip(resampling.native_spacing_mm[1:], steps[1:])]
+  mask = np.pad(scan[:, :: steps[1], :: steps[2]] > threshold, [(0, 0), *((n, n) for n in width)], mode='edge')
+  mask = ndimage.binary_opening(mask, np.ones((1, *width), bool))[:, width[0] : -width[0], width[1] : -width[1]]
+  parts, count = ndimage.label(mask)  # pyright: ignore[reportGeneralTypeIssues]
+  if not count:
+    return None
+  sizes = np.bincount(parts.ravel())
+  sizes[0] = 0
+  boxes = [b for b, size in zip(ndimage.find_objects(parts), sizes[1:]) if size >= _SMALL * sizes.max()]
+  found = []
+  for axis, step in enumerate(steps):
+    n, m = resampling.native[axis], resampling.resampled[axis]
+    low, high = min(b[axis].start for b in boxes) * step, min(max(b[axis].stop for b in boxes) * step, n)
+    found.append([float(np.floor(low * m / n)), float(np.ceil(high * m / n))])
+  return found
+
+
+def is_cut(resampling: Resampling) -> list[bool]:
+  """Whether the grid of `make_resampling` is smaller than the scan, for each axis."""
+  crop = resampling.fit == 'crop_pad'
+  return [crop and r > w for r, w in zip(resampling.resampled, resampling.working)]
+
+
+def complete(centre: Resampling) -> Resampling:
+  """The grid of `make_resampling`, extended to the whole scan."""
+  return _with(centre, [(0, r) if cut else None for cut, r in zip(is_cut(centre), centre.resampled)])
+
+
+def covering(centre: Resampling, body: Box | None) -> Resampling:
+  """The grid of `make_resampling`, extended to the whole body and to every place that the grid can be moved to."""
+  if body is None:
+    return centre
+  spans = []
+  for cut, low, width, ends, size in _axes(centre, body):
+    moved = _around(ends, width, size)
+    spans.append((int(min(low, moved, ends[0])), int(max(low + width, moved + width, ends[1]))) if cut else None)
+  return _with(centre, spans)
+
+
+def around_body(centre: Resampling, body: Box | None) -> Resampling:
+  """The grid of `make_resampling`, moved so that its middle is that of the body."""
+  if body is None:
+    return centre
+  spans = []
+  for cut, low, width, ends, size in _axes(centre, body):
+    low = low if low <= ends[0] and ends[1] <= low + width else _around(ends, width, size)
+    spans.append((low, low + width) if cut else None)
+  return _with(centre, spans)
+
+
+def placed(centre: Resampling, body: Box | None, usual: Usual | None) -> Resampling:
+  """The grid on which a scan is predicted.
+
+  Args:
+    centre: of the scan, from `make_resampling`.
+    body: from `find_body`.
+    usual: of the training scans, from `usual_of`; None: no body may reach beyond the grid.
+
+  Returns:
+    `centre` where the body lies in the grid, or as it does in training; the same moved to the body where that suffices;
+    else a larger grid with the whole body.
+  """
+  if body is None:
+    return centre
+  spans = []
+  for (cut, low, width, ends, size), limits in zip(_axes(centre, body), usual or ((0, 0, 0),) * 3):
+    span = (low, low + width)
+    if cut and not _as_usual(span, ends, limits):
+      moved = _around(ends, width, size)
+      span = (moved, moved + width)
+      if not _as_usual(span, ends, (*limits[:2], np.inf)):
+        span = (int(min(ends[0], moved)), int(max(ends[1], moved + width)))
+    spans.append(span if cut else None)
+  return _with(centre, spans)
+
+
+def overhang(grid: Resampling, body: Box | None) -> list[list[float]]:
+  """For each axis the voxels by which a body reaches beyond a grid at its low and its high end; negative inside."""
+  if body is None:
+    return [[0.0, 0.0]] * 3
+  return [
+    [low - ends[0], ends[1] - low - width] if cut else [0.0, 0.0] for cut, low, width, ends, _ in _axes(grid, body)
+  ]
+
+
+def usual_of(overhangs: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
+  """What `placed` takes as usual, from the `overhang` of the training cases of which no organ was cut."""
+  rows = np.array([[[max(a, 0), max(b, 0), abs(b - a) / 2] for a, b in axes] for axes in overhangs])
+  return rows.max(0).tolist() if len(rows) else [[0.0, 0.0, 0.0]] * 3
+
+
+def crop(array: np.ndarray, grid: Resampling, part: Resampling) -> np.ndarray:
+  """A view of an array on `grid` that holds `part` of it.
+
+  Raises:
+    ValueError: the part reaches beyond the grid.
+  """
+  starts = [p - g for p, g in zip(part.offset, grid.offset)]
+  if any(s < 0 or s + w > n for s, w, n in zip(starts, part.working, grid.working)):
+    raise ValueError(f'{part.working} voxels at {part.offset} are not within {grid.working} at {grid.offset}')
+  return array[tuple(slice(s, s + w) for s, w in zip(starts, part.working))]
+
+
+def centre_of(grid: Resampling) -> Resampling:
+  """The grid of `make_resampling` of which `grid` is a moved one."""
+  offset = [(r - w) // 2 if cut else o for cut, r, w, o in zip(is_cut(grid), grid.resampled, grid.working, grid.offset)]
+  return dataclasses.replace(grid, offset=tuple(offset))
+
+
+def cut_off(voxels: Mapping[str, int], kept: Mapping[str, int]) -> dict[str, float]:
+  """Organ -> the share of its voxels that a grid cuts off, for the organs of which it cuts any.
+
+  Args:
+    voxels: of each organ on the complete grid.
+    kept: of each organ on the grid.
+  """
+  return {organ: 1 - kept[organ] / n for organ, n in voxels.items() if n > kept[organ]}
+
+
+def _axes(grid: Resampling, body: Box):
+  """(whether the grid cuts it, first voxel, side, ends of the body, voxels of the scan) of each axis."""
+  return list(zip(is_cut(grid), grid.offset, grid.working, body, grid.resampled))
+
+
+def _around(ends: Sequence[float], width: int, size: int) -> int:
+  """First voxel of a grid around the middle of the body, within the scan."""
+  return int(np.clip(round((ends[0] + ends[1] - width) / 2), 0, size - width))
+
+
+def _as_usual(span: tuple[int, int], ends: Sequence[float], limits: Sequence[float]) -> bool:
+  low, high = span[0] - ends[0], ends[1] - span[1]
+  more = _TOLERANCE * (span[1] - span[0])
+  inside = low <= 0 and high <= 0
+  return inside or bool(
+    low <= limits[0] + more and high <= limits[1] + more and abs(high - low) / 2 <= limits[2] + more
+  )
+
+
+def _with(centre: Resampling, spans: Sequence[tuple[int, int] | None]) -> Resampling:
+  """The resampling with other (first, end) voxels along some axes."""
+  offset = tuple(o if span is None else span[0] for o, span in zip(centre.offset, spans))
+  working = tuple(w if span is None else span[1] - span[0] for w, span in zip(centre.working, spans))
+  return dataclasses.replace(centre, offset=offset, working=working)

@@ -1,0 +1,71 @@
+"""What is usual among the training cases of a run: checkpoints keep it, and other scans are compared with it."""
+
+from collections.abc import Mapping
+
+from afw_jax.data import field_of_view
+from afw_jax.data.selection import Selection
+from afw_jax.data.sets import intensities
+
+_FEW = 3  # fewer other cases do not say what is usual
+
+
+def usual_of_training(index: Mapping, selection: Selection) -> dict:
+  """What is usual among the training cases of a run, as JSON.
+
+  Args:
+    index: of the store.
+    selection: of the run.
+
+  Returns:
+    'intensities', see `intensities.usual_of`; and 'overhang', how far bodies reach beyond the working grid in the cases
+    of which it cuts off no organ, see `field_of_view.placed`.
+  """
+  cases = {case_id: index['cases'][case_id] for case_id in selection.splits['train']}
+  described = [(case['intensities'], selection.windows[case_id]) for case_id, case in cases.items()]
+  return {
+    'intensities': intensities.usual_of(described, intensities.is_hu(index['options'])),
+    'overhang': field_of_view.usual_of([case['overhang'] for case in cases.values() if not case['cut_off']]),
+  }
+
+
+def overhang_of(record: Mapping) -> field_of_view.Usual | None:
+  """How far bodies usually reach beyond the grid, from the data record of a checkpoint; None in one without it."""
+  return (record.get('usual') or {}).get('overhang')
+
+
+def notes_on(described: Mapping, window: tuple[float, float], record: Mapping) -> list[str]:
+  """What is unusual about the intensities of a scan for a trained network.
+
+  Args:
+    described: of the scan, from `intensities.describe`.
+    window: its intensity window.
+    record: of the data in the checkpoint; one without 'usual' leaves the rules that need none.
+
+  Returns:
+    Sentences without a full stop.
+  """
+  usual = (record.get('usual') or {}).get('intensities')
+  return intensities.notes(described, window, intensities.is_hu(record['options']), usual)
+
+
+def notes_on_training(index: Mapping, selection: Selection) -> list[str]:
+  """What is unusual about cases of a run among its own training cases, beside the notes that each case has by itself.
+
+  Args:
+    index: of the store.
+    selection: of the run.
+
+  Returns:
+    '<case>: <note>' for each.
+  """
+  cases, windows, in_hu = index['cases'], selection.windows, intensities.is_hu(index['options'])
+  found = []
+  for case_id in selection.ids:
+    others = [i for i in selection.splits['train'] if i != case_id]
+    if len(others) < _FEW:
+      continue
+    usual = intensities.usual_of([(cases[i]['intensities'], windows[i]) for i in others], in_hu)
+    for note in intensities.notes(cases[case_id]['intensities'], windows[case_id], in_hu, usual):
+      if note not in cases[case_id]['notes']:
+        found.append(f'{case_id}: {note}')
+  return found
