@@ -57,7 +57,7 @@ _LARGEST = flags.DEFINE_bool(
 _OVERLAP = flags.DEFINE_float(
   'overlap',
   None,
-  'predict: overlap of neighbouring patches (3D), as a fraction of their size; default: eval.overlap.',
+  'predict: overlap of neighbouring patches, as a fraction of their size; default: eval.overlap.',
   0,
   0.99,
 )
