@@ -13,26 +13,34 @@ SPACING = (14.0, 6.0, 6.0)
 IMAGE, _ = make.make_phantom(5, (16, 61, 61), SPACING)
 
 
-def edge_sensitive(variables, image, window):
-  """A 'network' of two classes: dense tissue is certain in the middle of its input, and missed at the very edge."""
-  axes = range(1, image.ndim - 1)
-  distance = [
-    np.minimum(np.arange(n), np.arange(n)[::-1]).reshape([-1 if a == b else 1 for b in axes])
-    for a, n in zip(axes, image.shape[1:-1])
-  ]
-  inside = 1.0
-  for steps in distance[-2:]:
-    inside = inside * jnp.clip(jnp.asarray(steps) / 2, 0, 1)
-  organ = jax.nn.sigmoid((image[..., 0].astype(jnp.float32) - 80) / 10) * inside
-  return jnp.stack([1 - organ, organ], -1)
+def edge_sensitive(shape):
+  """A 'network' of two classes with this input: dense tissue is certain in its middle, and missed at the very edge."""
+  inside = np.ones(shape[-2:], np.float32)
+  inside[[0, -1]], inside[:, [0, -1]] = 0, 0
+  inside[[1, -2]] *= 0.5
+  inside[:, [1, -2]] *= 0.5
+
+  def step(variables, image, window):
+    assert image.shape[1:-1] == shape
+    organ = jax.nn.sigmoid((image[..., 0].astype(jnp.float32) - 80) / 10) * inside
+    return jnp.stack([1 - organ, organ], -1)
+
+  return jax.jit(step)
 
 
-def network(size, usual=None, fit='crop_pad', input_size=None):
+def network(size, usual=None, input_size=None):
   spacing = (None, 6.0, 6.0) if len(size) == 2 else (14.0, 6.0, 6.0)
   data = {
     'organs': ['organ'],
     'window': [-150, 350],
-    'options': {'size': size, 'spacing_mm': spacing, 'fit': fit, 'order': 1, 'modality': 'CT', 'source': 'nifti'},
+    'options': {
+      'size': size,
+      'spacing_mm': spacing,
+      'fit': 'crop_pad',
+      'order': 1,
+      'modality': 'CT',
+      'source': 'nifti',
+    },
   }
   if usual:
     data['usual'] = {'overhang': usual, 'intensities': None}
@@ -41,7 +49,7 @@ def network(size, usual=None, fit='crop_pad', input_size=None):
     'model': {'input_size': input_size or size},
     'data': data,
   }
-  return predict.Trained(jax.jit(edge_sensitive), {}, meta)
+  return predict.Trained(edge_sensitive(input_size or size), {}, meta)
 
 
 def organ_ml(trained, image):

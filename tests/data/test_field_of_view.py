@@ -33,7 +33,7 @@ def test_couches_and_specks_are_no_body():
   alone = field_of_view.find_body(disc(), -200, grid())
   assert field_of_view.find_body(disc(couch=90), -200, grid()) == alone
   speck = disc()
-  speck[3, 2:4, 2:4] = 3000
+  speck[3, 2:16, 2:16] = 3000
   assert field_of_view.find_body(speck, -200, grid()) == alone
   arms = np.maximum(disc(), disc(centre=(50, 104), radius=10))
   assert field_of_view.find_body(arms, -200, grid())[2][1] > 110  # a part of the body
