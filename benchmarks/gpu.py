@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import json
 import os
-import sys
 import threading
 import time
 from pathlib import Path
@@ -23,7 +22,8 @@ from gpu_parts import worker
 worker.add_paths()
 
 from gpu_parts.item import Item, Work  # noqa: E402
-from gpu_parts.processes import Runner, measure  # noqa: E402
+from gpu_parts.processes import DRY_FLAGS, Runner, measure  # noqa: E402
+from gpu_parts.sizes import FULL  # noqa: E402
 
 from afw_jax.atomic_files import write_json, write_text  # noqa: E402
 
@@ -123,6 +123,7 @@ def main() -> None:
   parser.add_argument('--dry', action='store_true', help='tiny sizes through every path, on a CPU')
   parser.add_argument('--inline', action='store_true', help='with --dry: in this process')
   parser.add_argument('--parts', nargs='+', default=list(PARTS), choices=list(PARTS), help='only these, in this order')
+  parser.add_argument('--networks', nargs='+', default=[], choices=list(FULL), help='only these')
   parser.add_argument('--only', default='', help='only items whose name contains this')
   parser.add_argument('--minutes', type=float, default=9.0, help='what does not fit is left out')
   parser.add_argument('--together', type=int, default=max((os.cpu_count() or 1) // 2, 1), help='untimed items at once')
@@ -139,18 +140,20 @@ def main() -> None:
   out.mkdir(parents=True, exist_ok=True)
   cache = (args.cache or out / 'cache').resolve()
   os.environ.setdefault('AFW_BENCHMARK_SCRATCH', str(cache / 'scratch'))
-  work, results = Work(args.dry, args.quick), Results(out)
+  if args.inline:
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {DRY_FLAGS}'.strip()
+  work, results = Work(args.dry, args.quick, tuple(args.networks)), Results(out)
   runner = Runner(work, out, cache, args.inline)
 
-  for part in args.parts:
-    todo = [item for item in module(part).items(work) if args.only in item.name and not whole(results.get(item))]
-    beside = [item for item in todo if not item.timed]
-    with concurrent.futures.ThreadPoolExecutor(1 if args.inline else args.together) as pool:
-      for done in [pool.submit(measured, item, runner, results, deadline) for item in beside]:
-        done.result()
-    for item in todo:
-      if item.timed:
-        measured(item, runner, results, deadline)
+  todo = [item for part in args.parts for item in module(part).items(work)]
+  todo = [item for item in todo if args.only in item.name and not whole(results.get(item))]
+  with concurrent.futures.ThreadPoolExecutor(1 if args.inline else args.together) as pool:
+    beside = [pool.submit(measured, item, runner, results, deadline) for item in todo if not item.timed]
+    for one in beside:
+      one.result()
+  for item in todo:
+    if item.timed:
+      measured(item, runner, results, deadline)
   say('\n' + table(results.records))
 
 

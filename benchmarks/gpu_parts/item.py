@@ -1,7 +1,7 @@
 """What is measured: items, each with one or more sides that run in processes of their own and take turns."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 
@@ -12,10 +12,16 @@ class Work:
   Attributes:
     dry: tiny sizes on a CPU, to see that every path runs.
     quick: bfloat16 only, and fewer steps.
+    networks: those that are measured; () = all.
   """
 
   dry: bool = False
   quick: bool = False
+  networks: tuple[str, ...] = ()
+
+  def chosen(self, networks: Iterable[str]) -> list[str]:
+    """Those of some networks that are measured."""
+    return [name for name in networks if not self.networks or name in self.networks]
 
 
 class Side(NamedTuple):

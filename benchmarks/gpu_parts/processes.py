@@ -16,6 +16,7 @@ from gpu_parts import worker
 from gpu_parts.item import Item, Ready, Side, Work
 
 ROUND_LIMIT_S = 60
+DRY_FLAGS = '--xla_backend_optimization_level=0'  # on a CPU compiling takes longer than everything else
 
 
 class Failed(Exception):
@@ -149,7 +150,8 @@ class Runner:
 
 def environment(item: Item, work: Work, cache: Path) -> dict[str, str]:
   """The environment variables of an item's processes."""
-  variables = {**os.environ, 'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {item.flags}'.strip()}
+  flags = [os.environ.get('XLA_FLAGS', ''), item.flags, DRY_FLAGS if work.dry else '']
+  variables = {**os.environ, 'XLA_FLAGS': ' '.join(flags).strip()}
   variables['JAX_PLATFORMS'] = 'cpu' if work.dry else 'cuda,cpu'  # without a GPU it fails instead of using the CPU
   variables['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # the sides share the memory
   variables['PYTHONUNBUFFERED'] = '1'

@@ -3,23 +3,24 @@
 from gpu_parts import sizes
 from gpu_parts.compiling import FLAGS
 from gpu_parts.item import Item, Work, markdown, single
+from gpu_parts.worker import reason
 
 PART, TITLE = 'repeat', 'The same bits again'
 # Small images: what is asked is which kernels are chosen and whether they add in a fixed order, not how fast they are.
 SMALL = {
   'unet': ((64, 64), 4),
-  'unet3d': ((32, 32, 32), 2),
   'unetr': ((32, 32, 32), 2),
+  'unet3d': ((32, 32, 32), 2),
   'vatransunet': ((32, 32), 2),
 }
 
 
 def items(work: Work) -> list[Item]:
   more = {'cache': False, 'timed': False}
-  found = [single(PART, 'mesh', 'repeat:mesh', {'options': {'size': 'testing'}}, 150, **more)]
+  found = [single(PART, 'mesh', 'repeat:mesh', {'networks': work.chosen(('unet', 'unetr'))}, 150, **more)]
   for how in ('autotuned', 'deterministic'):
     found.append(single(PART, f'scatter {how}', 'repeat:scatter', {}, 90, flags=FLAGS[how], **more))
-  for network in ['unet'] if work.dry else SMALL:
+  for network in work.chosen(SMALL)[: 1 if work.dry else 2 if work.quick else None]:
     sides, batch = sizes.size(network, work) if work.dry else SMALL[network]
     options = {'network': network, 'sides': sides, 'batch_size': batch, 'options': sizes.options(network, work)}
     for how in ('deterministic', 'autotuned'):
@@ -51,22 +52,22 @@ def steps(network, sides, batch_size, options, dtype='bfloat16', count=3) -> dic
   return {'same': digests[0] == digests[1], 'digest': digests[0], 'loss': float(aux['loss'])}
 
 
-def mesh(options: dict) -> dict:
+def mesh(networks: list[str]) -> dict:
   """The largest differences of the parameters after two steps: on a mesh of one device and without a mesh."""
   import jax
-  import jax.numpy as jnp
   import numpy as np
   from spatial import make_step
 
   from afw_jax.distributed import sharding
   from gpu_parts import steps
 
-  facts = {}
-  for network, sides in (('unet', (32, 32)), ('unetr', (32, 32, 32))):
+  facts, options = {}, {'size': 'testing'}
+  for network in networks:
+    sides = (32, 32) if network == 'unet' else (16, 16, 16)
     ends = []
     for placed in (None, sharding.make_mesh(1, 1, jax.devices()[:1])):
-      train_step, init = make_step(network, sizes.CLASSES, placed, **options)
-      state, batch = init(jax.random.key(0), image=jnp.zeros((1, *sides, 1))), steps.random_batch(sides, 2)
+      train_step, _ = make_step(network, sizes.CLASSES, placed, **options)
+      state, batch = steps.first_state(network, sides, options), steps.random_batch(sides, 2)
       if placed:
         state = jax.device_put(state, sharding.replicated(placed))
         batch = sharding.put_batch({key: np.asarray(value) for key, value in batch.items()}, placed)
@@ -86,7 +87,6 @@ def scatter() -> dict:
   import numpy as np
 
   from afw_jax.models.layers.pooling import max_pool
-  from gpu_parts.worker import reason
 
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.standard_normal((2, 64, 64, 16)).astype(np.float32))
@@ -125,5 +125,7 @@ def table(records: dict[str, dict], facts: dict) -> list[str]:
   for name, record in records.items():
     if 'digest' in record['sides']['ours']:
       both.setdefault(name.rpartition(' ')[0], set()).add(record['sides']['ours']['digest'])
-  lines = [f'- two processes, {name}: {"same" if len(found) == 1 else "DIFFERENT"} bits' for name, found in both.items()]
+  lines = [
+    f'- two processes, {name}: {"same" if len(found) == 1 else "DIFFERENT"} bits' for name, found in both.items()
+  ]
   return [*markdown(['what', 'result'], rows), '', *lines]

@@ -1,5 +1,6 @@
 """Training steps per second, memory and compilation of every network, in turns with PyTorch."""
 
+import importlib.util
 import statistics
 import time
 
@@ -8,18 +9,20 @@ from gpu_parts.item import Item, Ready, Side, Work, markdown, number
 
 PART, TITLE = 'speed', 'Training steps'
 COMPILE_LIMIT_S = 240
+NEEDED_BY_PEERS = {'unetr': ('monai',), 'unet3d': ('dynamic_network_architectures',)}
 
 
 def items(work: Work) -> list[Item]:
   found = []
   for dtype in sizes.dtypes(work):
-    for network in sizes.FULL:
+    for network in work.chosen(sizes.FULL):
       sides, batch = sizes.size(network, work)
       common = {'network': network, 'sides': sides, 'batch_size': batch, 'dtype': dtype, 'round_s': round_s(work)}
       ours = Side('speed:ours', {**common, 'options': sizes.options(network, work)}, COMPILE_LIMIT_S)
       peers = {
         f'torch {how}': Side('torch_step:step', {**common, 'how': how, 'dry': work.dry}, limit)
         for how, limit in (('eager', 90), ('compile', 150))
+        if all(importlib.util.find_spec(name) for name in ('torch', *NEEDED_BY_PEERS.get(network, ())))
       }
       rounds = 1 if work.dry else 3 if work.quick else 7
       found.append(Item(PART, f'{network} {dtype}', {'ours': ours, **peers}, rounds=rounds, least_s=60))
@@ -56,6 +59,7 @@ def ours(network, sides, batch_size, dtype, round_s, options) -> Ready:
 
   run(1)
   facts = {**step.facts, 'first_step_after_s': time.perf_counter() - begun, 'device': steps.device()}
+  facts |= {'sides': sides, 'batch_size': batch_size}
   run(2)
   count = steps_of(round_s, run(3))
   return Ready(
@@ -69,12 +73,11 @@ def table(records: dict[str, dict], facts: dict) -> list[str]:
   rows, failures = [], []
   for name, record in records.items():
     network, dtype = name.split(' ')
-    sides, batch = sizes.FULL[network]
     for side, found in record['sides'].items():
       if not found.get('rounds') or 'failed' in found:
         failures.append(f'- {name}, {side}: failed: {found.get("failed", "no round")}')
         continue
-      seconds = statistics.median(found['rounds'])
+      sides, batch, seconds = found['sides'], found['batch_size'], statistics.median(found['rounds'])
       mine = record['sides']['ours']
       rate = mine['tflop'] / seconds if mine.get('tflop') else None
       ceiling = facts.get('bfloat16_tflop_per_s')
@@ -97,5 +100,16 @@ def table(records: dict[str, dict], facts: dict) -> list[str]:
           f'{found["first_loss"]:.3f} -> {found["last_loss"]:.3f}',
         ]
       )
-  heading = ['network', 'batch', 'dtype', 'side', 'ms a step', 'spread', 'images/s', 'time / ours', 'peak GiB', 'TFLOP/s']
+  heading = [
+    'network',
+    'batch',
+    'dtype',
+    'side',
+    'ms a step',
+    'spread',
+    'images/s',
+    'time / ours',
+    'peak GiB',
+    'TFLOP/s',
+  ]
   return [*markdown([*heading, 'of bf16 ceiling', 'first step after s', 'loss'], rows), '', *failures]

@@ -1,4 +1,4 @@
-"""The training step in PyTorch as its users run it: autocast, channels_last, fused SGD, with and without torch.compile."""
+"""The training step in PyTorch as its users run it: autocast, channels_last, fused SGD; eager and compiled."""
 
 import importlib
 import time
@@ -60,6 +60,7 @@ def step(network, sides, batch_size, dtype, round_s, how, dry) -> Ready:
 
   run(1)
   facts = {'first_step_after_s': time.perf_counter() - begun, 'torch': torch.__version__}
+  facts |= {'sides': sides, 'batch_size': batch_size}
   if not dry:
     run(2)
     torch.cuda.reset_peak_memory_stats()  # without what the search for fast kernels took

@@ -37,17 +37,16 @@ def scans(dry: bool) -> Path:
   where = folder(dry) / 'scans'
   if not (where / 'done').exists():
     shutil.rmtree(where, ignore_errors=True)
-    more = ['--num_cases', '7', '--shape', '8', '40', '40'] if dry else []
+    more = ['--num_cases', '9', '--shape', '8', '40', '40'] if dry else []
     run([sys.executable, '-m', 'afw_jax.data.phantom', '--output', str(where), *more])
     (where / 'done').touch()
   return where
 
 
-def arguments(dry: bool, workdir: Path, **changes) -> list[str]:
-  """The command line of a training run on the scans."""
+def arguments(dry: bool, workdir: Path, mode: str = 'train', **changes) -> list[str]:
+  """The command line of a run on the scans; the runs share the prepared scans, which lie beside them."""
   config = {
     'data.root': scans(dry),
-    'data.store': folder(dry) / 'store',
     'data.size': (32, 32) if dry else (224, 224),
     'model.unet.features': (4, 8, 8, 8, 8) if dry else (32, 64, 128, 256, 512),
     'augment.name': 'paper',
@@ -60,7 +59,15 @@ def arguments(dry: bool, workdir: Path, **changes) -> list[str]:
     **changes,
   }
   flags = [f'--config.{key}={value}' for key, value in config.items()]
-  return [sys.executable, '-m', 'afw_jax.main', '--config=configs/demo.py', '--mode=train', f'--workdir={workdir}', *flags]
+  return [
+    sys.executable,
+    '-m',
+    'afw_jax.main',
+    '--config=configs/demo.py',
+    f'--mode={mode}',
+    f'--workdir={workdir}',
+    *flags,
+  ]
 
 
 def start(command: list[str], log: Path, **environment) -> subprocess.Popen:
@@ -78,6 +85,15 @@ def run(command: list[str], log: Path | None = None, **environment) -> float:
     lines = [line for line in log.read_text(encoding='utf-8', errors='replace').splitlines() if line.strip()]
     raise RuntimeError(f'exit code {code}: {lines[-1] if lines else ""}')
   return time.perf_counter() - begun
+
+
+def prepare(dry: bool, **changes) -> None:
+  """Makes the prepared scans, where they are not there yet."""
+  run(
+    arguments(dry, folder(dry) / 'runs' / 'prepare', 'prepare', **changes),
+    folder(dry) / 'prepare.log',
+    JAX_PLATFORMS='cpu',
+  )
 
 
 def fresh(dry: bool, name: str) -> Path:
@@ -103,6 +119,7 @@ def last(workdir: Path) -> dict:
 def speed(dry: bool, dtype: str, count: int) -> dict:
   """Images per second of the training loop once compiled, and seconds per step that it waited for data."""
   workdir = fresh(dry, f'speed-{dtype}')
+  prepare(dry)
   every = 2 if dry else 20
   changes = {'model.dtype': dtype, 'train.steps_per_epoch': count, 'train.log_every_steps': every}
   seconds = run(arguments(dry, workdir, **changes), folder(dry) / f'speed-{dtype}.log')
@@ -118,38 +135,49 @@ def speed(dry: bool, dtype: str, count: int) -> dict:
   }
 
 
+def interrupted(command: list[str], workdir: Path, log: Path, how: signal.Signals, **environment) -> None:
+  """Runs a command until its first checkpoint is there, and sends it a signal."""
+  process, last_dir = start(command, log, **environment), workdir / 'checkpoints' / 'last'
+  while process.poll() is None and not any(path.name.isdecimal() for path in last_dir.glob('*')):
+    time.sleep(0.01)
+  process.send_signal(how)
+  code = process.wait()
+  if code not in (0, -how, 128 + how):
+    raise RuntimeError(f'exit code {code} before it was interrupted')
+
+
 def resumed(dry: bool) -> dict:
   """A run that is killed ends with the bits of one that is not, with runtime.deterministic."""
-  steps = {'train.steps_per_epoch': 8 if dry else 30, 'train.checkpoint_every_steps': 2 if dry else 5}
-  deterministic = {'runtime.deterministic': not dry, **steps}
+  changes = {'train.steps_per_epoch': 40 if dry else 300, 'train.checkpoint_every_steps': 5 if dry else 20}
+  changes['runtime.deterministic'] = not dry
   flags = {'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {FLAGS["deterministic"]}'.strip()}
   metas, seconds = {}, []
+  prepare(dry)
   for name in ('whole', 'killed'):
-    workdir = fresh(dry, name)
-    command, log = arguments(dry, workdir, **deterministic), folder(dry) / f'{name}.log'
+    workdir, log = fresh(dry, name), folder(dry) / f'{name}.log'
+    command = arguments(dry, workdir, **changes)
     if name == 'killed':
-      process = start(command, log, **flags)
-      while process.poll() is None and not any(r['step'] >= (4 if dry else 12) for r in records(workdir)):
-        time.sleep(0.01)
-      if process.poll() is not None and process.returncode:
-        raise RuntimeError(f'exit code {process.returncode} before it was killed')
-      process.send_signal(signal.SIGKILL)
-      process.wait()
+      interrupted(command, workdir, log, signal.SIGKILL, **flags)
     seconds.append(run(command, log, **flags))
     metas[name] = last(workdir)
-  resumed_text = 'resumed from step' in (folder(dry) / 'killed.log').read_text(encoding='utf-8', errors='replace')
-  same = metas['whole']['fingerprint'] == metas['killed']['fingerprint']
-  return {'same': same, 'step': metas['killed']['step'], 'was_resumed': resumed_text, 'command_s': seconds}
+  return {
+    'same': metas['whole']['fingerprint'] == metas['killed']['fingerprint'],
+    'step': metas['killed']['step'],
+    'was_resumed': 'resumed from step' in log.read_text(encoding='utf-8', errors='replace'),
+    'command_s': seconds,
+  }
 
 
 def moved(dry: bool) -> dict:
   """A checkpoint made on the CPU is verified by its fingerprints, and trained on, on the device."""
-  workdir = fresh(dry, 'moved')
-  small = {'data.size': (32, 32), 'data.store': folder(dry) / 'store-small', 'model.unet.features': (4, 8, 8, 8, 8)}
-  steps = {'train.steps_per_epoch': 2, 'train.batch_size': 4, **small}
-  seconds = [run(arguments(dry, workdir, **steps), folder(dry) / 'moved.log', JAX_PLATFORMS='cpu')]
+  workdir, log = fresh(dry, 'moved'), folder(dry) / 'moved.log'
+  small = {'data.size': (32, 32), 'model.unet.features': (4, 8, 8, 8, 8)}
+  prepare(dry, **small)
+  changes = {'train.steps_per_epoch': 40, 'train.batch_size': 4, 'train.checkpoint_every_steps': 5}
+  command = arguments(dry, workdir, **changes, **small)
+  interrupted(command, workdir, log, signal.SIGTERM, JAX_PLATFORMS='cpu')
   made = last(workdir)['step']
-  seconds.append(run(arguments(dry, workdir, **{**steps, 'train.epochs': 2}), folder(dry) / 'moved.log'))
+  seconds = run(command, log)
   return {'made_at_step': made, 'trained_to_step': last(workdir)['step'], 'command_s': seconds}
 
 
@@ -161,7 +189,9 @@ def table(records: dict[str, dict], facts: dict) -> list[str]:
       rows.append([name, f'failed: {found["failed"]}'])
     elif 'images_per_s' in found:
       wait = found['data_wait_s'] * found['images_per_s'] / found['batch_size']
-      text = f'{found["images_per_s"]:.1f} images/s, waited {1e3 * found["data_wait_s"]:.2f} ms a step ({100 * wait:.0f} %)'
+      text = (
+        f'{found["images_per_s"]:.1f} images/s, waited {1e3 * found["data_wait_s"]:.2f} ms a step ({100 * wait:.0f} %)'
+      )
       rows.append([name, f'{text}, loss {found["first_loss"]:.3f} -> {found["last_loss"]:.3f}'])
     elif 'same' in found:
       text = 'the same bits' if found['same'] else 'DIFFERENT BITS'
