@@ -33,7 +33,11 @@ PARTS = {
   'correct': 'correct',
   'repeat': 'repeat',
   'speed': 'speed',
+  'memory': 'memory',
   'pipeline': 'training',
+  'predict': 'prediction',
+  'profile': 'kernels',
+  'variants': 'variants',
 }
 NEEDED = {
   'jax': 'everything',
@@ -43,8 +47,8 @@ NEEDED = {
   'tqdm': 'everything',
   'orbax': 'pipeline',
   'grain': 'pipeline',
-  'ml_collections': 'pipeline',
-  'absl': 'pipeline',
+  'ml_collections': 'pipeline, memory',
+  'absl': 'pipeline, memory',
   'nibabel': 'pipeline',
   'pydicom': 'pipeline',
   'h5py': 'pipeline',
@@ -154,7 +158,7 @@ def main() -> None:
   for item in todo:
     if item.timed:
       measured(item, runner, results, deadline)
-  say('\n' + table(results.records))
+  say('\n' + ('A dry run: the times mean nothing.\n\n' if args.dry else '') + table(results.records))
 
 
 if __name__ == '__main__':

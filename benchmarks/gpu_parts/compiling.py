@@ -18,12 +18,14 @@ DEVICE = 'device'
 def items(work: Work) -> list[Item]:
   sides, batch = sizes.size('unetr', work)
   options = {'network': 'unetr', 'sides': sides, 'batch_size': batch, 'options': sizes.options('unetr', work)}
-  found = [single(PART, DEVICE, 'compiling:ceilings', {'side': 64 if work.dry else 8192}, 90)]
+  found = [single(PART, DEVICE, 'gpu_parts.compiling:ceilings', {'side': 64 if work.dry else 8192}, 90)]
   for how, flags in FLAGS.items() if work.chosen(['unetr']) else ():
     for dtype in ('bfloat16', 'float32') if how != 'excluding nondeterministic' else ('bfloat16',):
       more = {'flags': flags, 'cache': False, 'timed': False}
       found.append(
-        single(PART, f'unetr {dtype} {how}', 'compiling:compile_step', {**options, 'dtype': dtype}, 150, **more)
+        single(
+          PART, f'unetr {dtype} {how}', 'gpu_parts.compiling:compile_step', {**options, 'dtype': dtype}, 150, **more
+        )
       )
   return found
 

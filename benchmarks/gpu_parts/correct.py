@@ -27,11 +27,11 @@ PRECISIONS = {
 
 
 def items(work: Work) -> list[Item]:
-  found = [single(PART, 'losses', 'correct:losses_and_gradients', {}, 120, timed=False)]
+  found = [single(PART, 'losses', 'gpu_parts.correct:losses_and_gradients', {}, 120, timed=False)]
   wanted = [golden for golden in GOLDEN if work.chosen([GOLDEN[golden][0]])]
   for golden in wanted[:1] if work.dry else wanted:
     options = {'golden': golden, 'optimised': not work.dry}
-    found.append(single(PART, f'logits {golden}', 'correct:logits', options, 240, timed=False))
+    found.append(single(PART, f'logits {golden}', 'gpu_parts.correct:logits', options, 240, timed=False))
   return found
 
 

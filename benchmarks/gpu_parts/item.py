@@ -28,7 +28,7 @@ class Side(NamedTuple):
   """One program of a measurement.
 
   Attributes:
-    function: 'module:function' in this package, called with `options`; it returns a dict of facts, or a `Ready`.
+    function: 'module:function', called with `options`; it returns a dict of facts, or a `Ready`.
     options: keyword arguments, plain JSON.
     limit_s: seconds until its facts have to be there.
   """

@@ -154,6 +154,7 @@ def environment(item: Item, work: Work, cache: Path) -> dict[str, str]:
   variables = {**os.environ, 'XLA_FLAGS': ' '.join(flags).strip()}
   variables['JAX_PLATFORMS'] = 'cpu' if work.dry else 'cuda,cpu'  # without a GPU it fails instead of using the CPU
   variables['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # the sides share the memory
+  variables['XLA_PYTHON_CLIENT_MEM_FRACTION'] = '0.95'  # a limit also where nothing is allocated ahead
   variables['PYTHONUNBUFFERED'] = '1'
   variables.pop('JAX_COMPILATION_CACHE_DIR', None)
   if item.cache:

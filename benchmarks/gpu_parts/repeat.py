@@ -17,16 +17,16 @@ SMALL = {
 
 def items(work: Work) -> list[Item]:
   more = {'cache': False, 'timed': False}
-  found = [single(PART, 'mesh', 'repeat:mesh', {'networks': work.chosen(('unet', 'unetr'))}, 150, **more)]
+  found = [single(PART, 'mesh', 'gpu_parts.repeat:mesh', {'networks': work.chosen(('unet', 'unetr'))}, 150, **more)]
   for how in ('autotuned', 'deterministic'):
-    found.append(single(PART, f'scatter {how}', 'repeat:scatter', {}, 90, flags=FLAGS[how], **more))
+    found.append(single(PART, f'scatter {how}', 'gpu_parts.repeat:scatter', {}, 90, flags=FLAGS[how], **more))
   for network in work.chosen(SMALL)[: 1 if work.dry else 2 if work.quick else None]:
     sides, batch = sizes.size(network, work) if work.dry else SMALL[network]
     options = {'network': network, 'sides': sides, 'batch_size': batch, 'options': sizes.options(network, work)}
-    for how in ('deterministic', 'autotuned'):
+    for how in ('deterministic',) if work.dry else ('deterministic', 'autotuned'):
       for process in ('first', 'second'):
         name = f'{network} {how} {process}'
-        found.append(single(PART, name, 'repeat:steps', options, 180, flags=FLAGS[how], **more))
+        found.append(single(PART, name, 'gpu_parts.repeat:steps', options, 180, flags=FLAGS[how], **more))
   return found
 
 
@@ -61,8 +61,9 @@ def mesh(networks: list[str]) -> dict:
   from afw_jax.distributed import sharding
   from gpu_parts import steps
 
-  facts, options = {}, {'size': 'testing'}
+  facts = {}
   for network in networks:
+    options = sizes.small(network)
     sides = (32, 32) if network == 'unet' else (16, 16, 16)
     ends = []
     for placed in (None, sharding.make_mesh(1, 1, jax.devices()[:1])):

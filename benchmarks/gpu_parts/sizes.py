@@ -20,8 +20,8 @@ TINY = {
   'unet3d': ((64, 32, 32), 1),
   'unetr': ((16, 16, 16), 1),
   'transunet': ((32, 32), 1),
-  'unetrpp': ((16, 32, 32), 1),
-  'unetpp': ((16, 16), 1),
+  'unetrpp': ((16, 32, 32), 2),
+  'unetpp': ((16, 16), 2),
   'vatransunet': ((32, 32), 1),
 }
 
@@ -34,7 +34,12 @@ def size(network: str, work: Work) -> tuple[tuple[int, ...], int]:
 def options(network: str, work: Work) -> dict:
   """Options under which this package and PyTorch do the same work; in a dry run also those of the small network."""
   single_head = {'deep_supervision': False} if network == 'unetrpp' else {}
-  return {**SAME_WORK[network], **single_head, **({'size': 'testing'} if work.dry else {})}
+  return {**SAME_WORK[network], **single_head, **(small(network) if work.dry else {})}
+
+
+def small(network: str) -> dict:
+  """Options of a network that compiles in seconds on a CPU."""
+  return {'features': (4, 8)} if network == 'unet' else {'size': 'testing'}
 
 
 def dtypes(work: Work) -> tuple[str, ...]:

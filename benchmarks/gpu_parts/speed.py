@@ -18,9 +18,9 @@ def items(work: Work) -> list[Item]:
     for network in work.chosen(sizes.FULL):
       sides, batch = sizes.size(network, work)
       common = {'network': network, 'sides': sides, 'batch_size': batch, 'dtype': dtype, 'round_s': round_s(work)}
-      ours = Side('speed:ours', {**common, 'options': sizes.options(network, work)}, COMPILE_LIMIT_S)
+      ours = Side('gpu_parts.speed:ours', {**common, 'options': sizes.options(network, work)}, COMPILE_LIMIT_S)
       peers = {
-        f'torch {how}': Side('torch_step:step', {**common, 'how': how, 'dry': work.dry}, limit)
+        f'torch {how}': Side('gpu_parts.torch_step:step', {**common, 'how': how, 'dry': work.dry}, limit)
         for how, limit in (('eager', 90), ('compile', 150))
         if all(importlib.util.find_spec(name) for name in ('torch', *NEEDED_BY_PEERS.get(network, ())))
       }

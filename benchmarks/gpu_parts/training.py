@@ -19,11 +19,15 @@ PART, TITLE = 'pipeline', 'The training loop'
 
 def items(work: Work) -> list[Item]:
   """The runs share a folder of scans; they follow one another, so that the times can be trusted."""
-  found = [single(PART, 'killed and resumed', 'training:resumed', {'dry': work.dry}, 240, cache=False, least_s=60)]
-  found.append(single(PART, 'checkpoint of a CPU', 'training:moved', {'dry': work.dry}, 150, cache=False, least_s=40))
+  found = [
+    single(PART, 'killed and resumed', 'gpu_parts.training:resumed', {'dry': work.dry}, 240, cache=False, least_s=60)
+  ]
+  found.append(
+    single(PART, 'checkpoint of a CPU', 'gpu_parts.training:moved', {'dry': work.dry}, 150, cache=False, least_s=40)
+  )
   for dtype in ('bfloat16',) if work.quick or work.dry else ('bfloat16', 'float32'):
     options = {'dry': work.dry, 'dtype': dtype, 'count': 4 if work.dry else 300}
-    found.append(single(PART, f'unet {dtype}', 'training:speed', options, 200, cache=False, least_s=60))
+    found.append(single(PART, f'unet {dtype}', 'gpu_parts.training:speed', options, 200, cache=False, least_s=60))
   return found[::-1]
 
 

@@ -21,9 +21,9 @@ def add_paths() -> None:
 
 
 def call(function: str, options: dict):
-  """Calls 'module:function' of this package."""
+  """Calls 'module:function'."""
   module, name = function.split(':')
-  return getattr(importlib.import_module(f'gpu_parts.{module}'), name)(**options)
+  return getattr(importlib.import_module(module), name)(**options)
 
 
 def reason(error: BaseException) -> str:
