@@ -27,7 +27,7 @@ PRECISIONS = {
 
 
 def items(work: Work) -> list[Item]:
-  found = [single(PART, 'losses', 'gpu_parts.correct:losses_and_gradients', {}, 120, timed=False)]
+  found = [single(PART, 'losses', 'gpu_parts.correct:losses_and_gradients', {}, 240, timed=False)]
   wanted = [golden for golden in GOLDEN if work.chosen([GOLDEN[golden][0]])]
   for golden in wanted[:1] if work.dry else wanted:
     options = {'golden': golden, 'optimised': not work.dry}

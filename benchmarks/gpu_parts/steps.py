@@ -52,10 +52,14 @@ def compiled(network: str, sides, batch_size: int, dtype: str, options: dict, lo
   return call, {'compile_s': seconds, 'planned_gib': accelerators.memory(call)['total'] / GIB}
 
 
-def tflop(network: str, sides, batch_size: int, options: dict) -> float:
-  """TFLOP of a step, counted before compilation: on the program for a TPU, whose lowering needs no TPU."""
+def tflop(network: str, sides, batch_size: int, options: dict) -> float | None:
+  """TFLOP of a step, counted before compilation; None where the device's client does not count (CUDA).
+
+  The program is that for a TPU, whose lowering needs no TPU.
+  """
   lowered = trace(network, sides, batch_size, 'float32', options).lower(lowering_platforms=('tpu',))
-  return lowered.cost_analysis()['flops'] / 1e12
+  counted = lowered.cost_analysis()
+  return counted['flops'] / 1e12 if counted else None
 
 
 def first_state(network: str, sides, options: dict):
