@@ -101,7 +101,11 @@ def table(records: dict) -> str:
   lines, facts = [], records.get('compile', {}).get('device', {}).get('sides', {}).get('ours', {})
   for part in PARTS:
     if part in records:
-      lines += [f'## {module(part).TITLE}', '', *module(part).table(records[part], facts), '']
+      try:
+        rows = module(part).table(records[part], facts)
+      except Exception as error:  # the records are written, and what is measured next is worth more than a table
+        rows = [f'no table: {worker.reason(error)}']
+      lines += [f'## {module(part).TITLE}', '', *rows, '']
   return '\n'.join(lines)
 
 

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,7 @@ from gpu_parts import worker
 from gpu_parts.item import Item, Ready, Side, Work
 
 ROUND_LIMIT_S = 60
+LOG_BYTES = 100_000  # of one process that the log keeps
 DRY_FLAGS = '--xla_backend_optimization_level=0'  # on a CPU compiling takes longer than everything else
 
 
@@ -36,22 +38,23 @@ class Process:
   """A side in a process of its own.
 
   Args:
+    title: of its output in the log.
     side: what it runs.
     environment: its environment variables.
-    log: file that its standard error is added to.
+    log: file that its standard error is added to when it is closed, since others run beside it.
   """
 
-  def __init__(self, side: Side, environment: dict[str, str], log: Path):
-    self._log, self._buffer = log, b''
-    with open(log, 'ab') as file:
-      self._process = subprocess.Popen(
-        [sys.executable, worker.__file__, side.function, json.dumps(side.options)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=file,
-        env=environment,
-        start_new_session=True,  # so that its own children can be ended with it
-      )
+  def __init__(self, title: str, side: Side, environment: dict[str, str], log: Path):
+    self._title, self._log, self._buffer = title, log, b''
+    self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
+    self._process = subprocess.Popen(
+      [sys.executable, worker.__file__, side.function, json.dumps(side.options)],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=self._errors,
+      env=environment,
+      start_new_session=True,  # so that its own children can be ended with it
+    )
 
   def facts(self, deadline: float) -> dict:
     return self._read(deadline)
@@ -71,6 +74,8 @@ class Process:
     for pipe in (self._process.stdin, self._process.stdout):
       with contextlib.suppress(OSError):
         pipe.close()
+    with self._errors, open(self._log, 'ab') as file:
+      file.write(f'== {self._title}\n'.encode() + self._output()[-LOG_BYTES:])
 
   def _say(self, word: str) -> None:
     try:
@@ -94,10 +99,14 @@ class Process:
       raise Failed(answer['failed'])
     return answer
 
+  def _output(self) -> bytes:
+    self._errors.seek(0)
+    return self._errors.read()
+
   def _ended(self) -> str:
     """Why the process ended without an answer."""
     code = self._process.wait()
-    lines = [line for line in self._log.read_text(encoding='utf-8', errors='replace').splitlines() if line.strip()]
+    lines = [line for line in self._output().decode(errors='replace').splitlines() if line.strip()]
     how = f'killed by signal {-code}' if code < 0 else f'ended with exit code {code}'
     return f'{how}: {lines[-1][:250] if lines else ""}'
 
@@ -142,10 +151,12 @@ class Runner:
   cache: Path
   inline: bool = False
 
-  def open(self, item: Item, side: Side) -> Opened:
+  def open(self, item: Item, name: str) -> Opened:
+    side = item.sides[name]
     if self.inline:
       return Inline(side)
-    return Process(side, environment(item, self.work, self.cache), self.out / 'log.txt')
+    title = f'{item.part}: {item.name}: {name}'
+    return Process(title, side, environment(item, self.work, self.cache), self.out / 'log.txt')
 
 
 def environment(item: Item, work: Work, cache: Path) -> dict[str, str]:
@@ -172,11 +183,12 @@ def measure(item: Item, runner: Runner, limit_s: float) -> dict:
   begun, facts, rounds = time.monotonic(), {}, {}
   opened: dict[str, Opened] = {}
   try:
-    for name, side in item.sides.items():
-      opened[name] = runner.open(item, side)
-    for name, side in item.sides.items():
+    for name in item.sides:
       with _noting(name, facts):
-        facts[name] = opened[name].facts(begun + min(side.limit_s, limit_s))
+        opened[name] = runner.open(item, name)
+    for name in opened:
+      with _noting(name, facts):
+        facts[name] = opened[name].facts(begun + min(item.sides[name].limit_s, limit_s))
         rounds[name] = []
     for _ in range(item.rounds):
       for name in [name for name in rounds if 'failed' not in facts[name]]:

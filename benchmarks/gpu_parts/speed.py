@@ -69,6 +69,12 @@ def ours(network, sides, batch_size, dtype, round_s, options) -> Ready:
   )
 
 
+def _peak(found: dict) -> str:
+  """Peak GiB of the steps; '<=' where the search for fast kernels, before them, took as much."""
+  peak, before = found.get('peak_gib'), found.get('peak_compiling_gib')
+  return f'{"<= " if peak and before and before >= peak else ""}{number(peak)}'
+
+
 def table(records: dict[str, dict], facts: dict) -> list[str]:
   rows, failures = [], []
   for name, record in records.items():
@@ -93,11 +99,11 @@ def table(records: dict[str, dict], facts: dict) -> list[str]:
           f'{100 * spread:.0f} %',
           f'{batch / seconds:.1f}',
           f'{ratio:.2f}' if ratio else '',
-          number(found.get('peak_gib')),
+          _peak(found),
           number(rate),
           f'{100 * rate / ceiling:.1f} %' if rate and ceiling else '',
           number(found.get('first_step_after_s')),
-          f'{found["first_loss"]:.3f} -> {found["last_loss"]:.3f}',
+          f'{number(found["first_loss"])} -> {number(found["last_loss"])}',
         ]
       )
   heading = [
