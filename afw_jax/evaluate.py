@@ -14,10 +14,10 @@ import tqdm
 
 from afw_jax import atomic_files, metrics, predict, preprocess
 from afw_jax.config import build
-from afw_jax.data import resample, store
+from afw_jax.data import record, resample, store
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.geometry import Geometry
-from afw_jax.data.selection import Selection, data_record, record_differences
+from afw_jax.data.selection import Selection
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError
 from afw_jax.inference import segmentation
@@ -49,7 +49,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   index = runtime.from_process_zero(lambda: store.read_index(store_dir))
   selection = _selection_of(config, workdir, store_dir, trained, index)
   split, case_ids = choose_split(index['name'], selection.splits, options.split)
-  used = {case_id: runs.training_split(trained.meta['data'].get('splits'), case_id) for case_id in case_ids}
+  used = {case_id: record.trained_part(trained.meta['data'], index, case_id) for case_id in case_ids}
   runs.check_unseen(workdir, split, used)
   _log.info('evaluating %d cases of split %s with checkpoint step %d', len(case_ids), split, trained.meta['step'])
   staging = os.path.join(workdir, '.evaluating')
@@ -65,14 +65,14 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
     disable=runtime.process_index() > 0,
     mininterval=0.1 if sys.stderr.isatty() else 30,
   ):
-    case = store.read_case(store_dir, case_id, verify=True)
+    case = store.read_case(store_dir, case_id, verify=True, content=selection.contents[case_id])
     labels = label_case(trained, case, selection.windows[case_id], options)
-    record = score_case(trained, case, labels, options)
+    scored = score_case(trained, case, labels, options)
     geometry = Geometry.from_json(case.meta['geometry'])
     volumes.write_label(os.path.join(folders['predictions'], f'{case_id}.nii.gz'), trained.file_ids(labels), geometry)
-    record |= {'split': split, 'training_split': used[case_id]}
-    atomic_files.write_json(os.path.join(folders['cases'], f'{case_id}.json'), record)
-    counted = [s['dsc'] for s in record['scores'].values() if not math.isnan(s['dsc'])]
+    scored |= {'split': split, 'training_split': used[case_id]}
+    atomic_files.write_json(os.path.join(folders['cases'], f'{case_id}.json'), scored)
+    counted = [s['dsc'] for s in scored['scores'].values() if not math.isnan(s['dsc'])]
     mean_dsc[case_id] = float(np.mean(counted)) if counted else math.nan
 
   if importlib.util.find_spec('matplotlib'):
@@ -100,7 +100,7 @@ def _selection_of(
       'Evaluate on the data set that it was trained for.',
     )
   selection = build.selection(config, index, trained.meta)
-  if record_differences(trained.meta['data'], data_record(index, selection), ['options']):
+  if record.differences(trained.meta['data'], record.data_record(index, selection), ['options']):
     raise InputError(
       store_dir,
       'was prepared with other options than the data this network was trained on (grid, window or labels)',
@@ -201,7 +201,7 @@ def _draw(
   ranked = sorted(mean_dsc, key=lambda case_id: (math.isnan(mean_dsc[case_id]), mean_dsc[case_id]))
   chosen = {ranked[round(i)]: None for i in np.linspace(0, len(ranked) - 1, min(options.num_pictures, len(ranked)))}
   for case_id in runtime.local_items(list(chosen)):
-    case = store.read_case(store_dir, case_id)
+    case = store.read_case(store_dir, case_id, content=selection.contents[case_id])
     window = selection.windows[case_id]
     labels = label_case(trained, case, window, options)
     draw_case(os.path.join(folder, f'{case_id}.png'), trained, case, window, labels, mean_dsc[case_id])

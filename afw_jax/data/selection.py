@@ -76,9 +76,11 @@ class Selection(Choice):
 
   Attributes:
     windows: case id -> (low, high) of its intensity window.
+    contents: case id -> `store.content_digest` of the prepared case.
   """
 
   windows: dict[str, tuple[float, float]]
+  contents: dict[str, str]
 
 
 def choose(listing: Mapping, options: SelectionOptions) -> Choice:
@@ -141,54 +143,9 @@ def select(index: Mapping, options: SelectionOptions) -> Selection:
   if leaks := find_leaks(cases, choice.splits):
     raise InputErrors(leaks) if len(leaks) > 1 else leaks[0]
   notes = choice.notes + _case_notes(index['organs'], cases, choice.splits['train'])
-  return Selection(choice.splits, choice.window, choice.excluded, notes, _windows(index, choice.ids, choice.window))
-
-
-def recorded_selection(index: Mapping, recorded: Mapping) -> Selection | None:
-  """The selection of a run that has begun, whatever was added to its store since.
-
-  Args:
-    index: of the store.
-    recorded: `data_record` in a checkpoint of the run.
-
-  Returns:
-    A `Selection`; None if the checkpoint has no splits (imported weights), or the store is of another data set.
-
-  Raises:
-    InputError: the store lacks some of the cases.
-  """
-  splits = recorded['splits']
-  if splits is None or recorded['name'] != index['name']:
-    return None
-  ids = [case_id for part in splits.values() for case_id in part]
-  missing = sorted(set(ids) - index['cases'].keys())
-  if len(missing) == len(ids):
-    return None
-  if missing:
-    raise InputError(
-      f'store of {index["name"]}',
-      f'it lacks {len(missing)} of the {len(ids)} cases that this run has begun with ({abbreviate(missing)})',
-      'Run --mode=prepare with the --workdir of this run',
-    )
-  return Selection(dict(splits), recorded['window'], {}, [], _windows(index, ids, recorded['window']))
-
-
-def data_record(index: Mapping, selection: Selection) -> dict:
-  """What the checkpoints of a run record about its data, as JSON."""
-  window = selection.window if isinstance(selection.window, str) else list(selection.window)
-  return {
-    **{key: index[key] for key in ('name', 'modality', 'organs', 'output_ids')},
-    'window': window,
-    'options': {**index['options'], 'window': window},
-    'splits': selection.splits,
-  }
-
-
-def record_differences(recorded: Mapping, now: Mapping, keys: Sequence[str]) -> dict[str, tuple]:
-  """The keys in which two `data_record`s differ -> (recorded, now); what one of them leaves open (None) is equal."""
-  plain = lambda value: {k: v for k, v in value.items() if k != 'format'} if isinstance(value, Mapping) else value
-  found = {key: (recorded[key], now[key]) for key in keys if None not in (recorded[key], now[key])}
-  return {key: (a, b) for key, (a, b) in found.items() if plain(a) != plain(b)}  # older records have the store's format
+  windows = windows_of(index, choice.ids, choice.window)
+  contents = {case_id: case['content_sha256'] for case_id, case in cases.items()}
+  return Selection(choice.splits, choice.window, choice.excluded, notes, windows, contents)
 
 
 def find_leaks(cases: Mapping[str, Mapping], splits: Mapping[str, Sequence[str]]) -> list[InputError]:
@@ -258,6 +215,7 @@ def _case_notes(organs: Sequence[str], cases: Mapping[str, Mapping], train: Sequ
   return notes
 
 
-def _windows(index: Mapping, ids: Sequence[str], window: Window) -> dict[str, tuple[float, float]]:
+def windows_of(index: Mapping, ids: Sequence[str], window: Window) -> dict[str, tuple[float, float]]:
+  """Case id -> (low, high) of its intensity window, for `window` as in a `Choice`."""
   low_high = lambda i: index['cases'][i]['percentile_window'] if window == 'percentile' else window
   return {case_id: (float(low_high(case_id)[0]), float(low_high(case_id)[1])) for case_id in ids}

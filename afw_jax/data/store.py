@@ -15,7 +15,7 @@ import numpy as np
 from afw_jax.atomic_files import process_name, read_json, to_json, write_errors, write_json
 from afw_jax.errors import InputError
 
-FORMAT = 2
+FORMAT = 3
 KIND = 'afw_jax store'
 STAGING = '.staging'  # a store inside the store, for cases that are not published yet
 TEMPORARY = '.tmp-'  # prefix of files and folders that are being written
@@ -78,19 +78,20 @@ def write_case(store: str | os.PathLike, case_id: str, arrays: dict[str, np.ndar
   return meta
 
 
-def read_case(store: str | os.PathLike, case_id: str, *, verify: bool = False) -> Case:
+def read_case(store: str | os.PathLike, case_id: str, *, verify: bool = False, content: str | None = None) -> Case:
   """Opens a case with memory-mapped arrays.
 
   Args:
     store: folder of the store.
     case_id: of the case.
     verify: also read every byte and compare checksums.
+    content: the `content_digest` that the case must have; None: any.
 
   Returns:
     A `Case`.
 
   Raises:
-    InputError: no such case, or a damaged file.
+    InputError: no such case, a damaged file, or a case of other content.
   """
   folder = case_folder(store, case_id)
   cure = f'Delete {folder} and prepare again'
@@ -99,6 +100,12 @@ def read_case(store: str | os.PathLike, case_id: str, *, verify: bool = False) -
   )
   if meta.get('meta_sha256') != _meta_sha256(meta):
     raise InputError(folder / 'case.json', 'is damaged (its checksum is wrong)', cure)
+  if content not in (None, content_digest(meta)):
+    raise InputError(
+      folder,
+      'has been prepared again from other files while this process was using it',
+      'Start the same command again: it says what has changed',
+    )
   arrays = {}
   for name, entry in meta['arrays'].items():
     path = folder / f'{name}.npy'
@@ -119,6 +126,17 @@ def read_case(store: str | os.PathLike, case_id: str, *, verify: bool = False) -
     if list(arrays[name].shape) != entry['shape'] or str(arrays[name].dtype) != entry['dtype']:
       raise InputError(path, 'does not match case.json', cure)
   return Case(case_id, arrays, meta)
+
+
+def content_digest(meta: dict) -> str:
+  """SHA-256 of what a case holds: its arrays, and where they lie in the patient, whatever files they were made from.
+
+  Args:
+    meta: content of case.json.
+  """
+  arrays = {name: entry['sha256'] for name, entry in meta['arrays'].items()}
+  content = {'arrays': arrays, **{key: meta.get(key) for key in ('geometry', 'resampling', 'spacing_mm')}}
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_index(store: str | os.PathLike, index: dict) -> dict:

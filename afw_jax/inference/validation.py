@@ -20,6 +20,7 @@ def validate(
   case_ids: Sequence[str],
   windows: Mapping[str, tuple[float, float]],
   *,
+  contents: Mapping[str, str],
   organs: Sequence[str],
   options: segmentation.Options,
 ) -> dict[str, float]:
@@ -31,6 +32,7 @@ def validate(
     store_dir: the prepared data.
     case_ids: cases to score.
     windows: case id -> (low, high) of its intensity window.
+    contents: case id -> the `store.content_digest` that the case must have.
     organs: names of the classes 1..C-1.
     options: how a volume is put through the network.
 
@@ -45,7 +47,7 @@ def validate(
     leave=False,
     disable=runtime.process_index() > 0 or not sys.stderr.isatty(),
   ):
-    case = store.read_case(store_dir, case_id)
+    case = store.read_case(store_dir, case_id, content=contents[case_id])
     labels, _ = segmentation.segment_volume(
       predict_step,
       variables,

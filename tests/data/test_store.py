@@ -43,6 +43,20 @@ def test_round_trip(tmp_path):
     case.arrays['image'][0, 0, 0] = 1
 
 
+def test_the_content_of_a_case(tmp_path):
+  first = store.content_digest(store.write_case(tmp_path, 'c', ARRAYS, META))
+  renamed = store.write_case(tmp_path, 'other', ARRAYS, {**META, 'source': 'elsewhere', 'source_stamps': 'newer'})
+  assert store.content_digest(renamed) == first and store.read_case(tmp_path, 'c', content=first).id == 'c'
+  for arrays, meta in (
+    ({**ARRAYS, 'label': 1 - ARRAYS['label']}, META),
+    (ARRAYS, {**META, 'geometry': 'shifted'}),
+    (ARRAYS, {**META, 'spacing_mm': [1, 2, 3]}),
+  ):
+    store.write_case(tmp_path, 'c', arrays, meta)
+    with pytest.raises(InputError, match='prepared again from other files while this process was using it'):
+      store.read_case(tmp_path, 'c', content=first)
+
+
 def test_a_case_is_replaced_whole(tmp_path):
   store.write_case(tmp_path, 'c', {**ARRAYS, 'extra': ARRAYS['label']}, META)
   store.write_case(tmp_path, 'c', {'image': ARRAYS['image'] + 1}, {'options_hash': 'new'})

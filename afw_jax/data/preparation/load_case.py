@@ -1,7 +1,6 @@
 """Loads the scan and the label map of one case, and collects everything that is wrong with them."""
 
 import dataclasses
-import glob
 import hashlib
 import os
 
@@ -57,18 +56,6 @@ def load_and_validate(case: CaseFiles, spec: DatasetSpec) -> LoadedCase:
   if image is not None and spec.in_hu and image.array.min() >= 0:
     notes.append('the scan has no value below 0: are its intensities HU?')
   return LoadedCase(image, None if problems else classes, voxels, problems, notes)
-
-
-def source_digests(case: CaseFiles) -> dict[str, str]:
-  """SHA-256 of the files of a case; for a folder, of the names and digests of its files.
-
-  Returns:
-    {'image': digest, 'label': digest}.
-
-  Raises:
-    InputError: a file is missing or cannot be read.
-  """
-  return {key: _digest(path) for key, path in (('image', case.image), ('label', case.label))}
 
 
 def voxels_digest(array: np.ndarray) -> str:
@@ -139,23 +126,3 @@ def _collect(call, problems, path=None):
     problems.append(e)
   except MemoryError:
     problems.append(InputError(path, 'does not fit into memory', 'Prepare with fewer workers, or with more memory'))
-
-
-def _digest(path: str) -> str:
-  if os.path.isfile(path):
-    return _file_digest(path)
-  pattern = path if '*' in os.path.basename(path) else os.path.join(glob.escape(path), '*')
-  names = sorted(glob.glob(pattern))
-  sha = hashlib.sha256()
-  for name in names:
-    if os.path.isfile(name):
-      sha.update(os.fsencode(f'{os.path.basename(name)} {_file_digest(name)}\n'))
-  return sha.hexdigest()
-
-
-def _file_digest(path: str) -> str:
-  try:
-    with open(path, 'rb') as f:
-      return hashlib.file_digest(f, 'sha256').hexdigest()
-  except OSError as e:
-    raise InputError(path, f'cannot be read ({e.strerror})', 'Check the file and its permissions') from e

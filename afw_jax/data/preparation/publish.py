@@ -134,6 +134,17 @@ def publish(
   return written
 
 
+def note_stamps(store_dir: str | os.PathLike, stamps: Mapping[str, Mapping[str, str]]) -> None:
+  """Writes new stamps of unchanged source files (case id -> `sources.stamps`) to the index of a store."""
+  path = pathlib.Path(store_dir)
+  with _publishing(path):
+    index = read_index(path)
+    if index is not None:
+      for case_id in index['cases'].keys() & stamps.keys():
+        index['cases'][case_id]['source_stamps'] = stamps[case_id]
+      store.write_index(path, index)
+
+
 @contextlib.contextmanager
 def _publishing(path: pathlib.Path) -> Iterator[None]:
   """Lets one process publish at a time, where the file system supports locks."""
