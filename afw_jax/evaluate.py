@@ -5,14 +5,12 @@ import logging
 import math
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Sequence
 
 import ml_collections
 import numpy as np
-import tqdm
 
-from afw_jax import atomic_files, metrics, predict, preprocess
+from afw_jax import atomic_files, metrics, predict, preprocess, terminal
 from afw_jax.config import build
 from afw_jax.data import resample, store
 from afw_jax.data.formats import volumes
@@ -58,12 +56,12 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   runtime.check_shared(folders['pictures'])
 
   mean_dsc = {}
-  for case_id in tqdm.tqdm(
+  for case_id in terminal.progress_bar(
     runtime.local_items(case_ids),
     desc='evaluate',
     unit='case',
     disable=runtime.process_index() > 0,
-    mininterval=0.1 if sys.stderr.isatty() else 30,
+    mininterval=0.1 if terminal.is_interactive() else 30,
   ):
     case = store.read_case(store_dir, case_id, verify=True)
     labels = label_case(trained, case, selection.windows[case_id], options)
