@@ -18,6 +18,7 @@ from afw_jax.data.formats.geometry import Geometry
 from afw_jax.data.selection import Selection, data_record, record_differences
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError
+from afw_jax.file_names import file_name
 from afw_jax.inference import segmentation
 from afw_jax.report import overlays, runs
 
@@ -67,9 +68,10 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
     labels = label_case(trained, case, selection.windows[case_id], options)
     record = score_case(trained, case, labels, options)
     geometry = Geometry.from_json(case.meta['geometry'])
-    volumes.write_label(os.path.join(folders['predictions'], f'{case_id}.nii.gz'), trained.file_ids(labels), geometry)
+    name = file_name(case_id)
+    volumes.write_label(os.path.join(folders['predictions'], f'{name}.nii.gz'), trained.file_ids(labels), geometry)
     record |= {'split': split, 'training_split': used[case_id]}
-    atomic_files.write_json(os.path.join(folders['cases'], f'{case_id}.json'), record)
+    atomic_files.write_json(os.path.join(folders['cases'], f'{name}.json'), record)
     counted = [s['dsc'] for s in record['scores'].values() if not math.isnan(s['dsc'])]
     mean_dsc[case_id] = float(np.mean(counted)) if counted else math.nan
 
@@ -202,7 +204,7 @@ def _draw(
     case = store.read_case(store_dir, case_id)
     window = selection.windows[case_id]
     labels = label_case(trained, case, window, options)
-    draw_case(os.path.join(folder, f'{case_id}.png'), trained, case, window, labels, mean_dsc[case_id])
+    draw_case(os.path.join(folder, f'{file_name(case_id)}.png'), trained, case, window, labels, mean_dsc[case_id])
 
 
 def draw_case(

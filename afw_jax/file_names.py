@@ -1,6 +1,7 @@
 """File names made from names that people chose: organs, cases, DICOM series. Every disk takes them."""
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -56,6 +57,17 @@ def shortened(name: str, limit: int = MAX_BYTES) -> str:
   if len(data) <= limit:
     return name
   return f'{data[: limit - _DIGEST].decode(errors="ignore")}~{_digest(name)}'
+
+
+def temporary_name(path: str | os.PathLike, process: str) -> str:
+  """`path` with another file name, for a file that is to take its place; never too long where that of `path` is not.
+
+  Args:
+    path: of the file.
+    process: name of this process, which no other living process has.
+  """
+  folder, name = os.path.split(os.fspath(path))
+  return os.path.join(folder, f'{shortened(name, MAX_BYTES - len(f".{process}.tmp"))}.{process}.tmp')
 
 
 def _digest(name: str) -> str:

@@ -110,13 +110,13 @@ def check_free(folder: str, label: str, scan: Scan, scans: Iterable[Scan], *, ov
     raise InputError(label, 'the output would overwrite the scan', 'Choose another --output.')
   if os.path.isdir(label):
     raise InputError(label, 'is a folder', 'Choose another --output.')
-  row = record.row_of(record.read(folder), os.path.relpath(label, folder))
   if overwrite:
     return
-  if row is None and _readable(label):
-    raise InputError(label, f'is there already, and not in the {record.JSON} beside it', _CURE)
-  elsewhere = row is not None and row.get('source', os.path.abspath(scan.path)) != os.path.abspath(scan.path)
-  if elsewhere and not _made_from(row, scan):
+  row = record.row_of(record.read(folder), os.path.relpath(label, folder))
+  if row is None:
+    if _readable(label):
+      raise InputError(label, f'is there already, and not in the {record.JSON} beside it', _CURE)
+  elif row.get('source', source := os.path.abspath(scan.path)) != source and not _made_from(row, scan):
     raise InputError(label, f'is there already: the label map of another scan, {row["source"]}', _CURE)
 
 

@@ -66,8 +66,8 @@ def is_dicom(start: bytes) -> bool:
 def find_series(folder: str, names: Iterable[str]) -> tuple[list[Series], list[PassedOver], list[str]]:
   """Groups the DICOM files of a folder by series.
 
-  A damaged file that is named like the slices of the only series is taken as one of them, so that reading the series
-  refuses it: without it a slice would be missing.
+  A damaged DICOM file, or one that is named like the slices, is taken for a slice of the only series of the folder, so
+  that reading the series refuses it: without it a slice would be missing.
 
   Args:
     folder: of the files.
@@ -77,31 +77,34 @@ def find_series(folder: str, names: Iterable[str]) -> tuple[list[Series], list[P
     (the series that may be scans; DICOM files that are no scans, and damaged ones; names of all other files).
   """
   members: dict[tuple[str, bool], list[tuple[str, pydicom.Dataset]]] = {}
-  passed, others = [], []
+  passed, others, torn = [], [], []
   for name in sorted(names):
     path = os.path.join(folder, name)
     header = _header(path)
     if header is None:
       others.append(name)
+    elif not (header.get('SOPClassUID') or header.get('Modality')):
+      torn.append(name)
     elif reason := _not_a_scan(header):
       passed.append(PassedOver(path, reason))
     else:
-      localiser = 'LOCALIZER' in (str(part).upper() for part in header.get('ImageType') or ())
+      localiser = 'LOCALIZER' in str(header.get('ImageType')).upper()
       members.setdefault((str(header.get('SeriesInstanceUID', '')), localiser), []).append((name, header))
   found = {}
   for (uid, localiser), files in members.items():
-    single = len(files) == 1 and int(files[0][1].get('NumberOfFrames') or 1) == 1
+    single = len(files) == 1 and str(files[0][1].get('NumberOfFrames') or 1) == '1'
     if localiser or single:
       reason = 'is a localiser' if localiser else 'is a series of one slice'
       passed += [PassedOver(os.path.join(folder, name), reason) for name, _ in files]
     else:
       found[uid] = files
-  damaged = [name for name in others if _like(name, [n for files in found.values() for n, _ in files])]
-  others = [name for name in others if name not in damaged]
+  named_alike = [name for name in others if _like(name, [n for files in found.values() for n, _ in files])]
+  others = [name for name in others if name not in named_alike]
+  damaged = [*torn, *named_alike]
   if len(found) == 1:
     added = damaged
   else:
-    added, what = [], 'has the ending of a DICOM file but is none: it is damaged'
+    added, what = [], 'is a damaged DICOM file'
     passed += [PassedOver(os.path.join(folder, name), what) for name in damaged]
   labels = _labels({uid: files[0][1] for uid, files in found.items()})
   return (
@@ -112,7 +115,7 @@ def find_series(folder: str, names: Iterable[str]) -> tuple[list[Series], list[P
 
 
 def _header(path: str) -> pydicom.Dataset | None:
-  """The elements that tell series apart; None where the file is not DICOM or its header is damaged."""
+  """The elements that tell series apart, of a damaged header none; None where the file is not DICOM."""
   try:
     with open(path, 'rb') as file:
       if not is_dicom(file.read(132)):
@@ -120,9 +123,11 @@ def _header(path: str) -> pydicom.Dataset | None:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')
       header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
-    return header if len(header) else None
-  except (OSError, *_BROKEN):
+    return header
+  except OSError:
     return None
+  except _BROKEN:
+    return pydicom.Dataset()
 
 
 def _not_a_scan(header: pydicom.Dataset) -> str:

@@ -66,7 +66,7 @@ class Found(NamedTuple):
 def find_scans(path: str | os.PathLike, *, written: Callable[[str], set[str]] = lambda folder: set()) -> Found:
   """Finds the scans at a path.
 
-  A folder is searched with all folders in it. Hidden files, tables, texts and pictures are not scans, and not mentioned;
+  A folder is searched with all folders in it. Hidden files, tables, texts and pictures are not scans, nor mentioned;
   files of other image formats, archives, DICOM objects that are not scans, damaged files, unreadable folders and second
   ways to a folder (symbolic links) are passed over with the reason.
 
@@ -90,9 +90,8 @@ def find_scans(path: str | os.PathLike, *, written: Callable[[str], set[str]] = 
   for folder, relative, names in _folders(path, passed):
     ignored |= {os.path.realpath(file) for file in written(folder)}
     join = lambda name: os.path.join(folder, name)  # noqa: B023 (called at once)
-    names = [
-      n for n in names if not (n.lower().endswith(tuple(_NO_SCANS.split())) or os.path.realpath(join(n)) in ignored)
-    ]
+    names = [n for n in names if not n.lower().endswith(tuple(_NO_SCANS.split()))]
+    names = [n for n in names if os.path.realpath(join(n)) not in ignored]
     single = [n for n in names if n.lower().endswith(ENDINGS)]
     found, not_scans, others = find_series(folder, [n for n in names if n not in single])
     scans += [Scan('/'.join([*relative, _stem(n)]), join(n)) for n in single]
@@ -102,9 +101,8 @@ def find_scans(path: str | os.PathLike, *, written: Callable[[str], set[str]] = 
     reasons = [(join(n), _reason(join(n))) for n in others]
     passed += [PassedOver(file, reason) for file, reason in reasons if reason]
   if not scans:
-    listed = '; '.join(f'{p.path} {p.reason}' for p in passed[:5]) + (
-      f'; and {len(passed) - 5} more' * (len(passed) > 5)
-    )
+    listed = '; '.join(f'{p.path} {p.reason}' for p in passed[:5])
+    listed += f'; and {len(passed) - 5} more' if len(passed) > 5 else ''
     raise InputError(path, f'no scan was found in this folder{" (" + listed + ")" if listed else ""}', GIVE)
   return Found(sorted(_distinct(path, scans), key=lambda scan: scan.name), sorted(passed))
 
