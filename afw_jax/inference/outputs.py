@@ -144,6 +144,9 @@ def publish(folder: str, row: dict, write: dict[str, Callable[[str], None]], che
     with record.locked(folder), atomic_files.write_errors(folder):
       check()
       files = {os.path.relpath(path, folder): _state(part) for path, part in staged.items()}
+      for path in staged:  # first: beside the new row, what was there before would pass for corrected by hand
+        if os.path.lexists(path):
+          os.unlink(path)
       record.add(folder, {**row, 'files': files})
       for path, part in staged.items():
         with atomic_files.write_errors(path):
