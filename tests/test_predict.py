@@ -71,6 +71,14 @@ def test_a_loop_over_scans_keeps_all_rows(trained, phantoms, tmp_path):
   assert float(rows[-1]['liver_ml']) == row['volume_ml']['liver']
 
 
+def test_relative_paths(trained, phantoms, tmp_path, monkeypatch):
+  shutil.copy(phantoms / 'imagesTs' / 'new_000.nii.gz', tmp_path / 'a.nii.gz')
+  monkeypatch.chdir(tmp_path)
+  for output in ('label.nii.gz', 'label.nii.gz', 'out/'):
+    (row,) = predict.predict(trained, 'a.nii.gz', output)
+    assert row['output'] == ('out/a.nii.gz' if output == 'out/' else output) and pathlib.Path(row['output']).exists()
+
+
 def test_the_output_in_the_folder_of_the_scans(trained, phantoms, tmp_path):
   scan = nib.load(phantoms / 'imagesTs' / 'new_000.nii.gz')
   nib.save(nib.Nifti1Image(np.asarray(scan.dataobj), scan.affine, scan.header), tmp_path / 'a.nii')

@@ -112,7 +112,7 @@ def run(job: Job, passed_over: Sequence[PassedOver] = ()) -> Outcome:
   rows = there | {name: row for part in parts for name, row in part[0].items()}
   failed = {name: InputError(*error) for part in parts for name, error in part[1].items()}
   runtime.on_process_zero(lambda: record.note_rest(job.source, job.folder, _failures(job, failed), passed_over))
-  ordered = [_public(job, rows[scan.name]) for scan in job.scans if scan.name in rows]
+  ordered = [_public(job, scan, rows[scan.name]) for scan in job.scans if scan.name in rows]
   errors = [failed[scan.name] for scan in job.scans if scan.name in failed]
   return Outcome(ordered, errors, list(passed_over), len(there))
 
@@ -192,7 +192,7 @@ def _failures(job: Job, failed: dict[str, InputError]) -> list[dict]:
   ]
 
 
-def _public(job: Job, row: dict) -> dict:
+def _public(job: Job, scan: Scan, row: dict) -> dict:
   """A row with the label map's path as it was asked for, and the organs in the order of their classes."""
   volume_ml = {organ: row['volume_ml'][organ] for organ in job.ids}
-  return {**row, 'output': os.path.join(job.folder, row['output']), 'volume_ml': volume_ml}
+  return {**row, 'output': job.labels[scan.name], 'volume_ml': volume_ml}

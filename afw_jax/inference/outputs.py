@@ -136,7 +136,7 @@ def publish(folder: str, row: dict, write: dict[str, Callable[[str], None]], che
   try:
     for i, (path, make) in enumerate(write.items()):
       with atomic_files.write_errors(path):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
       staged[path] = os.path.join(os.path.dirname(path), f'.{atomic_files.process_name()}-{i}.part.nii.gz')
       if path.lower().endswith('.nii'):
         staged[path] = staged[path].removesuffix('.gz')
