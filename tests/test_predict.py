@@ -74,7 +74,7 @@ def test_a_loop_over_scans_keeps_all_rows(trained, phantoms, tmp_path):
 def test_relative_paths(trained, phantoms, tmp_path, monkeypatch):
   shutil.copy(phantoms / 'imagesTs' / 'new_000.nii.gz', tmp_path / 'a.nii.gz')
   monkeypatch.chdir(tmp_path)
-  for output in ('label.nii.gz', 'label.nii.gz', 'out/'):
+  for output in ('label.nii.gz', 'label.nii.gz', 'L.NII.GZ', 'out/'):
     (row,) = predict.predict(trained, 'a.nii.gz', output)
     assert row['output'] == ('out/a.nii.gz' if output == 'out/' else output) and pathlib.Path(row['output']).exists()
 

@@ -32,21 +32,21 @@ def folder(tmp_path):
   return tmp_path / 'out'
 
 
-def job(source, folder, segmented, *, names=None, fails=lambda name: None, sha256='x', ids=None, **options):
-  """A job whose network marks voxels above 100; the names of the scans that it sees are added to `segmented`."""
+def job(source, folder, seen, *, names=None, fails=lambda name: None, sha256='x', ids=None, overlap=0.5, **options):
+  """A job whose network marks voxels above 100; the names of these scans are added to `seen`."""
   ids = ids or IDS
   paths = sorted(source.glob('*.nii*'))
   found = [Scan(p.name.split('.')[0], str(p)) for p in paths if not names or p.name.split('.')[0] in names]
 
   def segment(image):
-    segmented.append(os.path.basename(image.source).split('.')[0])
-    if error := fails(segmented[-1]):
+    seen.append(os.path.basename(image.source).split('.')[0])
+    if error := fails(seen[-1]):
       raise error
     labels = (image.array > 100).astype(np.uint8)
     return labels, np.stack([labels] * (1 + len(ids)), -1).astype(np.float16) if options.get('probabilities') else None
 
   table = np.array([0, *ids.values()], np.uint8)
-  made_by = {'checkpoint': {'workdir': 'runs/x', 'step': 3, 'sha256': sha256}, 'options': {'overlap': 0.5}}
+  made_by = {'checkpoint': {'workdir': 'runs/x', 'step': 3, 'sha256': sha256}, 'options': {'overlap': overlap}}
   labels = {s.name: outputs.label_path(str(folder), s) for s in found}
   return batch.Job(
     str(source), str(folder), found, labels, made_by, ids, lambda labels: table[labels], segment, **options
@@ -103,7 +103,9 @@ def test_what_a_library_raises_on_one_scan_is_a_failure_of_that_scan(scans, fold
   assert segmented == ['a', 'c'] and 'IndexError' in str(outcome.failed[0])
 
 
-@pytest.mark.parametrize('change', ['nothing', 'touched', 'moved', 'scan', 'checkpoint', 'options', 'overwrite'])
+@pytest.mark.parametrize(
+  'change', ['nothing', 'touched', 'moved', 'scan', 'checkpoint', 'options', 'files', 'overwrite']
+)
 def test_what_is_made_again(scans, folder, change):
   run(scans, folder)
   options, expected = {}, []
@@ -117,6 +119,8 @@ def test_what_is_made_again(scans, folder, change):
   elif change == 'checkpoint':
     options, expected = {'sha256': 'y'}, ['a', 'b', 'c']
   elif change == 'options':
+    options, expected = {'overlap': 0.7}, ['a', 'b', 'c']
+  elif change == 'files':
     options, expected = {'probabilities': True}, ['a', 'b', 'c']
   elif change == 'overwrite':
     options, expected = {'overwrite': True}, ['a', 'b', 'c']

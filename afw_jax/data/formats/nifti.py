@@ -93,7 +93,7 @@ def write(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) -> Non
     InputError: another suffix, a shape that is not that of the grid, no permission, a full disk.
   """
   path = Path(path)
-  if not path.name.lower().endswith(('.nii', '.nii.gz')):
+  if not path.name.endswith(('.nii', '.nii.gz')):
     raise InputError(path, 'not written: its name does not end in .nii or .nii.gz', 'Choose such a name.')
   if array.shape != geometry.internal_shape:
     raise InputError(
@@ -107,7 +107,7 @@ def write(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) -> Non
   with write_errors(path):
     try:
       with open(temporary, 'wb') as raw:
-        with _compressed(raw) if path.name.lower().endswith('.gz') else contextlib.nullcontext(raw) as f:
+        with _compressed(raw) if path.name.endswith('.gz') else contextlib.nullcontext(raw) as f:
           f.write(header.binaryblock + bytes(4))  # four zeros: no header extension
           for k in range(native.shape[2]):
             f.write(native[:, :, k].tobytes(order='F'))
