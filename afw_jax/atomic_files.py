@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from afw_jax.errors import InputError
+from afw_jax.file_names import temporary_name
 
 _CURES = {
   errno.ENOSPC: 'Free some disk space and run the same command again: finished work is kept',
@@ -51,7 +52,7 @@ def replace_atomically(path: str | os.PathLike, *, newline: str | None = None) -
     InputError: the disk is full, or the folder cannot be written.
   """
   path = os.path.abspath(path)
-  temporary = f'{path}.{process_name()}.tmp'
+  temporary = temporary_name(path, process_name())
   with write_errors(path):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     try:

@@ -5,14 +5,12 @@ import logging
 import math
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Sequence
 
 import ml_collections
 import numpy as np
-import tqdm
 
-from afw_jax import atomic_files, metrics, predict, preprocess
+from afw_jax import atomic_files, metrics, predict, preprocess, terminal
 from afw_jax.config import build
 from afw_jax.data import record, resample, store
 from afw_jax.data.formats import volumes
@@ -20,6 +18,7 @@ from afw_jax.data.formats.geometry import Geometry
 from afw_jax.data.selection import Selection
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError
+from afw_jax.file_names import file_name
 from afw_jax.inference import segmentation
 from afw_jax.report import overlays, runs
 
@@ -58,20 +57,21 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   runtime.check_shared(folders['pictures'])
 
   mean_dsc = {}
-  for case_id in tqdm.tqdm(
+  for case_id in terminal.progress_bar(
     runtime.local_items(case_ids),
     desc='evaluate',
     unit='case',
     disable=runtime.process_index() > 0,
-    mininterval=0.1 if sys.stderr.isatty() else 30,
+    mininterval=0.1 if terminal.is_interactive() else 30,
   ):
     case = store.read_case(store_dir, case_id, verify=True, content=selection.contents[case_id])
     labels = label_case(trained, case, selection.windows[case_id], options)
     scored = score_case(trained, case, labels, options)
     geometry = Geometry.from_json(case.meta['geometry'])
-    volumes.write_label(os.path.join(folders['predictions'], f'{case_id}.nii.gz'), trained.file_ids(labels), geometry)
+    name = file_name(case_id)
+    volumes.write_label(os.path.join(folders['predictions'], f'{name}.nii.gz'), trained.file_ids(labels), geometry)
     scored |= {'split': split, 'training_split': used[case_id]}
-    atomic_files.write_json(os.path.join(folders['cases'], f'{case_id}.json'), scored)
+    atomic_files.write_json(os.path.join(folders['cases'], f'{name}.json'), scored)
     counted = [s['dsc'] for s in scored['scores'].values() if not math.isnan(s['dsc'])]
     mean_dsc[case_id] = float(np.mean(counted)) if counted else math.nan
 
@@ -204,7 +204,7 @@ def _draw(
     case = store.read_case(store_dir, case_id, content=selection.contents[case_id])
     window = selection.windows[case_id]
     labels = label_case(trained, case, window, options)
-    draw_case(os.path.join(folder, f'{case_id}.png'), trained, case, window, labels, mean_dsc[case_id])
+    draw_case(os.path.join(folder, f'{file_name(case_id)}.png'), trained, case, window, labels, mean_dsc[case_id])
 
 
 def draw_case(

@@ -14,6 +14,7 @@ import numpy as np
 
 from afw_jax.atomic_files import process_name, read_json, to_json, write_errors, write_json
 from afw_jax.errors import InputError
+from afw_jax.file_names import file_name
 
 FORMAT = 3
 KIND = 'afw_jax store'
@@ -42,7 +43,7 @@ class Case:
 
 def case_folder(store: str | os.PathLike, case_id: str) -> pathlib.Path:
   """The folder of a case, whether it exists or not."""
-  return pathlib.Path(store) / 'cases' / case_id
+  return pathlib.Path(store) / 'cases' / file_name(case_id)
 
 
 def write_case(store: str | os.PathLike, case_id: str, arrays: dict[str, np.ndarray], meta: dict) -> dict:
@@ -50,7 +51,7 @@ def write_case(store: str | os.PathLike, case_id: str, arrays: dict[str, np.ndar
 
   Args:
     store: folder of the store.
-    case_id: of the case; also the name of its folder.
+    case_id: of the case; its `file_name` is the name of its folder.
     arrays: name -> array, depth first.
     meta: content for case.json; 'id', 'format', 'arrays' (shape, dtype, bytes, sha256 of each) and 'meta_sha256' are
       added.
@@ -62,7 +63,7 @@ def write_case(store: str | os.PathLike, case_id: str, arrays: dict[str, np.ndar
     InputError: no permission, no space left.
   """
   final = case_folder(store, case_id)
-  tmp = final.with_name(f'{TEMPORARY}{case_id}-{process_name()}')
+  tmp = final.with_name(f'{TEMPORARY}{final.name}-{process_name()}')
   with write_errors(final):
     shutil.rmtree(tmp, ignore_errors=True)
     try:
@@ -93,7 +94,12 @@ def read_case(store: str | os.PathLike, case_id: str, *, verify: bool = False, c
   Raises:
     InputError: no such case, a damaged file, or a case of other content.
   """
-  folder = case_folder(store, case_id)
+  return _read(case_folder(store, case_id), store, case_id, verify, content)
+
+
+def _read(
+  folder: pathlib.Path, store: str | os.PathLike, case_id: str, verify: bool = False, content: str | None = None
+) -> Case:
   cure = f'Delete {folder} and prepare again'
   meta = read_json(
     folder / 'case.json', missing=f'no such case in the store {store}', cure=cure if folder.exists() else _PREPARE
@@ -137,6 +143,14 @@ def content_digest(meta: dict) -> str:
   arrays = {name: entry['sha256'] for name, entry in meta['arrays'].items()}
   content = {'arrays': arrays, **{key: meta.get(key) for key in ('geometry', 'resampling', 'spacing_mm')}}
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_meta(folder: pathlib.Path) -> dict:
+  """The case.json of a folder that holds a complete case, whatever the folder is called; {} where it does not."""
+  try:
+    return _read(folder, folder.parent.parent, folder.name).meta
+  except InputError:
+    return {}
 
 
 def write_index(store: str | os.PathLike, index: dict) -> dict:
@@ -252,10 +266,7 @@ def _renamed(source: pathlib.Path, target: pathlib.Path) -> bool:
 
 def _is(folder: pathlib.Path, meta: dict) -> bool:
   """Whether the folder holds the complete case with this case.json."""
-  try:
-    return read_case(folder.parent.parent, folder.name).meta == meta
-  except InputError:
-    return False
+  return read_meta(folder) == meta
 
 
 def _write_array(path: pathlib.Path, array: np.ndarray) -> dict:

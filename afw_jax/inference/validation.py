@@ -1,12 +1,10 @@
 """Validation during training: the mean Dice similarity coefficient (DSC) that chooses the best checkpoint."""
 
-import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import tqdm
 
-from afw_jax import metrics
+from afw_jax import metrics, terminal
 from afw_jax.data import resample, store
 from afw_jax.distributed import runtime
 from afw_jax.inference import segmentation
@@ -41,11 +39,11 @@ def validate(
     left out; the mean is nan where that leaves no organ.
   """
   scores = {}
-  for case_id in tqdm.tqdm(
+  for case_id in terminal.progress_bar(
     runtime.local_items(case_ids),
     desc='validate',
     leave=False,
-    disable=runtime.process_index() > 0 or not sys.stderr.isatty(),
+    disable=runtime.process_index() > 0 or not terminal.is_interactive(),
   ):
     case = store.read_case(store_dir, case_id, content=contents[case_id])
     labels, _ = segmentation.segment_volume(

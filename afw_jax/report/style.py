@@ -5,6 +5,7 @@ import os
 
 from afw_jax.atomic_files import process_name, write_errors
 from afw_jax.errors import InputError
+from afw_jax.file_names import temporary_name
 
 # Thirteen colours that stay distinct in normal vision, deuteranopia, protanopia and tritanopia, on black and on white.
 COLOURS = (
@@ -62,7 +63,7 @@ def save(figure, path: str) -> str:
   Raises:
     InputError: the disk is full, or the folder cannot be written.
   """
-  temporary = f'{path}.{process_name()}.tmp'
+  temporary = temporary_name(path, process_name())
   with write_errors(path):
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     try:

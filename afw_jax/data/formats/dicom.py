@@ -8,12 +8,15 @@ import struct
 import warnings
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pydicom
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from afw_jax.data.formats.dicom_series import is_dicom
 from afw_jax.data.formats.geometry import Geometry, check_affine, check_shape
 from afw_jax.errors import InputError
 
@@ -71,11 +74,12 @@ class Slice:
     return self.pixels * self.slope + self.intercept
 
 
-def read_image(folder: str | os.PathLike) -> tuple[np.ndarray, Geometry, str]:
+def read_image(folder: str | os.PathLike, files: Sequence[str] = ()) -> tuple[np.ndarray, Geometry, str]:
   """Reads one series. Slices are ordered by their position along the normal of the image plane, never by file name.
 
   Args:
-    folder: holds the slices of the series and no other files.
+    folder: holds the slices of the series, and no other files unless `files` are given.
+    files: names of the slices in the folder.
 
   Returns:
     ((D, H, W) int16 if every rescaled value is an integer that fits, else float32; `Geometry`, with the file names in
@@ -85,7 +89,7 @@ def read_image(folder: str | os.PathLike) -> tuple[np.ndarray, Geometry, str]:
     InputError: no DICOM file, several series, slices that differ in size, orientation or spacing, a missing or
       duplicate slice, a tilted gantry, colour, multi-frame or undecodable pixels, other files.
   """
-  paths = list_files(folder)
+  paths = [Path(folder) / name for name in files] or list_files(folder)
   if not paths:
     raise InputError(
       folder, 'there is no DICOM file in this folder', 'Give the folder that holds the slices of one series.'
@@ -128,7 +132,7 @@ def list_files(folder: str | os.PathLike) -> list[Path]:
 def _read_slice(path: Path) -> Slice:
   try:
     data = path.read_bytes()
-    ds = pydicom.dcmread(io.BytesIO(data))
+    ds = pydicom.dcmread(io.BytesIO(data), force=is_dicom(data[:132]))
     _check_kind(path, ds)
     pixels = _pixels(path, ds)
     slope, intercept = _rescale(path, ds)
@@ -174,7 +178,9 @@ def _check_kind(path: Path, ds: pydicom.Dataset) -> None:
 
 
 def _pixels(path: Path, ds: pydicom.Dataset) -> np.ndarray:
-  syntax = ds.file_meta.TransferSyntaxUID
+  # A file without the preamble may lack it: then its elements are as they were read.
+  plain = ExplicitVRLittleEndian if ds.original_encoding[0] is False else ImplicitVRLittleEndian
+  syntax = ds.file_meta.get('TransferSyntaxUID', plain)
   bits, stored, signed = int(ds.BitsAllocated), int(ds.BitsStored), int(ds.PixelRepresentation)
   if bits not in (8, 16, 32) or not 1 <= stored <= bits or int(ds.HighBit) != stored - 1 or signed not in (0, 1):
     raise InputError(path, f'its pixel format ({bits} bits, {stored} stored) is not supported', EXPORT)

@@ -20,6 +20,7 @@ from afw_jax.atomic_files import process_name, write_errors
 from afw_jax.data.formats import nifti_header
 from afw_jax.data.formats.geometry import Geometry, check_memory
 from afw_jax.errors import InputError
+from afw_jax.file_names import temporary_name
 
 CHUNK = 1 << 22  # bytes read at a time
 INT16 = np.iinfo(np.int16)
@@ -102,7 +103,7 @@ def write(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) -> Non
     )
   native = geometry.to_native(array)
   header = nifti_header.header_for(native.dtype, geometry)
-  temporary = path.with_name(f'.{path.name}.{process_name()}.tmp')
+  temporary = path.with_name(os.path.basename(temporary_name(f'.{path.name}', process_name())))
   with write_errors(path):
     try:
       with open(temporary, 'wb') as raw:

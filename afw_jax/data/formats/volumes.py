@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import stat
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,12 +40,13 @@ class Volume:
     return self.geometry.spacing_mm
 
 
-def read_image(path: str | os.PathLike) -> Volume:
+def read_image(path: str | os.PathLike, files: Sequence[str] = ()) -> Volume:
   """Reads a scan, and refuses files that could be read wrongly without notice.
 
   Args:
     path: a .nii or .nii.gz file, a folder with the slices of one DICOM series, a TransUNet caseXXXX.npy.h5, or the
       pattern FOLDER/caseXXXX_slice*.npz (with the asterisk) for TransUNet's slices of one case.
+    files: names of the slices, for a folder that holds more than one DICOM series (`scans.find_scans` gives them).
 
   Returns:
     A `Volume`: int16 if every value is an integer that fits, else float32.
@@ -54,7 +56,7 @@ def read_image(path: str | os.PathLike) -> Volume:
   """
   kind = _kind(path)
   if kind == 'folder':
-    return _volume(path, dicom.read_image(path))
+    return _volume(path, dicom.read_image(path, files))
   if kind == 'nifti':
     return _volume(path, nifti.read_image(path))
   return _volume(path, transunet_files.read_image(path))

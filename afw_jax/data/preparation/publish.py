@@ -161,12 +161,9 @@ def _publishing(path: pathlib.Path) -> Iterator[None]:
 def _clear_staging(staging: pathlib.Path, metas: Mapping[str, dict], options_hash: str | None) -> None:
   """Removes staged copies of these cases, with `options_hash` those of other options, and empty folders."""
   for folder in (staging / 'cases').glob('*'):
-    try:
-      meta = store.read_case(staging, folder.name).meta
-    except InputError:  # being written or removed by another process, or torn
-      meta = {}
+    meta = store.read_meta(folder)  # {}: being written or removed by another process, or torn
     outdated = options_hash is not None and meta.get('options_hash') != options_hash
-    if outdated or (meta and meta == metas.get(folder.name)):
+    if outdated or (meta and meta == metas.get(meta['id'])):
       shutil.rmtree(folder, ignore_errors=True)
   for folder in (staging / 'cases', staging):
     with contextlib.suppress(OSError):  # not empty
