@@ -20,7 +20,7 @@ from afw_jax.distributed import runtime
 from afw_jax.errors import InputError
 from afw_jax.file_names import file_name
 from afw_jax.inference import segmentation
-from afw_jax.report import overlays, runs
+from afw_jax.report import overlays, runs, style
 
 _log = logging.getLogger('afw_jax')
 
@@ -220,6 +220,6 @@ def draw_case(
       'prediction': resample.to_working(labels, resample.Resampling.from_json(case.meta['resampling']), 0),
     },
     trained.organs,
-    title=f'{case.id}   mean DSC {dsc:.3f}',
+    title=f'{style.label(case.id)}   mean DSC {dsc:.3f}',
     spacing_mm=tuple(case.meta['spacing_mm']),
   )
