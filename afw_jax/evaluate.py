@@ -15,7 +15,7 @@ from afw_jax.config import build
 from afw_jax.data import record, resample, store
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.geometry import Geometry
-from afw_jax.data.selection import Selection
+from afw_jax.data.selection import Selection, scored_split
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError
 from afw_jax.file_names import file_name
@@ -136,16 +136,16 @@ def choose_split(name: str, splits: dict[str, list[str]], wanted: str) -> tuple[
   """
   if wanted not in splits:
     raise InputError('eval.split', f'{wanted!r} is not a valid split', f'Use one of {sorted(splits)}.')
-  if wanted == 'test' and not splits['test'] and splits['val']:
-    _log.warning('%s has no test split: the validation split is scored, which also chose the checkpoint', name)
-    wanted = 'val'
-  if not splits[wanted]:
+  split = scored_split(splits, wanted)
+  if split is None:
     raise InputError(
       'eval.split',
       f'the split {wanted!r} of {name} has no case',
       'Choose another with --config.eval.split, or give it a share with data.fractions.',
     )
-  return wanted, splits[wanted]
+  if split != wanted:
+    _log.warning('%s has no test split: the validation split is scored, which also chose the checkpoint', name)
+  return split, splits[split]
 
 
 def label_case(

@@ -31,6 +31,7 @@ from ml_collections import config_flags  # noqa: E402
 from afw_jax import atomic_files, command_line, evaluate, import_run, predict, prepare, train  # noqa: E402
 from afw_jax import workdir as run_folder  # noqa: E402
 from afw_jax.config.check import check_config  # noqa: E402
+from afw_jax.data.selection import scored_split  # noqa: E402
 from afw_jax.distributed import launchers, runtime  # noqa: E402
 from afw_jax.planning import plan  # noqa: E402
 from afw_jax.report import comparison, report  # noqa: E402
@@ -230,7 +231,10 @@ def _stages(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
   else:
     runtime.on_process_zero(lambda: prepare.check_current(config, workdir, store_dir))
   if mode in ('all', 'train'):
-    train.train(config, workdir, store_dir)
+    splits = train.train(config, workdir, store_dir)
+    if mode == 'all' and scored_split(splits, config.eval.split) is None:
+      print(f'Trained: {workdir}. The split {config.eval.split!r} has no case, so there are no scores and no report.')
+      return
   if mode in ('all', 'evaluate'):
     evaluate.evaluate(config, workdir, store_dir)
     runtime.on_process_zero(lambda: _report(workdir))

@@ -16,7 +16,7 @@ from afw_jax.atomic_files import write_json
 from afw_jax.config import build
 from afw_jax.config.program import Program, make_program
 from afw_jax.data import pipeline, record, store
-from afw_jax.data.selection import Selection
+from afw_jax.data.selection import Selection, scored_split
 from afw_jax.data.sets.case_files import abbreviate
 from afw_jax.distributed import runtime, sharding, signals
 from afw_jax.errors import InputError
@@ -48,7 +48,7 @@ class _Data:
   total_steps: int
 
 
-def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> None:
+def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> dict[str, list[str]]:
   """Trains until the configured number of epochs; goes on from the last checkpoint where there is one.
 
   The caller keeps other runs out of the workdir (`workdir.claimed`).
@@ -58,6 +58,9 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
     workdir: where checkpoints, metrics.jsonl and TensorBoard events go.
     store_dir: the prepared data.
 
+  Returns:
+    The split of the run: 'train', 'val' and 'test' -> case ids.
+
   Raises:
     InputError: the data or the checkpoints do not fit the config, or a file cannot be read or written.
     FloatingPointError: a loss or gradient is not finite; names step, cases and class terms.
@@ -66,7 +69,14 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   workdir, store_dir = os.path.expanduser(workdir), os.path.expanduser(store_dir)
   last, best = (os.path.join(workdir, 'checkpoints', name) for name in ('last', 'best'))
   data = _read_data(config, store_dir, last)
-  runtime.on_process_zero(lambda: write_json(os.path.join(workdir, 'splits.json'), data.selection.splits))
+  splits = data.selection.splits
+  runtime.on_process_zero(lambda: write_json(os.path.join(workdir, 'splits.json'), splits))
+  if scored_split(splits, config.eval.split) is None:
+    _log.warning(
+      'the split %r has no case: nothing will be scored after the training. To score, give cases a share with '
+      'data.fractions, or choose another split with --config.eval.split',
+      config.eval.split,
+    )
   program = make_program(config, build.mesh(config), data.class_names, data.steps_per_epoch)
   init_key, run_key = jax.random.split(jax.random.key(config.seed))
 
@@ -74,7 +84,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   start = int(state.step)
   if start >= data.total_steps and not due:
     _log.info('training is finished already (%d steps)', start)
-    return
+    return splits
 
   meta = _meta(config, data, program)
   score = _make_score(config, store_dir, data, program)
@@ -114,7 +124,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
           continue
 
         records.flush()  # a checkpoint never holds what a non-finite step made
-        due = validate_now and bool(data.selection.splits['val'])
+        due = validate_now and bool(splits['val'])
         if due and not exit_code:
           best_dsc, due = validate(done), False
         checkpoint_writer.save(last_manager, state, {**meta, 'best_dsc': best_dsc, 'validation_due': due})
@@ -129,6 +139,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
     if exit_code := asked(data.total_steps + 1):  # during the last validation
       _log.warning('interrupted: training is finished and saved; the same command goes on from here')
       raise SystemExit(exit_code)
+  return splits
 
 
 def _read_data(config: ml_collections.ConfigDict, store_dir: str, last: str) -> _Data:

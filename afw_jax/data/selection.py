@@ -148,6 +148,20 @@ def select(index: Mapping, options: SelectionOptions) -> Selection:
   return Selection(choice.splits, choice.window, choice.excluded, notes, windows, contents)
 
 
+def scored_split(splits: Mapping[str, Sequence[str]], wanted: str) -> str | None:
+  """The split whose cases are scored.
+
+  Args:
+    splits: 'train', 'val' and 'test' -> case ids.
+    wanted: the one that was asked for.
+
+  Returns:
+    `wanted`, or 'val' in place of a 'test' without cases; None if that has no case either.
+  """
+  candidates = ('test', 'val') if wanted == 'test' else (wanted,)
+  return next((split for split in candidates if splits[split]), None)
+
+
 def find_leaks(cases: Mapping[str, Mapping], splits: Mapping[str, Sequence[str]]) -> list[InputError]:
   """An error for every scan that occurs under several case ids, recognised by its decoded voxels."""
   part_of = {case_id: part for part, ids in splits.items() for case_id in ids}

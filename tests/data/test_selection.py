@@ -3,7 +3,7 @@
 import pytest
 from store_index import CHAOS, index, listing
 
-from afw_jax.data.selection import SelectionOptions, choose, select
+from afw_jax.data.selection import SelectionOptions, choose, scored_split, select
 from afw_jax.errors import InputError, InputErrors
 
 ABDOMEN = [f'Case_{n:05d}' for n in (1, 2, 3, 4, 78, 219, 500, 577, 656)]
@@ -134,3 +134,18 @@ def test_the_same_scan_twice_in_a_selection():
   with pytest.raises(InputError, match='scan6.nii: is the same scan as scan1.nii'):
     select(twice, SelectionOptions(cases=['case_01', 'case_05', 'case_06']))
   assert select(twice, SelectionOptions(cases=['case_01', 'case_05'])).ids == ['case_01', 'case_05']
+
+
+@pytest.mark.parametrize(
+  'full, wanted, scored',
+  [
+    (('train', 'val', 'test'), 'test', 'test'),
+    (('train', 'val'), 'test', 'val'),
+    (('train',), 'test', None),
+    (('train', 'test'), 'val', None),
+    (('train', 'test'), 'test', 'test'),
+    (('train',), 'train', 'train'),
+  ],
+)
+def test_the_split_that_is_scored(full, wanted, scored):
+  assert scored_split({part: ['a'] if part in full else [] for part in ('train', 'val', 'test')}, wanted) == scored
