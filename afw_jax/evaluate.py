@@ -12,7 +12,7 @@ import numpy as np
 
 from afw_jax import atomic_files, metrics, predict, preprocess, terminal
 from afw_jax.config import build
-from afw_jax.data import record, resample, store
+from afw_jax.data import resample, run_record, store
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.geometry import Geometry
 from afw_jax.data.selection import Selection, scored_split
@@ -48,7 +48,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   index = runtime.from_process_zero(lambda: store.read_index(store_dir))
   selection = _selection_of(config, workdir, store_dir, trained, index)
   split, case_ids = choose_split(index['name'], selection.splits, options.split)
-  used = {case_id: record.trained_part(trained.meta['data'], index, case_id) for case_id in case_ids}
+  used = {case_id: run_record.trained_part(trained.meta['data'], index, case_id) for case_id in case_ids}
   runs.check_unseen(workdir, split, used)
   _log.info('evaluating %d cases of split %s with checkpoint step %d', len(case_ids), split, trained.meta['step'])
   staging = os.path.join(workdir, '.evaluating')
@@ -100,7 +100,7 @@ def _selection_of(
       'Evaluate on the data set that it was trained for.',
     )
   selection = build.selection(config, index, trained.meta)
-  if record.differences(trained.meta['data'], record.data_record(index, selection), ['options']):
+  if run_record.differences(trained.meta['data'], run_record.data_record(index, selection), ['options']):
     raise InputError(
       store_dir,
       'was prepared with other options than the data this network was trained on (grid, window or labels)',

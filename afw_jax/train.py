@@ -15,7 +15,7 @@ import ml_collections
 from afw_jax.atomic_files import write_json
 from afw_jax.config import build
 from afw_jax.config.program import Program, make_program
-from afw_jax.data import pipeline, record, store
+from afw_jax.data import pipeline, run_record, store
 from afw_jax.data.selection import Selection, scored_split
 from afw_jax.data.sets.case_files import abbreviate
 from afw_jax.distributed import runtime, sharding, signals
@@ -146,7 +146,7 @@ def _read_data(config: ml_collections.ConfigDict, store_dir: str, last: str) -> 
   """The data of a run; of one that has checkpoints, the cases that they were trained on."""
   index, recorded = runtime.from_process_zero(lambda: (store.read_index(store_dir), checkpoint.read_meta(last)))
   selection = build.selection(config, index, recorded)
-  description = record.data_record(index, selection)
+  description = run_record.data_record(index, selection)
   _check_same_data(last, recorded, description)
   source = pipeline.make_source(
     store_dir,
@@ -180,13 +180,13 @@ def _resumed(folder: str, data: _Data, program: Program) -> tuple[step.TrainStat
 def _check_same_data(folder: str, recorded: dict | None, data: dict) -> None:
   """Raises InputError if the checkpoints of a run were trained on other data than the run has now."""
   recorded = recorded['data'] if recorded else data
-  for key, (was, now) in record.differences(recorded, data, ('organs', 'options', 'splits')).items():
+  for key, (was, now) in run_record.differences(recorded, data, ('organs', 'options', 'splits')).items():
     raise InputError(
       folder,
       f'its checkpoints were trained with {key} {was}, the data now has {now}',
       'Choose another --workdir for the changed data.',
     )
-  if changed := record.changed_cases(recorded, data, ('train', 'val')):
+  if changed := run_record.changed_cases(recorded, data, ('train', 'val')):
     raise InputError(
       folder,
       f'its checkpoints were trained with other scans or labels of {abbreviate(changed)} than the store has now',

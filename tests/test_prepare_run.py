@@ -13,7 +13,7 @@ from afw_jax.config import build, default_config
 from afw_jax.data import store
 from afw_jax.data.formats import volumes
 from afw_jax.data.preparation import load_case
-from afw_jax.data.record import data_record
+from afw_jax.data.run_record import data_record
 from afw_jax.errors import InputError
 from afw_jax.training import checkpoint
 

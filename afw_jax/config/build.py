@@ -6,7 +6,7 @@ import ml_collections
 
 from afw_jax import losses, models, preprocess
 from afw_jax.data.preparation.options import StoreOptions
-from afw_jax.data.record import recorded_selection
+from afw_jax.data.run_record import recorded_selection
 from afw_jax.data.selection import Selection, SelectionOptions, select
 from afw_jax.distributed import sharding
 from afw_jax.errors import InputError

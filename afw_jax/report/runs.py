@@ -30,7 +30,7 @@ class Run(NamedTuple):
     settings: how the label maps were predicted, the keys `SETTINGS`; {} in files that do not record it.
     cases: (N,) case ids, sorted.
     organs: (O,) organ names.
-    training_splits: (N,) the part of each case when the network was trained; see `record.trained_part`.
+    training_splits: (N,) the part of each case when the network was trained; see `run_record.trained_part`.
     spacings_mm: (N,) voxel size of each scan, (z, y, x); None in files that do not record it.
     scores, flags, volumes: name -> (N, O) array, the names `metrics.SCORES`, `FLAGS` and `VOLUMES`. Scores that a
       convention leaves undefined are nan.
@@ -85,7 +85,7 @@ def check_unseen(where: str, split: str, training_splits: Mapping[str, str | Non
   Args:
     where: workdir of the run, for the error.
     split: the split that the cases are scored as.
-    training_splits: case -> its part when the network was trained (`record.trained_part`).
+    training_splits: case -> its part when the network was trained (`run_record.trained_part`).
 
   Raises:
     InputError: a case was used in training under another split.

@@ -15,7 +15,7 @@ from afw_jax.data.sets.case_files import CaseFiles
 ORGANS = {'肝脏': 1, '脾': 7}
 PREPARE = """
 import json, sys
-from afw_jax.data import record, selection, store
+from afw_jax.data import run_record, selection, store
 from afw_jax.data.formats import volumes
 from afw_jax.data.preparation import prepare
 from afw_jax.data.preparation.options import StoreOptions
@@ -24,7 +24,7 @@ if __name__ == '__main__':
   prepare.prepare(StoreOptions('folder', size=(32, 32)), root, out, workers=1, progress=False)
   index = store.read_index(out)
   selected = selection.select(index, selection.SelectionOptions())
-  recorded = record.data_record(index, selected)
+  recorded = run_record.data_record(index, selected)
   assert sum(map(len, recorded['splits'].values())) == len(index['cases']) == 3
   for case_id in selected.ids:
     case = store.read_case(out, case_id, verify=True)

@@ -10,7 +10,7 @@ from afw_jax.data import pipeline, store
 from afw_jax.data.formats import volumes
 from afw_jax.data.preparation import load_case, prepare, publish
 from afw_jax.data.preparation.options import StoreOptions
-from afw_jax.data.record import data_record, recorded_selection
+from afw_jax.data.run_record import data_record, recorded_selection
 from afw_jax.data.selection import SelectionOptions, select
 
 SIZE = StoreOptions('folder', size=(32, 32))

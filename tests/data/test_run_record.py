@@ -5,7 +5,7 @@ import json
 import pytest
 from store_index import CHAOS, index
 
-from afw_jax.data.record import changed_cases, data_record, differences, recorded_selection, trained_part
+from afw_jax.data.run_record import changed_cases, data_record, differences, recorded_selection, trained_part
 from afw_jax.data.selection import SelectionOptions, select
 from afw_jax.errors import InputError
 
