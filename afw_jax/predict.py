@@ -14,6 +14,8 @@ from afw_jax.data.formats import scans as scan_files
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.dicom_series import PassedOver
 from afw_jax.data.formats.scans import Scan
+from afw_jax.data.padding import without_padding
+from afw_jax.data.sets.spec import holds_hu
 from afw_jax.data.sets.window import scan_window
 from afw_jax.distributed import runtime, sharding
 from afw_jax.errors import InputError, InputErrors
@@ -51,11 +53,9 @@ class Trained:
     return tuple(self.meta['model']['input_size'])
 
   def file_ids(self, labels: np.ndarray) -> np.ndarray:
-    """Class ids -> the ids in the label files of the data set, uint8 of the same shape."""
-    table = np.zeros(len(self.organs) + 1, np.uint8)
-    for organ, c in self.labels.items():
-      table[c] = self.meta['data']['output_ids'][organ]
-    return table[labels]
+    """Class ids -> the ids in the label files of the data set; uint8 of the same shape, uint16 if one exceeds 255."""
+    ids = [0, *(self.meta['data']['output_ids'][organ] for organ in self.organs)]
+    return np.array(ids, np.min_scalar_type(max(ids)))[labels]
 
 
 def load(workdir: str | os.PathLike, *, which: str = 'best', mirror_axes: Sequence[int] = ()) -> Trained:
@@ -121,6 +121,8 @@ def predict_volume(
   """
   config = trained.meta['config']['eval']
   data = trained.meta['data']
+  in_hu = holds_hu(data['options']['modality'], data['options']['source'])
+  scan = dataclasses.replace(scan, array=without_padding(scan.array, in_hu=in_hu))
   resampling, image = working_grid.to_working_grid(scan, data['options'])
   options = segmentation.Options(
     trained.input_size,

@@ -9,7 +9,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from afw_jax.data.sets.case_files import abbreviate
+from afw_jax.data.sets.case_files import abbreviate, normal_name
 from afw_jax.data.sets.split import split_cases
 from afw_jax.data.sets.window import Window, resolve_window
 from afw_jax.errors import InputError, InputErrors
@@ -182,7 +182,7 @@ def find_leaks(cases: Mapping[str, Mapping], splits: Mapping[str, Sequence[str]]
 
 def _usable(listing: Mapping, scans: Mapping, keep_defective: bool) -> tuple[list[str], dict[str, str], list[str]]:
   """(usable case ids, excluded ones with the reason, notes)."""
-  excluded, notes = {}, []
+  excluded, notes = {}, list(listing.get('notes', ()))
   unlabelled = len(listing['scans']) - len(scans)
   if unlabelled:
     notes.append(f'{unlabelled} scans without labels are not used; predict them with --mode=predict')
@@ -208,12 +208,13 @@ def _drawn(usable: Sequence[str], options: SelectionOptions) -> list[str]:
       raise InputError(f'cases {options.cases}', f'there are only {len(usable)} usable cases', 'Ask for fewer')
     digest = lambda i: hashlib.sha256(f'choose/{options.seed}/{i}'.encode(errors='surrogateescape')).hexdigest()
     return sorted(sorted(usable, key=digest)[: options.cases])
-  unknown = sorted(set(options.cases) - set(usable))
+  wanted = set(map(normal_name, options.cases))
+  unknown = sorted(wanted - set(usable))
   if unknown:
     raise InputError(
       f'cases {abbreviate(unknown)}', 'are not usable cases of the data set', f'Usable are {abbreviate(usable)}'
     )
-  return sorted(set(options.cases))
+  return sorted(wanted)
 
 
 def _case_notes(organs: Sequence[str], cases: Mapping[str, Mapping], train: Sequence[str]) -> list[str]:

@@ -110,6 +110,16 @@ def test_windows_of_the_selected_cases():
   assert percentile.splits == select(index(), SelectionOptions()).splits
 
 
+def test_cases_are_asked_for_in_any_unicode_form():
+  data = listing('chaos_ct', ['M\u00fcller', 'b', 'c'])
+  assert choose(data, SelectionOptions(cases=['Mu\u0308ller', 'b'])).ids == ['M\u00fcller', 'b']
+  assert choose(data, SelectionOptions(cases=['Mu\u0308ller', 'M\u00fcller'])).ids == ['M\u00fcller']
+
+
+def test_remarks_about_the_description_are_notes():
+  assert choose(listing('chaos_ct', CHAOS, notes=('a remark',)), SelectionOptions()).notes[0] == 'a remark'
+
+
 def test_cases_that_are_not_prepared_are_named():
   with pytest.raises(
     InputError, match=r'1 of the 20 cases of this run are not prepared \(case_30\). Run --mode=prepare'

@@ -7,6 +7,7 @@ import os
 import numpy as np
 
 from afw_jax.data.formats import volumes
+from afw_jax.data.padding import without_padding
 from afw_jax.data.sets.case_files import CaseFiles, abbreviate
 from afw_jax.data.sets.lookup import NAMES
 from afw_jax.data.sets.spec import DatasetSpec, class_table
@@ -18,7 +19,7 @@ class LoadedCase:
   """A case as loaded from its files.
 
   Attributes:
-    image: the scan; None if it could not be read.
+    image: the scan, without padding; None if it could not be read.
     classes: (D, H, W) uint8 classes on the grid of the scan; None if there are problems.
     voxels: organ -> number of its voxels on the grid of the scan.
     problems: errors, with which the case cannot be used.
@@ -46,13 +47,17 @@ def load_and_validate(case: CaseFiles, spec: DatasetSpec) -> LoadedCase:
   image = _read(volumes.read_image, case.image, problems)
   if image is None and os.path.isdir(case.label):  # PNG masks cannot be read without their scan
     return LoadedCase(None, None, {}, problems, [])
+  if image is not None:
+    image = dataclasses.replace(image, array=without_padding(image.array, in_hu=spec.in_hu))
   geometry = None if image is None else image.geometry
   label = _read(lambda path: volumes.read_label(path, geometry=geometry), case.label, problems)
+  remarks: list[str] = []
   if image is not None and label is not None:
-    _collect(lambda: volumes.check_pair(image, label), problems)
+    _collect(lambda: remarks.extend(volumes.check_pair(image, label)), problems)
   if label is None:
     return LoadedCase(image, None, {}, problems, [])
   classes, voxels, notes = _classes(label, spec, problems)
+  notes = remarks + notes
   if image is not None and spec.in_hu and image.array.min() >= 0:
     notes.append('the scan has no value below 0: are its intensities HU?')
   return LoadedCase(image, None if problems else classes, voxels, problems, notes)
