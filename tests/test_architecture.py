@@ -18,6 +18,7 @@ LAYERS = {
   'pure': (
     'errors',
     'atomic_files',
+    'locks',
     'preprocess',
     'losses',
     'models',

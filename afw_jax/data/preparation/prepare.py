@@ -85,8 +85,9 @@ def prepare(
   content = options.to_json(spec)
   options_hash = _digest({'format': store.FORMAT, **content})
   publish.check_folder(store_dir)
-  with publish.lock(store_dir, shared=shard is not None):
-    if not shard:
+  with publish.lock(store_dir, shared=shard is not None) as held:
+    alone = held and not shard
+    if alone:
       store.remove_stale(store_dir)
     own = choice.ids[shard[0] :: shard[1]] if shard else choice.ids
     ready = {} if verify else publish.find_prepared(store_dir, own, options_hash)
@@ -117,7 +118,7 @@ def prepare(
       return None
     index = _make_index(options, spec, options_hash, listing, metas)
     staged = [case_id for case_id in metas if ready[case_id][1]]
-    return publish.publish(store_dir, index, metas, staged, alone=not shard)
+    return publish.publish(store_dir, index, metas, staged, alone=alone)
 
 
 def differences(store_dir: str | os.PathLike, options: StoreOptions, root: str | os.PathLike | None = None) -> dict:

@@ -10,6 +10,7 @@ from tiny_dataset import SMALL, contents, describe, geometry, label_map, make, p
 
 from afw_jax import prepare as prepare_mode
 from afw_jax import workdir
+from afw_jax.atomic_files import process_name
 from afw_jax.config import build, default_config
 from afw_jax.data import pipeline, store
 from afw_jax.data.formats import volumes
@@ -139,7 +140,8 @@ def test_a_second_process_waits_for_the_first(tmp_path, caplog):
     end = time.monotonic() + 60
     while 'waiting for it' not in caplog.text and time.monotonic() < end:
       time.sleep(0.01)
-    assert 'another process is preparing' in caplog.text and not (tmp_path / 's' / 'dataset.json').exists()
+    assert f'is being prepared by another process ({process_name()}, since 20' in caplog.text
+    assert not (tmp_path / 's' / 'dataset.json').exists()
   thread.join(60)
   assert len(store.read_index(tmp_path / 's')['cases']) == 2
 
