@@ -18,10 +18,52 @@ _CURES = {
   errno.EFBIG: 'A limit on file size is in force (ulimit -f): raise it and run the same command again',
 }
 
+# What file systems answer that cannot flush: mounts of Windows folders, CIFS, VirtualBox, some network disks, pipes.
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_NO_FOLDER_SYNC = (*_NO_SYNC, errno.EBADF)
+_NO_FOLDER_OPEN = (*_NO_FOLDER_SYNC, errno.EACCES, errno.EPERM, errno.EISDIR)
+
 
 def process_name() -> str:
   """A name that no other living process has, on this host or another one: for temporary files on shared disks."""
   return f'{socket.gethostname()}-{os.getpid()}'
+
+
+def sync(file: int) -> None:
+  """Flushes an open file to the disk, where its file system can do so; `file` is the number of its descriptor.
+
+  Raises:
+    OSError: the disk is full or failing.
+  """
+  with _allowed(_NO_SYNC):
+    os.fsync(file)
+
+
+def sync_folder(path: str | os.PathLike) -> None:
+  """Flushes the names in a folder to the disk, where its file system can do so: many mounts of other systems cannot.
+
+  Raises:
+    OSError: the disk is full or failing, or there is no such folder.
+  """
+  folder = None
+  with _allowed(_NO_FOLDER_OPEN):
+    folder = os.open(path, os.O_RDONLY)
+  if folder is None:
+    return
+  try:
+    with _allowed(_NO_FOLDER_SYNC):
+      os.fsync(folder)
+  finally:
+    os.close(folder)
+
+
+@contextlib.contextmanager
+def _allowed(codes: tuple[int, ...]) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in codes:
+      raise
 
 
 @contextlib.contextmanager
@@ -60,7 +102,7 @@ def replace_atomically(path: str | os.PathLike, *, newline: str | None = None) -
       with open(temporary, 'w', encoding='utf-8', errors='surrogateescape', newline=newline) as file:
         yield file
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
       os.replace(temporary, path)
     finally:
       with contextlib.suppress(OSError):

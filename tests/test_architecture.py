@@ -20,6 +20,7 @@ LAYERS = {
     'atomic_files',
     'file_names',
     'terminal',
+    'locks',
     'preprocess',
     'losses',
     'models',

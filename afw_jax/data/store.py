@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from afw_jax.atomic_files import process_name, read_json, to_json, write_errors, write_json
+from afw_jax.atomic_files import process_name, read_json, sync, sync_folder, to_json, write_errors, write_json
 from afw_jax.errors import InputError
 from afw_jax.file_names import file_name
 
@@ -21,6 +21,8 @@ KIND = 'afw_jax store'
 STAGING = '.staging'  # a store inside the store, for cases that are not published yet
 TEMPORARY = '.tmp-'  # prefix of files and folders that are being written
 _LOST_RACE = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)  # of a rename: another process has done it
+# What some network and virtual file systems answer to a shared memory map.
+_NO_SHARED_MAPS = (errno.ENODEV, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 # numpy parses .npy headers with `ast`, which raises SystemError in two threads at once on Python 3.11.
 _HEADERS = threading.Lock()
 _PREPARE = 'Run --mode=prepare'
@@ -72,7 +74,7 @@ def write_case(store: str | os.PathLike, case_id: str, arrays: dict[str, np.ndar
       meta = json.loads(to_json({**meta, 'id': case_id, 'format': FORMAT, 'arrays': entries}))
       meta['meta_sha256'] = _meta_sha256(meta)
       write_json(tmp / 'case.json', meta)
-      _sync_folder(tmp)
+      sync_folder(tmp)
       _put(tmp, final, meta)
     finally:
       shutil.rmtree(tmp, ignore_errors=True)
@@ -122,12 +124,14 @@ def _read(
       if verify and _sha256(path) != entry['sha256']:
         raise InputError(path, 'is damaged (its checksum is wrong)', cure)
       with _HEADERS:
-        arrays[name] = np.load(path, mmap_mode='r', allow_pickle=False)
+        arrays[name] = _map(path)
     except FileNotFoundError as e:
       raise InputError(path, 'no such file', cure) from e
     except InputError:
       raise
-    except (OSError, ValueError) as e:
+    except OSError as e:  # of this machine or its disk: the file may be whole
+      raise InputError(path, f'cannot be read here ({e.strerror or e})', 'Check its permissions and its disk') from e
+    except ValueError as e:
       raise InputError(path, f'cannot be read ({e})', cure) from e
     if list(arrays[name].shape) != entry['shape'] or str(arrays[name].dtype) != entry['dtype']:
       raise InputError(path, 'does not match case.json', cure)
@@ -166,7 +170,7 @@ def write_index(store: str | os.PathLike, index: dict) -> dict:
   index = json.loads(to_json({**index, 'format': FORMAT, 'kind': KIND}))
   write_json(path, index)
   with write_errors(path):
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
   return index
 
 
@@ -214,7 +218,7 @@ def move_case(source: str | os.PathLike, store: str | os.PathLike, case_id: str,
   final = case_folder(store, case_id)
   with write_errors(final):
     final.parent.mkdir(parents=True, exist_ok=True)
-    if not _is(final, meta):
+    if read_meta(final) != meta:
       _put(case_folder(source, case_id), final, meta)
 
 
@@ -241,10 +245,10 @@ def _put(source: pathlib.Path, final: pathlib.Path, meta: dict) -> None:
   try:
     for _ in range(100):
       shutil.rmtree(old, ignore_errors=True)
-      if source.exists() and _renamed(final, old) and not source.exists() and _is(old, meta):
+      if source.exists() and _renamed(final, old) and not source.exists() and read_meta(old) == meta:
         _renamed(old, final)  # the folder in the way was this case, just put there by another process
-      if _renamed(source, final) or _is(final, meta):
-        return _sync_folder(final.parent)
+      if _renamed(source, final) or read_meta(final) == meta:
+        return sync_folder(final.parent)
       time.sleep(0.05)
     raise InputError(
       final, f'does not exist, and neither does {source}', 'Check that all hosts share the folder, then run it again'
@@ -264,17 +268,24 @@ def _renamed(source: pathlib.Path, target: pathlib.Path) -> bool:
   return True
 
 
-def _is(folder: pathlib.Path, meta: dict) -> bool:
-  """Whether the folder holds the complete case with this case.json."""
-  return read_meta(folder) == meta
-
-
 def _write_array(path: pathlib.Path, array: np.ndarray) -> dict:
   with open(path, 'wb') as f:
     np.lib.format.write_array(f, np.ascontiguousarray(array), allow_pickle=False)
     f.flush()
-    os.fsync(f.fileno())
+    sync(f.fileno())
   return {'shape': list(array.shape), 'dtype': str(array.dtype), 'bytes': path.stat().st_size, 'sha256': _sha256(path)}
+
+
+def _map(path: pathlib.Path) -> np.ndarray:
+  """A read-only memory map of a .npy file."""
+  try:
+    return np.load(path, mmap_mode='r', allow_pickle=False)
+  except OSError as error:
+    if error.errno not in _NO_SHARED_MAPS:
+      raise
+  array = np.load(path, mmap_mode='c', allow_pickle=False)  # a private map, which these file systems do have
+  array.flags.writeable = False
+  return array
 
 
 def _meta_sha256(meta: dict) -> str:
@@ -285,11 +296,3 @@ def _meta_sha256(meta: dict) -> str:
 def _sha256(path: pathlib.Path) -> str:
   with open(path, 'rb') as f:
     return hashlib.file_digest(f, 'sha256').hexdigest()
-
-
-def _sync_folder(path: pathlib.Path) -> None:
-  fd = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(fd)
-  finally:
-    os.close(fd)

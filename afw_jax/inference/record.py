@@ -6,16 +6,12 @@ label map, whatever network made it; the columns of volumes.csv are the organs o
 
 import contextlib
 import csv
-import fcntl
-import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-from afw_jax import atomic_files
+from afw_jax import atomic_files, locks
 from afw_jax.data.formats.dicom_series import PassedOver
 from afw_jax.errors import InputError
-
-_log = logging.getLogger('afw_jax')
 
 JSON, CSV = 'volumes.json', 'volumes.csv'
 _LOCK = '.volumes.lock'
@@ -85,21 +81,9 @@ def files_below(folder: str) -> set[str]:
   return {os.path.join(folder, name) for row in rows for name in (row['output'], *row.get('files', ()))}
 
 
-@contextlib.contextmanager
-def locked(folder: str) -> Iterator[None]:
+def locked(folder: str) -> contextlib.AbstractContextManager[bool]:
   """Keeps other processes from changing the record of a folder while the block runs."""
-  path = os.path.join(folder, _LOCK)
-  with atomic_files.write_errors(path):
-    os.makedirs(folder, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-  try:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:  # some network file systems have no locks
-      _log.warning('%s cannot be locked (%s): let one process at a time write into it', folder, error.strerror)
-    yield
-  finally:
-    os.close(file)
+  return locks.locked(os.path.join(folder, _LOCK))
 
 
 def add(folder: str, row: dict) -> None:

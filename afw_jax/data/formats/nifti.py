@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from afw_jax.atomic_files import process_name, write_errors
+from afw_jax.atomic_files import process_name, sync, write_errors
 from afw_jax.data.formats import nifti_header
 from afw_jax.data.formats.geometry import Geometry, check_memory
 from afw_jax.data.formats.label_ids import whole_ids
@@ -117,7 +117,7 @@ def write(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) -> Non
           for k in range(native.shape[2]):
             f.write(native[:, :, k].tobytes(order='F'))
         raw.flush()
-        os.fsync(raw.fileno())
+        sync(raw.fileno())
       os.replace(temporary, path)
     finally:
       with contextlib.suppress(OSError):

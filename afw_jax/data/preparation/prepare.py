@@ -85,8 +85,9 @@ def prepare(
   content = options.to_json(spec)
   options_hash = _digest({'format': store.FORMAT, **content})
   publish.check_folder(store_dir)
-  with publish.lock(store_dir, shared=shard is not None):
-    if not shard:
+  with publish.lock(store_dir, shared=shard is not None) as held:
+    alone = held and not shard
+    if alone:
       store.remove_stale(store_dir)
     own = choice.ids[shard[0] :: shard[1]] if shard else choice.ids
     stamps = {case_id: sources.stamps(files[case_id]) for case_id in own}  # before the files are read
@@ -123,7 +124,7 @@ def prepare(
     staged = [case_id for case_id in metas if ready[case_id][1]]
     if again := sorted(published.keys() & set(staged)):
       _log.info('prepared again, because their files have changed: %s', abbreviate(again))
-    return publish.publish(store_dir, index, metas, staged, alone=not shard)
+    return publish.publish(store_dir, index, metas, staged, alone=alone)
 
 
 def differences(store_dir: str | os.PathLike, options: StoreOptions, root: str | os.PathLike | None = None) -> dict:

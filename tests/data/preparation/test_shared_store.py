@@ -6,6 +6,7 @@ import time
 import pytest
 from tiny_dataset import SMALL, add, contents, describe, geometry, make, prepare_and_select, prepare_store, scan
 
+from afw_jax.atomic_files import process_name
 from afw_jax.data import pipeline, store
 from afw_jax.data.formats import volumes
 from afw_jax.data.preparation import load_case, prepare, publish
@@ -127,6 +128,7 @@ def test_a_second_process_waits_for_the_first(tmp_path, caplog):
     end = time.monotonic() + 60
     while 'waiting for it' not in caplog.text and time.monotonic() < end:
       time.sleep(0.01)
-    assert 'another process is preparing' in caplog.text and not (tmp_path / 's' / 'dataset.json').exists()
+    assert f'is being prepared by another process ({process_name()}, since 20' in caplog.text
+    assert not (tmp_path / 's' / 'dataset.json').exists()
   thread.join(60)
   assert len(store.read_index(tmp_path / 's')['cases']) == 2
