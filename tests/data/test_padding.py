@@ -98,8 +98,16 @@ def test_normalised_mr_with_padding_below():
   assert a.min() > -6 and np.array_equal(a[:-1, ~OUTSIDE['at one side']], scan[:-1, ~OUTSIDE['at one side']])
 
 
+def test_a_little_padding_below_zero_in_mr():
+  scan = np.random.default_rng(0).integers(0, 900, SHAPE).astype(np.int16)
+  expected = scan.copy()
+  scan[1, :2, :3], expected[1, :2, :3] = -1000, scan[:, 2:].min()
+  np.testing.assert_array_equal(without_padding(scan, in_hu=False), expected)
+
+
 def test_the_brightest_tissue_is_no_padding():
   scan = np.random.default_rng(0).integers(0, 900, SHAPE).astype(np.int16)
   scan[:, :20] = 1100  # saturated along the border, but not apart from the rest
+  assert without_padding(scan, in_hu=False) is scan
   scan[2, 30:34, 30:34] = 4000  # apart from the rest, but not along the border
   assert without_padding(scan, in_hu=False) is scan

@@ -40,7 +40,7 @@ def series(folder, value, padding, *, dtype=np.uint16, offset=0, **options):
     (-2000, -2000, {'dtype': np.int16, 'offset': -1024, 'RescaleIntercept': 0, 'BitsStored': 13, 'HighBit': 12}),
     (-30000, -30000, {'dtype': np.int16, 'offset': -1024, 'RescaleIntercept': 0, 'BitsStored': 13, 'HighBit': 12}),
     (6192, -2000, {'dtype': np.int16, 'RescaleIntercept': -1024, 'BitsStored': 13, 'HighBit': 12}),
-    (255, 255, {'dtype': np.uint16, 'RescaleSlope': 1.0}),
+    (-2000, 6192, {'dtype': np.int16, 'offset': -1024, 'RescaleIntercept': 0, 'BitsStored': 13, 'HighBit': 12}),
   ],
 )
 @pytest.mark.parametrize('syntax', [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
