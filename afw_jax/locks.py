@@ -47,8 +47,9 @@ def locked(
     InputError: the file cannot be written, or the lock was not free in time.
   """
   path = os.fspath(path)
-  with write_errors(path):
+  with write_errors(os.path.dirname(path) or '.'):
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+  with write_errors(path):
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
   try:
     held = _acquire(file, path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, patience_s, cure, waiting)
