@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from afw_jax.errors import InputError
+from afw_jax.file_names import temporary_name
 
 _CURES = {
   errno.ENOSPC: 'Free some disk space and run the same command again: finished work is kept',
@@ -17,10 +18,52 @@ _CURES = {
   errno.EFBIG: 'A limit on file size is in force (ulimit -f): raise it and run the same command again',
 }
 
+# What file systems answer that cannot flush: mounts of Windows folders, CIFS, VirtualBox, some network disks, pipes.
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_NO_FOLDER_SYNC = (*_NO_SYNC, errno.EBADF)
+_NO_FOLDER_OPEN = (*_NO_FOLDER_SYNC, errno.EACCES, errno.EPERM, errno.EISDIR)
+
 
 def process_name() -> str:
   """A name that no other living process has, on this host or another one: for temporary files on shared disks."""
   return f'{socket.gethostname()}-{os.getpid()}'
+
+
+def sync(file: int) -> None:
+  """Flushes an open file to the disk, where its file system can do so; `file` is the number of its descriptor.
+
+  Raises:
+    OSError: the disk is full or failing.
+  """
+  with _allowed(_NO_SYNC):
+    os.fsync(file)
+
+
+def sync_folder(path: str | os.PathLike) -> None:
+  """Flushes the names in a folder to the disk, where its file system can do so: many mounts of other systems cannot.
+
+  Raises:
+    OSError: the disk is full or failing, or there is no such folder.
+  """
+  folder = None
+  with _allowed(_NO_FOLDER_OPEN):
+    folder = os.open(path, os.O_RDONLY)
+  if folder is None:
+    return
+  try:
+    with _allowed(_NO_FOLDER_SYNC):
+      os.fsync(folder)
+  finally:
+    os.close(folder)
+
+
+@contextlib.contextmanager
+def _allowed(codes: tuple[int, ...]) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in codes:
+      raise
 
 
 @contextlib.contextmanager
@@ -51,7 +94,7 @@ def replace_atomically(path: str | os.PathLike, *, newline: str | None = None) -
     InputError: the disk is full, or the folder cannot be written.
   """
   path = os.path.abspath(path)
-  temporary = f'{path}.{process_name()}.tmp'
+  temporary = temporary_name(path, process_name())
   with write_errors(path):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     try:
@@ -59,7 +102,7 @@ def replace_atomically(path: str | os.PathLike, *, newline: str | None = None) -
       with open(temporary, 'w', encoding='utf-8', errors='surrogateescape', newline=newline) as file:
         yield file
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
       os.replace(temporary, path)
     finally:
       with contextlib.suppress(OSError):
@@ -102,7 +145,7 @@ def read_json(path: str | os.PathLike, *, missing: str = 'does not exist', cure:
   """Reads a JSON object.
 
   Args:
-    path: of the file; UTF-8, with or without a byte order mark.
+    path: of the file; UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
     missing: what is wrong where there is no such file.
     cure: what to do then, or where the file is damaged.
 
@@ -110,13 +153,15 @@ def read_json(path: str | os.PathLike, *, missing: str = 'does not exist', cure:
     InputError: no such file, no permission, not JSON, or not an object.
   """
   try:
-    with open(path, encoding='utf-8-sig') as file:
-      value = json.load(file)
+    with open(path, 'rb') as file:
+      value = json.loads(file.read())
   except (FileNotFoundError, NotADirectoryError) as error:
     raise InputError(path, missing, cure) from error
   except OSError as error:
     raise InputError(path, f'cannot be read ({error.strerror or error})', 'Check its permissions') from error
-  except (UnicodeDecodeError, json.JSONDecodeError) as error:
+  except UnicodeDecodeError as error:
+    raise InputError(path, f'is damaged, or not written in UTF-8 ({error})', cure) from error
+  except (json.JSONDecodeError, RecursionError) as error:
     raise InputError(path, f'is damaged ({error})', cure) from error
   if not isinstance(value, dict):
     raise InputError(path, 'is not a JSON object', cure)

@@ -1,25 +1,20 @@
 """The working directory of a run: config.json, environment.json and the lock that keeps it to one run at a time."""
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
-import logging
 import os
 import platform
-import time
 from collections.abc import Iterator
 
 import jax
 import ml_collections
 
 import afw_jax
-from afw_jax import atomic_files
+from afw_jax import atomic_files, locks
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError, did_you_mean
-
-_log = logging.getLogger('afw_jax')
 
 PACKAGES = (
   'afw_jax',
@@ -34,6 +29,7 @@ PACKAGES = (
   'nibabel',
   'pydicom',
 )
+_CURE = 'Wait until it ends, or choose another --workdir.'
 _PATIENCE_S = 300  # for others that claim the workdir at the same time: the tasks of an array, each a moment
 # What may change between two starts in one workdir without changing what was trained.
 FREE = ('eval', 'mesh', 'runtime', 'data.root', 'data.store')
@@ -83,9 +79,8 @@ def claimed(
   with contextlib.ExitStack() as lock:
 
     def claim() -> None:
-      with _locked(workdir, '.claiming', patience_s=_PATIENCE_S):
-        if not lock.enter_context(_locked(workdir, '.lock', patience_s=0)):
-          _log.warning('%s cannot be locked on this file system: make sure that no two runs use it', workdir)
+      with locks.locked(os.path.join(workdir, '.claiming'), patience_s=_PATIENCE_S, cure=_CURE):
+        lock.enter_context(locks.locked(os.path.join(workdir, '.lock'), patience_s=0, cure=_CURE))
         _claim(workdir, config, versions)
         if not hold:
           lock.close()
@@ -98,38 +93,6 @@ def claimed(
       runtime.on_process_zero(claim)
       runtime.check_shared(os.path.join(workdir, 'config.json'))
     yield
-
-
-@contextlib.contextmanager
-def _locked(workdir: str, name: str, *, patience_s: float) -> Iterator[bool]:
-  """Holds the lock of the file WORKDIR/NAME, which tells others who holds it; yields whether the disk has locks."""
-  path = os.path.join(workdir, name)
-  with atomic_files.write_errors(path):
-    os.makedirs(workdir, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-  try:
-    locked = _lock(file, workdir, time.monotonic() + patience_s)
-    os.ftruncate(file, 0)
-    os.pwrite(file, atomic_files.process_name().encode(), 0)
-    yield locked
-  finally:
-    os.close(file)
-
-
-def _lock(file: int, workdir: str, deadline: float) -> bool:
-  while True:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      return True
-    except BlockingIOError as error:
-      if time.monotonic() > deadline:
-        holder = os.pread(file, 200, 0).decode(errors='replace') or 'which has just started'
-        raise InputError(
-          workdir, f'is in use by another process ({holder})', 'Wait until it ends, or choose another --workdir.'
-        ) from error
-    except OSError:  # some network file systems have no locks
-      return False
-    time.sleep(0.02)
 
 
 def _claim(workdir: str, config: ml_collections.ConfigDict, versions: dict) -> None:

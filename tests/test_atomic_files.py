@@ -1,5 +1,6 @@
 """Text and JSON files: whole or absent, UTF-8 in every locale, valid JSON for every reader."""
 
+import errno
 import json
 import os
 import subprocess
@@ -80,3 +81,47 @@ def test_what_cannot_be_written_is_named(tmp_path):
 def test_did_you_mean():
   assert did_you_mean('synapze', ['synapse', 'chaos', None]) == "Did you mean 'synapse'? "
   assert did_you_mean('xyz', ['synapse']) == '' == did_you_mean(3, [])
+
+
+def refusing(folders, code):
+  """`os.fsync` of a file system that refuses it, for folders or for files."""
+  real = os.fsync
+
+  def fsync(file):
+    if os.path.isdir(f'/proc/self/fd/{file}') == folders:
+      raise OSError(code, os.strerror(code))
+    real(file)
+
+  return fsync
+
+
+@pytest.mark.parametrize('code', [errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS])
+def test_file_systems_that_cannot_flush_folders(tmp_path, monkeypatch, code):
+  monkeypatch.setattr(os, 'fsync', refusing(True, code))
+  atomic_files.sync_folder(tmp_path)
+  atomic_files.write_text(tmp_path / 'a.txt', 'new')
+  assert (tmp_path / 'a.txt').read_text() == 'new'
+
+
+def test_folders_that_cannot_be_opened_for_reading_are_not_flushed(tmp_path, monkeypatch):
+  def refuse(*_):
+    raise PermissionError(errno.EACCES, 'denied')
+
+  monkeypatch.setattr(os, 'open', refuse)
+  atomic_files.sync_folder(tmp_path)
+
+
+@pytest.mark.parametrize('code', [errno.EINVAL, errno.ENOTSUP])
+def test_file_systems_that_cannot_flush_files(tmp_path, monkeypatch, code):
+  monkeypatch.setattr(os, 'fsync', refusing(False, code))
+  atomic_files.write_text(tmp_path / 'a.txt', 'new')
+  assert (tmp_path / 'a.txt').read_text() == 'new'
+
+
+@pytest.mark.parametrize('code', [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize('folders', [True, False])
+def test_a_full_or_failing_disk_is_an_error_when_it_is_flushed(tmp_path, monkeypatch, folders, code):
+  monkeypatch.setattr(os, 'fsync', refusing(folders, code))
+  with pytest.raises(InputError if not folders else OSError):
+    atomic_files.write_text(tmp_path / 'a.txt', 'new')
+    atomic_files.sync_folder(tmp_path)

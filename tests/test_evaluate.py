@@ -30,3 +30,14 @@ def test_cases_of_the_training_are_not_scored_as_unseen(trained, phantoms, demo,
   assert [(case['case'], case['split'], case['training_split']) for case in scored] == [
     (case_id, 'test', 'test') for case_id in test
   ]
+
+  scans = {case_id: tmp_path / 'data' / 'images' / f'{case_id}.nii.gz' for case_id in index['split']['test']}
+  known = next(iter(scans))
+  index |= {'name': 'another data set', 'split': {**index['split'], 'test': ['renamed']}}
+  atomic_files.write_json(data / 'dataset.json', index)
+  for kind in ('images', 'labels'):
+    (data / kind / f'{known}.nii.gz').rename(data / kind / 'renamed.nii.gz')
+  other = (*moved, f'--config.data.store={tmp_path / "other"}')
+  run_main(*other, '--mode=prepare')
+  said = run_main(*other, '--mode=evaluate', check=2).stderr
+  assert "case renamed would be scored as 'test', but its scan was in 'train'" in said

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from afw_jax import workdir
+from afw_jax import locks, workdir
 from afw_jax.atomic_files import process_name
 from afw_jax.errors import InputError
 from configs import demo
@@ -117,7 +117,7 @@ def test_a_disk_without_locks_gives_a_warning(tmp_path, monkeypatch, caplog):
   def flock(*_):
     raise OSError(errno.ENOTSUP, 'not supported')
 
-  monkeypatch.setattr(workdir.fcntl, 'flock', flock)
+  monkeypatch.setattr(locks.fcntl, 'flock', flock)
   with caplog.at_level(logging.WARNING, 'afw_jax'), workdir.claimed(str(tmp_path), demo.get_config()):
     assert (tmp_path / 'config.json').exists()
   assert [r.getMessage() for r in caplog.records] == [

@@ -1,12 +1,10 @@
 """Validation during training: the mean Dice similarity coefficient (DSC) that chooses the best checkpoint."""
 
-import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import tqdm
 
-from afw_jax import metrics
+from afw_jax import metrics, terminal
 from afw_jax.data import field_of_view, store, working_grid
 from afw_jax.distributed import runtime
 from afw_jax.inference import segmentation
@@ -20,6 +18,7 @@ def validate(
   case_ids: Sequence[str],
   windows: Mapping[str, tuple[float, float]],
   *,
+  contents: Mapping[str, str],
   organs: Sequence[str],
   options: segmentation.Options,
   overhang: field_of_view.Usual | None = None,
@@ -32,6 +31,7 @@ def validate(
     store_dir: the prepared data.
     case_ids: cases to score.
     windows: case id -> (low, high) of its intensity window.
+    contents: case id -> the `store.content_digest` that the case must have.
     organs: names of the classes 1..C-1.
     options: how a volume is put through the network.
     overhang: how far bodies usually reach beyond the working grid; see `field_of_view.placed`.
@@ -41,13 +41,13 @@ def validate(
     left out; the mean is nan where that leaves no organ.
   """
   scores = {}
-  for case_id in tqdm.tqdm(
+  for case_id in terminal.progress_bar(
     runtime.local_items(case_ids),
     desc='validate',
     leave=False,
-    disable=runtime.process_index() > 0 or not sys.stderr.isatty(),
+    disable=runtime.process_index() > 0 or not terminal.is_interactive(),
   ):
-    case = store.read_case(store_dir, case_id)
+    case = store.read_case(store_dir, case_id, content=contents[case_id])
     grid, image = working_grid.prepared_case(case, overhang)
     labels, _ = segmentation.segment_volume(predict_step, variables, image, windows[case_id], grid, options)
     scores[case_id] = metrics.dice_per_class(labels, case.arrays['native_label'], len(organs) + 1)[1:].tolist()

@@ -8,10 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from afw_jax.losses import afw_dice_terms
-from afw_jax.report.style import colour, new_figure, save
+from afw_jax.report.style import colour, label, legend_beside, new_figure, save
 
 _GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_DASHES = ('-', (0, (5, 1.5)), (0, (1.5, 1.2)))
+# Eight, so that with the thirteen colours of `style` 104 classes have different lines.
+_DASHES = (
+  '-',
+  (0, (5, 1.5)),
+  (0, (1.5, 1.2)),
+  (0, (6, 1.5, 1.2, 1.5)),
+  (0, (9, 2)),
+  (0, (3, 1, 1, 1, 1, 1)),
+  (0, (1, 3)),
+  (0, (9, 2, 3, 2)),
+)
 
 
 def curves(path: str, records: Iterable[dict]) -> str:
@@ -43,7 +53,7 @@ def curves(path: str, records: Iterable[dict]) -> str:
   for i, organ in enumerate(organs):
     steps, dsc = _series(records, prefix + organ)
     right.plot(
-      steps, dsc, color=colour(i + 1), linestyle=_dash(i), marker='o', markersize=2.5, linewidth=1.5, label=organ
+      steps, dsc, color=colour(i + 1), linestyle=_dash(i), marker='o', markersize=2.5, linewidth=1.5, label=label(organ)
     )
   steps, dsc = _series(records, 'val/dsc')
   if len(dsc):
@@ -51,7 +61,7 @@ def curves(path: str, records: Iterable[dict]) -> str:
     if not np.isnan(dsc).all():
       best = int(np.nanargmax(dsc))
       title += f' (best mean {dsc[best]:.3f}, step {steps[best]})'
-    right.legend(loc='center left', bbox_to_anchor=(1.01, 0.5), frameon=False)
+    legend_beside(right)
     right.set_ylim(-0.02, 1.05)
   _dress(right, title, 'DSC', empty=not len(dsc))
   return save(figure, path)
@@ -78,11 +88,11 @@ def learned_weights(path: str, records: Iterable[dict]) -> str:
     i = organs.index(name) if name in organs else -1
     style = {'color': colour(i + 1), 'linestyle': _dash(i) if i >= 0 else (0, (6, 2)), 'linewidth': 1.8}
     known = weight[~np.isnan(weight)]
-    axes.plot(steps, weight, label=f'{name} ({known[-1]:.2f})' if len(known) else name, **style)
+    axes.plot(steps, weight, label=f'{label(name)} ({known[-1]:.2f})' if len(known) else label(name), **style)
     low, high = min(low, np.nanmin(weight, initial=1)), max(high, np.nanmax(weight, initial=1))
   axes.axhline(1, color='#b0b0b0', linewidth=0.8, zorder=0)
   if classes:
-    axes.legend(loc='center left', bbox_to_anchor=(1.01, 0.5), frameon=False, title='class (last value)')
+    legend_beside(axes, title='class (last value)')
   if low > 0 and high / low > 20:
     axes.set_yscale('log')
   _dress(axes, 'Learned class weights', r'$w_c = 1/\sigma_c^2$', empty=not classes)

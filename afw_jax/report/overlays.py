@@ -7,7 +7,7 @@ from scipy.ndimage import distance_transform_edt
 
 from afw_jax.errors import InputError
 from afw_jax.metrics import dice_per_class
-from afw_jax.report.style import black_outline, colour, legend_patch, new_figure, rgb, save
+from afw_jax.report.style import black_outline, colour, label, legend_patch, new_figure, rgb, save
 
 _PANEL = 3.3  # inches of the longer side of a panel
 _FILL = 0.30
@@ -118,7 +118,7 @@ def _sheet(path, image, masks, organs, rows, title, spacing) -> str:
   if title:
     figure.suptitle(title, fontsize=13)
   if shown:
-    handles = [legend_patch(c, f'{c} {organs[c - 1]}') for c in shown]
+    handles = [legend_patch(c, f'{c} {label(organs[c - 1])}') for c in shown]
     figure.legend(
       handles=handles,
       loc='outside lower center',

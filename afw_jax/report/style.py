@@ -5,6 +5,7 @@ import os
 
 from afw_jax.atomic_files import process_name, write_errors
 from afw_jax.errors import InputError
+from afw_jax.file_names import temporary_name
 
 # Thirteen colours that stay distinct in normal vision, deuteranopia, protanopia and tritanopia, on black and on white.
 COLOURS = (
@@ -12,6 +13,9 @@ COLOURS = (
   '#df9fff', '#9f4080', '#bfbf60', '#df40ff', '#008020', '#bf809f',
 )  # fmt: skip
 DPI = 130
+MAX_LABEL = 40  # characters of a name in a figure
+LEGEND_ROWS = 20  # which fit beside axes of about 4 inches
+_NARROW = 1.9  # inches of a legend that needs no wider figure
 
 
 def colour(index: int) -> str:
@@ -49,6 +53,24 @@ def legend_patch(index: int, label: str):
   return Patch(facecolor=colour(index), edgecolor='black', linewidth=0.5, label=label)
 
 
+def label(name: str) -> str:
+  """A name of an organ or a case as text of a figure: not too long, without matplotlib's signs for formulas."""
+  short = name if len(name) <= MAX_LABEL else f'{name[: MAX_LABEL - 1]}…'
+  text = short.replace('$', r'\$')
+  return f' {text}' if text.startswith('_') else text  # matplotlib leaves labels with a leading underscore out
+
+
+def legend_beside(axes, title: str | None = None) -> None:
+  """Draws the legend of the axes at their right, in as many columns as are needed; a wide one widens the figure."""
+  handles, _ = axes.get_legend_handles_labels()
+  columns = -(-len(handles) // LEGEND_ROWS)
+  place = {'loc': 'center left', 'bbox_to_anchor': (1.01, 0.5)}
+  legend = axes.legend(**place, frameon=False, title=title, ncols=columns)
+  figure = axes.figure
+  width = legend.get_window_extent(figure.canvas.get_renderer()).width / DPI
+  figure.set_figwidth(figure.get_figwidth() + max(0, width - _NARROW))
+
+
 def black_outline() -> list:
   """Path effects that keep small white text readable on any background."""
   from matplotlib.patheffects import withStroke
@@ -62,7 +84,7 @@ def save(figure, path: str) -> str:
   Raises:
     InputError: the disk is full, or the folder cannot be written.
   """
-  temporary = f'{path}.{process_name()}.tmp'
+  temporary = temporary_name(path, process_name())
   with write_errors(path):
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     try:

@@ -4,10 +4,10 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from afw_jax.data import store
-from afw_jax.data.preparation import dask_cluster, publish, worker_pool
+from afw_jax.data.preparation import dask_cluster, publish, sources, worker_pool
 from afw_jax.data.preparation.listing import make_listing
 from afw_jax.data.preparation.options import StoreOptions
 from afw_jax.data.preparation.prepare_case import prepare_case
@@ -64,8 +64,8 @@ def prepare(
     root: folder of the data set.
     store_dir: folder of the store; created if missing.
     selected: options of the run whose cases are prepared; None: all cases.
-    verify: read the source files of prepared cases, and prepare those again that have changed. If False, prepared cases
-      are taken as they are.
+    verify: read the source files of all prepared cases, to find those that have changed. If False, only files whose
+      size or time has changed are read. Changed cases are prepared again.
     workers: processes; None: as many as CPUs and memory allow; 0: work in this process.
     progress: show a progress bar.
     shard: (i, n): prepare every n-th case from the i-th on. The shard that finds all cases prepared publishes them; one
@@ -88,13 +88,18 @@ def prepare(
   content = options.to_json(spec)
   options_hash = _digest({'format': store.FORMAT, **content})
   publish.check_folder(store_dir)
-  with publish.lock(store_dir, shared=shard is not None):
-    if not shard:
+  with publish.lock(store_dir, shared=shard is not None) as held:
+    alone = held and not shard
+    if alone:
       store.remove_stale(store_dir)
     own = choice.ids[shard[0] :: shard[1]] if shard else choice.ids
+    stamps = {case_id: sources.stamps(files[case_id]) for case_id in own}  # before the files are read
+    published = _published(store_dir, options_hash)
     ready = {} if verify else publish.find_prepared(store_dir, own, options_hash)
+    known = {i: (meta if staged else published.get(i, meta))['source_stamps'] for i, (meta, staged) in ready.items()}
+    ready = {case_id: found for case_id, found in ready.items() if known[case_id] == stamps[case_id]}
     job = dict(spec=spec, options=content, options_hash=options_hash, store=os.fspath(store_dir))
-    jobs = [{'id': case_id, 'case': files[case_id], **job} for case_id in own if case_id not in ready]
+    jobs = [{'id': i, 'case': files[i], 'stamps': stamps[i], **job} for i in own if i not in ready]
     if scheduler:
       results = dask_cluster.run_jobs(prepare_case, jobs, scheduler=scheduler, progress=progress)
     else:
@@ -118,9 +123,11 @@ def prepare(
         abbreviate(missing),
       )
       return None
-    index = _make_index(options, spec, options_hash, listing, metas)
+    index = _make_index(options, spec, options_hash, listing, metas, stamps)
     staged = [case_id for case_id in metas if ready[case_id][1]]
-    return publish.publish(store_dir, index, metas, staged, alone=not shard)
+    if again := sorted(published.keys() & set(staged)):
+      _log.info('prepared again, because their files have changed: %s', abbreviate(again))
+    return publish.publish(store_dir, index, metas, staged, alone=alone)
 
 
 def differences(store_dir: str | os.PathLike, options: StoreOptions, root: str | os.PathLike | None = None) -> dict:
@@ -160,11 +167,14 @@ def outdated(
     InputError, InputErrors: what is wrong with the files or the options.
   """
   index, spec = store.read_index(store_dir), get_spec(options.dataset, os.fspath(root))
-  listing = make_listing(spec, layouts.find_cases(spec, root))
-  choice = choose(listing, selected)
+  files = {case.id: case for case in layouts.find_cases(spec, root)}
+  choice = choose(make_listing(spec, files.values()), selected)
   missing = [i for i in choice.ids if i not in index['cases']]
   if missing:
     return f'{len(missing)} cases of {root} are not in the store yet ({abbreviate(missing)})'
+  touched = [i for i in choice.ids if index['cases'][i]['source_stamps'] != sources.stamps(files[i])]
+  if touched:
+    return f'files of {root} have other sizes or times than when they were prepared (cases {abbreviate(touched)})'
   try:
     stored = choose(index['listing'], selected)
   except InputError:  # it does not know cases of this run
@@ -173,10 +183,47 @@ def outdated(
   return '' if same else f'the scans or the split of {root} have changed'
 
 
+def changes(
+  store_dir: str | os.PathLike, options: StoreOptions, root: str | os.PathLike, case_ids: Iterable[str]
+) -> sources.Changes:
+  """Compares prepared cases with the files of their data set, whatever else the data set holds.
+
+  Args:
+    store_dir: a complete store with these options and cases.
+    options: of the store.
+    root: folder of the data set.
+    case_ids: the cases to compare.
+
+  Raises:
+    InputError, InputErrors: what is wrong with the files of the data set.
+  """
+  files = {case.id: case for case in layouts.find_cases(get_spec(options.dataset, os.fspath(root)), root)}
+  found = sources.compare(store_dir, store.read_index(store_dir), files, case_ids)
+  if found.touched and os.access(store_dir, os.W_OK):  # so that they are not read again the next time
+    publish.note_stamps(store_dir, found.touched)
+  return found
+
+
+def _published(store_dir: str | os.PathLike, options_hash: str) -> dict:
+  """The cases of a store in its index, if they were prepared with these options."""
+  index = publish.read_index(store_dir)
+  return index['cases'] if index is not None and index['options_hash'] == options_hash else {}
+
+
 def _make_index(
-  options: StoreOptions, spec: DatasetSpec, options_hash: str, listing: dict, metas: Mapping[str, dict]
+  options: StoreOptions,
+  spec: DatasetSpec,
+  options_hash: str,
+  listing: dict,
+  metas: Mapping[str, dict],
+  stamps: Mapping[str, dict],
 ) -> dict:
-  """The content of STORE/dataset.json for cases with these case.json."""
+  """The content of STORE/dataset.json for cases with these case.json; `stamps` are newer ones of their files."""
+  summary = lambda case_id, meta: {
+    **{key: meta[key] for key in _SUMMARY},
+    'source_stamps': stamps.get(case_id, meta['source_stamps']),
+    'content_sha256': store.content_digest(meta),
+  }
   return dict(
     dataset=options.dataset,
     name=spec.name,
@@ -187,7 +234,7 @@ def _make_index(
     options=options.to_json(spec),
     options_hash=options_hash,
     listing=listing,
-    cases={case_id: {key: meta[key] for key in _SUMMARY} for case_id, meta in metas.items()},
+    cases={case_id: summary(case_id, meta) for case_id, meta in metas.items()},
   )
 
 

@@ -1,7 +1,6 @@
 """Publication of staged cases in a store, safe for several processes and hosts at once."""
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -9,52 +8,48 @@ import pathlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 
+from afw_jax import locks
 from afw_jax.atomic_files import process_name, to_json, write_errors
 from afw_jax.data import store
 from afw_jax.errors import InputError
 
 _log = logging.getLogger('afw_jax')
 
+_LOCK = '.lock'  # held while a process prepares
 _PUBLISHING = '.publishing'  # locked while an index is read, merged and written
 
 
 @contextlib.contextmanager
-def lock(store_dir: str | os.PathLike, *, shared: bool = False) -> Iterator[None]:
+def lock(store_dir: str | os.PathLike, *, shared: bool = False) -> Iterator[bool]:
   """Locks a store for writing, and waits for other processes that prepare it.
-
-  The operating system releases the lock when the process ends, for whatever reason.
 
   Args:
     store_dir: folder of the store; created if missing.
-    shared: share the lock with others that do so, where the file system supports locks (some network disks do not).
+    shared: share the lock with others that do so.
+
+  Yields:
+    Whether the lock is held; False on a disk without locks, where others may prepare the store at the same time.
 
   Raises:
-    InputError: the folder cannot be created or locked.
+    InputError: the folder cannot be created or written.
   """
   path = pathlib.Path(store_dir)
-  with write_errors(path):
-    path.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path / '.lock', os.O_RDWR | os.O_CREAT, 0o666)
-  kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-  try:
-    try:
-      try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-      except BlockingIOError:
-        _log.warning('another process is preparing %s: waiting for it', path)
-        fcntl.flock(fd, kind)
-    except OSError as e:
-      if not shared:
-        raise InputError(path, f'cannot be locked ({e.strerror})', 'Use a folder on a local disk') from e
-    yield
-  finally:
-    os.close(fd)
+  say = lambda holder: _log.warning('%s is being prepared by another process (%s): waiting for it', path, holder)
+  with locks.locked(path / _LOCK, shared=shared, waiting=say) as held:
+    yield held
+
+
+def wait_for_others(store_dir: str | os.PathLike) -> None:
+  """Waits until no other process prepares a store; at once where none does, or nothing was ever prepared."""
+  if os.access(pathlib.Path(store_dir) / _LOCK, os.W_OK):
+    with lock(store_dir):
+      pass
 
 
 def check_folder(store_dir: str | os.PathLike) -> None:
   """Raises InputError for a folder that holds other files than a store, before anything is written to it."""
   path = pathlib.Path(store_dir)
-  own = ('cases', store.STAGING, '.lock', _PUBLISHING, 'dataset.json')
+  own = ('cases', store.STAGING, _LOCK, _PUBLISHING, 'dataset.json')
   foreign = [
     p for p in path.glob('*') if p.name not in own and not p.name.startswith(('dataset.json.', store.TEMPORARY))
   ]
@@ -71,9 +66,9 @@ def read_index(store_dir: str | os.PathLike) -> dict | None:
   try:
     return store.read_index(store_dir)
   except InputError:
-    if (pathlib.Path(store_dir) / 'dataset.json').exists() and not store.has_other_format(store_dir):
-      raise
-    return None
+    if not (pathlib.Path(store_dir) / 'dataset.json').exists() or store.has_other_format(store_dir):
+      return None
+    return store.read_index(store_dir)  # once more: another process may just have published it
 
 
 def prepared(store_dir: str | os.PathLike, case_id: str, options_hash: str) -> Iterator[tuple[dict, bool]]:
@@ -119,7 +114,7 @@ def publish(
   """
   path, staged = pathlib.Path(store_dir), list(staged)
   index = json.loads(to_json(index))
-  with _publishing(path):
+  with locks.locked(path / _PUBLISHING):  # one process publishes at a time
     written = read_index(path)
     kept = written['cases'] if written is not None and written['options_hash'] == index['options_hash'] else {}
     index['cases'] = {**kept, **index['cases']}
@@ -134,28 +129,23 @@ def publish(
   return written
 
 
-@contextlib.contextmanager
-def _publishing(path: pathlib.Path) -> Iterator[None]:
-  """Lets one process publish at a time, where the file system supports locks."""
-  with write_errors(path):
-    fd = os.open(path / _PUBLISHING, os.O_RDWR | os.O_CREAT, 0o666)
-  try:
-    with contextlib.suppress(OSError):
-      fcntl.flock(fd, fcntl.LOCK_EX)
-    yield
-  finally:
-    os.close(fd)
+def note_stamps(store_dir: str | os.PathLike, stamps: Mapping[str, Mapping[str, str]]) -> None:
+  """Writes new stamps of unchanged source files (case id -> `sources.stamps`) to the index of a store."""
+  path = pathlib.Path(store_dir)
+  with locks.locked(path / _PUBLISHING):
+    index = read_index(path)
+    if index is not None:
+      for case_id in index['cases'].keys() & stamps.keys():
+        index['cases'][case_id]['source_stamps'] = stamps[case_id]
+      store.write_index(path, index)
 
 
 def _clear_staging(staging: pathlib.Path, metas: Mapping[str, dict], options_hash: str | None) -> None:
   """Removes staged copies of these cases, with `options_hash` those of other options, and empty folders."""
   for folder in (staging / 'cases').glob('*'):
-    try:
-      meta = store.read_case(staging, folder.name).meta
-    except InputError:  # being written or removed by another process, or torn
-      meta = {}
+    meta = store.read_meta(folder)  # {}: being written or removed by another process, or torn
     outdated = options_hash is not None and meta.get('options_hash') != options_hash
-    if outdated or (meta and meta == metas.get(folder.name)):
+    if outdated or (meta and meta == metas.get(meta['id'])):
       shutil.rmtree(folder, ignore_errors=True)
   for folder in (staging / 'cases', staging):
     with contextlib.suppress(OSError):  # not empty

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from afw_jax.data.sets.spec import holds_hu
 from afw_jax.data.sets.window import percentile_window
 
 BODY_HU = -200.0  # fat and everything denser; air and lung lie below
@@ -33,7 +34,7 @@ def is_hu(options: Mapping) -> bool:
   Args:
     options: of its store, in the index of the store and in checkpoints.
   """
-  return options['modality'] == 'CT' and options['source'] != 'transunet'  # TransUNet's files are scaled to [0, 1]
+  return holds_hu(options['modality'], options['source'])
 
 
 def body_threshold(scan: np.ndarray, in_hu: bool) -> float:
