@@ -145,11 +145,8 @@ def content_digest(meta: dict) -> str:
     meta: content of case.json.
   """
   arrays = {name: entry['sha256'] for name, entry in meta['arrays'].items()}
-  content = {
-    'arrays': arrays,
-    **{key: meta.get(key) for key in ('geometry', 'resampling', 'spacing_mm', 'whole', 'body')},
-  }
-  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+  placement = [meta.get(key) for key in ('geometry', 'resampling', 'spacing_mm', 'whole', 'body')]
+  return hashlib.sha256(json.dumps([arrays, placement], sort_keys=True).encode()).hexdigest()
 
 
 def read_meta(folder: pathlib.Path) -> dict:
