@@ -1,5 +1,6 @@
 """A scan comes to the same grid and voxels by prediction as by preparation, wherever the patient lies in it."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ from tiny_dataset import describe, geometry, prepare_store
 
 from afw_jax.data import phantom, resample, store, working_grid
 from afw_jax.data.formats import volumes
+from afw_jax.data.padding import without_padding
 
 SPACING = (14.0, 6.0, 6.0)
 IMAGE, LABEL = phantom.make_phantom(3, (16, 60, 64), SPACING)
@@ -38,6 +40,7 @@ def prepared(root, place, **options):
   """(index, the scan, the prepared case)."""
   index = prepare_store('folder', make(root / 'raw', place), root / 's', workers=0, progress=False, **options)
   scan = volumes.read_image(root / 'raw' / 'images' / 'c0.nii.gz')
+  scan = dataclasses.replace(scan, array=without_padding(scan.array, in_hu=True))  # as both do
   return index, scan, store.read_case(root / 's', 'c0', verify=True)
 
 
