@@ -145,7 +145,8 @@ def content_digest(meta: dict) -> str:
     meta: content of case.json.
   """
   arrays = {name: entry['sha256'] for name, entry in meta['arrays'].items()}
-  content = {'arrays': arrays, **{key: meta.get(key) for key in ('geometry', 'resampling', 'spacing_mm')}}
+  grid = [meta.get('geometry', {}).get(key) for key in ('shape', 'affine', 'has_mm')]
+  content = [arrays, grid, meta.get('resampling'), meta.get('spacing_mm')]
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
