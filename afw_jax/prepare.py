@@ -13,7 +13,7 @@ from afw_jax.data.preparation import prepare as preparation
 from afw_jax.data.preparation.shard import parse_shard
 from afw_jax.data.selection import SelectionOptions, select
 from afw_jax.data.sets.lookup import get_spec
-from afw_jax.errors import InputError, InputErrors
+from afw_jax.errors import InputError
 from afw_jax.training import checkpoint
 
 _log = logging.getLogger('afw_jax')
@@ -29,7 +29,8 @@ def prepare(
   Args:
     config: `data` names the data set, and how it is resampled and split.
     workdir: of the run. A run that has begun training keeps its cases, even if the data set has grown; it is refused
-      if the files of its training or validation cases have changed.
+      if the files of its training or validation cases have changed (with `anew` they are prepared, and training is
+      refused where their content has changed).
     store_dir: folder of the store.
     anew: verify the prepared cases against their source files, and prepare those again that have changed.
     shard: 'i/n', the part of the cases that this process prepares; '': that of the SLURM array task, or all.
@@ -109,12 +110,7 @@ def _changed_behind(
   """
   if not os.path.isdir(config.data.root):
     return {}
-  options, ids = build.store_options(config.data), _all_ids(splits)
-  try:
-    found = preparation.changes(store_dir, options, config.data.root, ids)
-  except (InputError, InputErrors) as error:  # of files that may not be those of this run
-    _log.warning('%s\nThe prepared cases of this run are used as they are, not compared with their files.', error)
-    return {}
+  found = preparation.changes(store_dir, build.store_options(config.data), config.data.root, _all_ids(splits))
   part_of = {case_id: part for part, ids in splits.items() for case_id in ids}
   for case_id in sorted(found.changed | dict.fromkeys(found.gone)):
     path, part = found.changed.get(case_id), part_of[case_id]
@@ -124,8 +120,8 @@ def _changed_behind(
         f'has changed since the run in {workdir} began: it is in the {part} part (case {case_id})'
         if path
         else f'has no labelled case {case_id} any more, which is in the {part} part of the run in {workdir}',
-        'Choose another --workdir for the changed data, or restore the file. '
-        '--mode=predict still works in this workdir',
+        'Choose another --workdir for the changed data, or restore the file. If it is only stored in another way, run '
+        '--mode=prepare. --mode=predict still works in this workdir',
       )
     if not path:
       _log.warning('%s has no case %s any more; its prepared copy is used as a test case', config.data.root, case_id)

@@ -20,6 +20,7 @@ def open_missing_streams() -> None:
       if opened != number:
         os.dup2(opened, number)
         os.close(opened)
+      os.set_inheritable(number, True)  # so that processes that are started have it too
     if getattr(sys, name) is None:
       setattr(sys, name, open(number, mode, encoding='utf-8', closefd=False))  # noqa: SIM115 (open until the end)
 

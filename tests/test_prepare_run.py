@@ -238,7 +238,26 @@ def test_a_removed_test_case_and_new_files_do_not_stop_a_run_that_has_begun(begu
   assert 'has no case c3 any more' in caplog.text
   (root / 'images' / 'c3.nii.gz').write_bytes(b'being copied')  # its label is not there yet
   prepare_run(run, folder)
-  assert 'has no label file named c3' in caplog.text and 'are used as they are' in caplog.text and not loaded
+  assert 'has no label file named c3' in caplog.text and 'the files that they were made from' in caplog.text
+  correct_label(root, 0)
+  with pytest.raises(InputError, match='c0.nii.gz: has changed since the run'):  # it is still noticed
+    prepare_run(run, folder)
+  assert not loaded
+
+
+def test_a_store_that_cannot_be_written_is_compared_all_the_same(begun, monkeypatch):
+  root, run, folder = begun
+  for i in (0, 1):
+    touch(root, i)
+
+  def refuse(*arguments):
+    raise InputError('dataset.json', 'cannot be written', 'Check')
+
+  monkeypatch.setattr('afw_jax.data.preparation.publish.note_stamps', refuse)
+  prepare_run(run, folder)
+  correct_label(root, 0)
+  with pytest.raises(InputError, match='c0.nii.gz: has changed since the run'):
+    prepare_run(run, folder)
 
 
 @pytest.mark.parametrize('change', [replace_scan, correct_label, remove])

@@ -26,13 +26,14 @@ def test_bars_and_lines_do_without_streams(monkeypatch, tmp_path, stream):
 
 def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
   code = f"""
-import os
+import os, subprocess
 from afw_jax import terminal
 terminal.open_missing_streams()
 with open({str(tmp_path / 'data')!r}, 'w') as file:
   assert file.fileno() > 2
   os.write(2, b'a message of a library')
   print('a line')
+subprocess.run(['bash', '-c', 'echo a line && echo another >&2'], check=True)
 """
   for closed in ('<&-', '>&-', '2>&-', '<&- >&- 2>&-'):
     script = f'exec "$0" -c "$1" {closed}'

@@ -5,9 +5,9 @@ A run that has begun keeps the split of its checkpoint, and is refused data that
 
 from collections.abc import Mapping, Sequence
 
-from afw_jax.data.selection import Selection, windows_of
+from afw_jax.data.selection import Selection, find_leaks, windows_of
 from afw_jax.data.sets.case_files import abbreviate
-from afw_jax.errors import InputError
+from afw_jax.errors import InputError, InputErrors
 
 _DIGITS = 16  # of a SHA-256 in the record, which every checkpoint holds
 
@@ -47,6 +47,7 @@ def recorded_selection(index: Mapping, recorded: Mapping) -> Selection | None:
 
   Raises:
     InputError: the store lacks some of the cases.
+    InputErrors: the same scan is under two case ids by now.
   """
   splits = recorded['splits']
   if splits is None or recorded['name'] != index['name']:
@@ -60,6 +61,8 @@ def recorded_selection(index: Mapping, recorded: Mapping) -> Selection | None:
       'Run --mode=prepare with the --workdir of this run. If this is another data set, give it another "name" in '
       'dataset.json',
     )
+  if leaks := find_leaks({case_id: index['cases'][case_id] for case_id in ids}, splits):
+    raise InputErrors(leaks) if len(leaks) > 1 else leaks[0]
   windows = windows_of(index, ids, recorded['window'])
   contents = {case_id: index['cases'][case_id]['content_sha256'] for case_id in ids}
   return Selection(dict(splits), recorded['window'], {}, [], windows, contents)
@@ -89,7 +92,7 @@ def changed_cases(recorded: Mapping, now: Mapping, parts: Sequence[str]) -> list
 
 
 def trained_part(recorded: Mapping, index: Mapping, case_id: str) -> str | None:
-  """The part that a case belonged to when a network was trained: by its id, or by its scan under another id.
+  """The part that a case belonged to when a network was trained: by its scan, whatever its id now, or by its id.
 
   Args:
     recorded: `data_record` in the checkpoint of the network.
@@ -103,4 +106,4 @@ def trained_part(recorded: Mapping, index: Mapping, case_id: str) -> str | None:
     return None
   part_of = {known: part for part, ids in recorded['splits'].items() for known in ids}
   scans = {digest: part_of[known] for known, digest in (recorded.get('scans') or {}).items()}
-  return part_of.get(case_id) or scans.get(index['cases'][case_id]['voxels_sha256'][:_DIGITS]) or 'none'
+  return scans.get(index['cases'][case_id]['voxels_sha256'][:_DIGITS]) or part_of.get(case_id) or 'none'

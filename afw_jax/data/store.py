@@ -145,8 +145,9 @@ def content_digest(meta: dict) -> str:
     meta: content of case.json.
   """
   arrays = {name: entry['sha256'] for name, entry in meta['arrays'].items()}
-  placement = [meta.get(key) for key in ('geometry', 'resampling', 'spacing_mm', 'whole', 'body')]
-  return hashlib.sha256(json.dumps([arrays, placement], sort_keys=True).encode()).hexdigest()
+  grid = [meta.get('geometry', {}).get(key) for key in ('shape', 'affine', 'has_mm')]
+  content = [arrays, grid, meta.get('resampling'), meta.get('spacing_mm'), meta.get('whole'), meta.get('body')]
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_meta(folder: pathlib.Path) -> dict:

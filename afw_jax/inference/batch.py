@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import NamedTuple
 
 import jax
@@ -92,9 +92,10 @@ def run(job: Job, passed_over: Sequence[PassedOver] = ()) -> Outcome:
     runtime.check_same('--output', os.path.abspath(job.folder))
     runtime.on_process_zero(lambda: record.note_rest(job.source, job.folder, [], passed_over))
     runtime.check_shared(os.path.join(job.folder, record.JSON))
-  there = runtime.from_process_zero(lambda: {s.name: row for s in job.scans if (row := _finished(job, s))})
+  there = runtime.from_process_zero(lambda: _all_finished(job))
   if there and runtime.process_index() == 0:
     _log.warning('%d of %d scans have their label map already (--overwrite makes it again)', len(there), len(job.scans))
+  taken = {os.path.realpath(scan.path) for scan in job.scans}
   rows, failed = {}, {}
   for scan in terminal.progress_bar(
     runtime.local_items([scan for scan in job.scans if scan.name not in there]),
@@ -103,7 +104,8 @@ def run(job: Job, passed_over: Sequence[PassedOver] = ()) -> Outcome:
     disable=runtime.process_index() > 0 or (len(job.scans) == 1 and not terminal.is_interactive()),
   ):
     try:
-      rows[scan.name] = _finished(job, scan) or _make(job, scan)  # another process may have made it meanwhile
+      made = _finished(job, scan, record.read(job.folder))  # another process may have made it meanwhile
+      rows[scan.name] = made or _make(job, scan, taken)
     except _ScanError as problem:
       if not os.path.exists(job.source):
         raise InputError(job.source, 'is no longer there', 'Start the same command again: it goes on.') from problem
@@ -119,17 +121,25 @@ def run(job: Job, passed_over: Sequence[PassedOver] = ()) -> Outcome:
   return Outcome(ordered, errors, list(passed_over), len(there))
 
 
-def _finished(job: Job, scan: Scan) -> dict | None:
-  """The row of a label map that need not be made again."""
+def _all_finished(job: Job) -> dict[str, dict]:
+  """Name of a scan -> the row of its label map, where that need not be made again."""
+  content = record.read(job.folder)
+  return {scan.name: row for scan in job.scans if (row := _finished(job, scan, content))}
+
+
+def _finished(job: Job, scan: Scan, content: dict) -> dict | None:
+  """The row of a label map that need not be made again, from the content of the record."""
   label = job.labels[scan.name]
   beside = outputs.probability_paths(label, job.ids).values() if job.probabilities else ()
-  return None if job.overwrite else outputs.finished(job.folder, label, scan, job.made_by, beside)
+  return None if job.overwrite else outputs.finished(content, job.folder, label, scan, job.made_by, beside)
 
 
-def _make(job: Job, scan: Scan) -> dict:
-  """Segments a scan, writes its files, and returns its row."""
+def _make(job: Job, scan: Scan, taken: Container[str]) -> dict:
+  """Segments a scan, writes its files, and returns its row; `taken` are the real paths of all scans."""
   label = job.labels[scan.name]
-  check = lambda: outputs.check_free(job.folder, label, scan, job.scans, overwrite=job.overwrite)
+  probabilities_at = outputs.probability_paths(label, job.ids) if job.probabilities else {}
+  paths = (label, *probabilities_at.values())
+  check = lambda: outputs.check_free(job.folder, paths, scan, taken, overwrite=job.overwrite)
   try:
     check()
     stamp = outputs.stamp(scan)  # before it is read: if it is changed meanwhile, it is segmented again
@@ -162,7 +172,7 @@ def _make(job: Job, scan: Scan) -> dict:
     _log.warning('%s: %s', scan.name, note)
   files = {label: lambda path: volumes.write_label(path, job.file_ids(labels), image.geometry)}
   if probabilities is not None:
-    for c, path in enumerate(outputs.probability_paths(label, job.ids).values(), 1):
+    for c, path in enumerate(probabilities_at.values(), 1):
       one = lambda path, c=c: volumes.write_image(path, probabilities[..., c].astype(np.float32), image.geometry)
       files[path] = one
   try:

@@ -3,7 +3,7 @@
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from afw_jax import atomic_files
 from afw_jax.data.formats import volumes
@@ -79,17 +79,18 @@ def stamp(scan: Scan) -> list:
   return [len(scan.files), digest.hexdigest()]
 
 
-def finished(folder: str, label: str, scan: Scan, made_by: dict, beside: Iterable[str]) -> dict | None:
+def finished(content: dict, folder: str, label: str, scan: Scan, made_by: dict, beside: Iterable[str]) -> dict | None:
   """The row of a label map that need not be made again, or None.
 
   Args:
+    content: of the record.
     folder: of the record.
     label: the label map.
     scan: that it is of.
     made_by: entries 'checkpoint' and 'options' of such a row.
     beside: files of probabilities that must be there too.
   """
-  row = record.row_of(record.read(folder), os.path.relpath(label, folder))
+  row = record.row_with(content, os.path.relpath(label, folder))
   if row is None or not _made_from(row, scan):
     return None
   if row['checkpoint']['sha256'] != made_by['checkpoint']['sha256'] or row['options'] != made_by['options']:
@@ -98,26 +99,40 @@ def finished(folder: str, label: str, scan: Scan, made_by: dict, beside: Iterabl
   return row if names <= row['files'].keys() and all(_is_whole(folder, row, name) for name in names) else None
 
 
-def check_free(folder: str, label: str, scan: Scan, scans: Iterable[Scan], *, overwrite: bool) -> None:
-  """Raises InputError where a label map would take the place of a scan, or (unless `overwrite`) of a file of others.
+def check_free(folder: str, paths: Iterable[str], scan: Scan, taken: Container[str], *, overwrite: bool) -> None:
+  """Raises InputError where a file would take the place of a scan or (unless `overwrite`) of what is to be kept.
 
-  Label maps of the same scan, and damaged files, may be replaced.
+  To be kept are files of others and those that were changed after they were made: corrected by hand, for instance.
+  Files as they were made of the same scan, and damaged ones, may be replaced.
+
+  Args:
+    folder: of the record.
+    paths: of the label map and the probabilities.
+    scan: that they are of.
+    taken: real paths of all scans.
+    overwrite: replace all but scans and folders.
   """
-  if not os.path.lexists(label):
-    return
-  target = os.path.realpath(label)
-  if any(os.path.realpath(other.path) == target for other in (scan, *scans)):
-    raise InputError(label, 'the output would overwrite the scan', 'Choose another --output.')
-  if os.path.isdir(label):
-    raise InputError(label, 'is a folder', 'Choose another --output.')
-  if overwrite:
-    return
-  row = record.row_of(record.read(folder), os.path.relpath(label, folder))
+  for path in paths:
+    if not os.path.lexists(path):
+      continue
+    if os.path.realpath(path) in taken:
+      raise InputError(path, 'the output would overwrite the scan', 'Choose another --output.')
+    if os.path.isdir(path):
+      raise InputError(path, 'is a folder', 'Choose another --output.')
+    if not overwrite:
+      _check_replaceable(folder, path, scan)
+
+
+def _check_replaceable(folder: str, path: str, scan: Scan) -> None:
+  name = os.path.relpath(path, folder)
+  row = record.row_with(record.read(folder), name)
   if row is None:
-    if _readable(label):
-      raise InputError(label, f'is there already, and not in the {record.JSON} beside it', _CURE)
+    if _readable(path):
+      raise InputError(path, f'is there already, and not in the {record.JSON} beside it', _CURE)
   elif row.get('source', source := os.path.abspath(scan.path)) != source and not _made_from(row, scan):
-    raise InputError(label, f'is there already: the label map of another scan, {row["source"]}', _CURE)
+    raise InputError(path, f'is there already, made from another scan, {row["source"]}', _CURE)
+  elif row.get('files', {}).get(name, state := _state(path)) != state and _readable(path):
+    raise InputError(path, 'was changed after it was made: corrected by hand, perhaps', _CURE)
 
 
 def publish(folder: str, row: dict, write: dict[str, Callable[[str], None]], check: Callable[[], None]) -> dict:
@@ -144,10 +159,17 @@ def publish(folder: str, row: dict, write: dict[str, Callable[[str], None]], che
     with record.locked(folder), atomic_files.write_errors(folder):
       check()
       files = {os.path.relpath(path, folder): _state(part) for path, part in staged.items()}
-      for path in staged:  # first: beside the new row, what was there before would pass for corrected by hand
-        if os.path.lexists(path):
-          os.unlink(path)
-      record.add(folder, {**row, 'files': files})
+      # Beside the new row, what was there before would pass for corrected by hand.
+      aside = _set_aside(staged)
+      try:
+        record.add(folder, {**row, 'files': files})
+      except BaseException:
+        if (record.row_with(record.read(folder), row['output']) or {}).get('files') != files:
+          for path, old in aside.items():
+            os.replace(old, path)
+        raise
+      for old in aside.values():
+        os.unlink(old)
       for path, part in staged.items():
         with atomic_files.write_errors(path):
           os.replace(part, path)
@@ -156,6 +178,16 @@ def publish(folder: str, row: dict, write: dict[str, Callable[[str], None]], che
       if os.path.lexists(part):
         os.unlink(part)
   return {**row, 'files': files}
+
+
+def _set_aside(paths: Iterable[str]) -> dict[str, str]:
+  """Renames the files that are there; returns path -> where its file is now."""
+  aside = {}
+  for path in paths:
+    if os.path.lexists(path):
+      aside[path] = _hidden(path)
+      os.replace(path, aside[path])
+  return aside
 
 
 def ends_everything(error: BaseException | None, *, writing: bool) -> bool:
@@ -173,12 +205,26 @@ def _made_from(row: dict, scan: Scan) -> bool:
   """Whether the label map of a row was made from a scan as it is now, wherever it lay then."""
   if 'checkpoint' not in row or not (now := stamp(scan)):  # of an older version
     return False
-  if row['stamp'] == now and (scan.files or row['source'] == os.path.abspath(scan.path)):
+  if row['stamp'] == now and row['source'] == os.path.abspath(scan.path):
     return True
-  if scan.files or not os.path.isfile(scan.path):
-    return False
-  with open(scan.path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest() == row['sha256']
+  return _digest(scan) == row['sha256']
+
+
+def _digest(scan: Scan) -> str:
+  """SHA-256 of a scan, as in the record; '' where it cannot be read."""
+  try:
+    if scan.files:
+      return volumes.read_image(scan.path, scan.files).sha256
+    with open(scan.path, 'rb') as file:
+      return hashlib.file_digest(file, 'sha256').hexdigest()
+  except (InputError, OSError):
+    return ''
+
+
+def _hidden(path: str) -> str:
+  folder, name = os.path.split(path)
+  digest = hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:8]
+  return os.path.join(folder, f'.{atomic_files.process_name()}-{digest}.old')
 
 
 def _state(path: str) -> list[int]:

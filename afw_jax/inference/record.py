@@ -67,9 +67,9 @@ def check(folder: str) -> None:
     raise InputError(path, f'lies without the {JSON} that it was made from, and its rows would be lost', _MOVE)
 
 
-def row_of(content: dict, output: str) -> dict | None:
-  """The row of a label map in a record; `output` is its path relative to the folder."""
-  return next((row for row in content['scans'] if row['output'] == output), None)
+def row_with(content: dict, name: str) -> dict | None:
+  """The row of a record that a label map or a file of probabilities belongs to; `name` is its path from the folder."""
+  return next((row for row in content['scans'] if name == row['output'] or name in row.get('files', ())), None)
 
 
 def files_below(folder: str) -> set[str]:

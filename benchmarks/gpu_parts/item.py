@@ -86,9 +86,22 @@ def single(part: str, name: str, function: str, options: Mapping[str, Any], limi
   return Item(part, name, {'ours': Side(function, options, limit_s)}, **more)
 
 
+def successes(records: Mapping[str, dict]) -> dict[str, dict]:
+  """Name of an item -> what its side 'ours' found, where that did not fail."""
+  found = {name: record['sides']['ours'] for name, record in records.items()}
+  return {name: facts for name, facts in found.items() if 'failed' not in facts}
+
+
+def failures(records: Mapping[str, dict]) -> list[list[str]]:
+  """The first cells of a row for each item whose side 'ours' failed."""
+  found = {name: record['sides']['ours'].get('failed') for name, record in records.items()}
+  return [[name, f'failed: {reason}'] for name, reason in found.items() if reason is not None]
+
+
 def markdown(heading: list[str], rows: list[list]) -> list[str]:
-  """The lines of a Markdown table."""
+  """The lines of a Markdown table; rows that are too short end in empty cells."""
   lines = ['| ' + ' | '.join(heading) + ' |', '|---' * len(heading) + '|']
+  rows = [[*row, *[''] * (len(heading) - len(row))] for row in rows]
   return lines + ['| ' + ' | '.join(str(cell).replace('|', '/') for cell in row) + ' |' for row in rows]
 
 

@@ -2,7 +2,7 @@
 
 from gpu_parts import sizes
 from gpu_parts.compiling import FLAGS
-from gpu_parts.item import Item, Work, markdown, single
+from gpu_parts.item import Item, Work, failures, markdown, single, successes
 from gpu_parts.worker import reason
 
 PART, TITLE = 'repeat', 'The same bits again'
@@ -111,21 +111,15 @@ def scatter() -> dict:
 
 
 def table(records: dict[str, dict], facts: dict) -> list[str]:
-  rows = []
-  for name, record in records.items():
-    found = record['sides']['ours']
-    if 'failed' in found:
-      rows.append([name, f'failed: {found["failed"]}'])
-    elif 'digest' in found:
+  rows, both = failures(records), {}
+  for name, found in successes(records).items():
+    if 'digest' in found:
+      both.setdefault(name.rpartition(' ')[0], set()).add(found['digest'])
       rows.append([name, f'{"same bits" if found["same"] else "DIFFERENT BITS"}, {found["digest"]}'])
     elif name == 'mesh':
       rows.append(['mesh of one device: largest difference', ', '.join(f'{k} {v:.1e}' for k, v in found.items())])
     else:
       rows.append([name, ', '.join(f'{k}: {v}' for k, v in found.items())])
-  both = {}
-  for name, record in records.items():
-    if 'digest' in record['sides']['ours']:
-      both.setdefault(name.rpartition(' ')[0], set()).add(record['sides']['ours']['digest'])
   lines = [
     f'- two processes, {name}: {"same" if len(found) == 1 else "DIFFERENT"} bits' for name, found in both.items()
   ]

@@ -7,11 +7,12 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from gpu_parts.compiling import FLAGS
-from gpu_parts.item import Item, Work, markdown, number, single
+from gpu_parts.item import Item, Work, failures, markdown, number, single, successes
 from gpu_parts.worker import BENCHMARKS
 
 PART, TITLE = 'pipeline', 'The training loop'
@@ -33,7 +34,9 @@ def items(work: Work) -> list[Item]:
 
 def folder(dry: bool) -> Path:
   """The folder of scans and runs, beside the cache of compiled programs."""
-  return Path(os.environ.get('AFW_BENCHMARK_SCRATCH', '/tmp/afw_gpu')) / ('dry' if dry else 'full')
+  return Path(os.environ.get('AFW_BENCHMARK_SCRATCH') or Path(tempfile.gettempdir()) / 'afw_gpu') / (
+    'dry' if dry else 'full'
+  )
 
 
 def scans(dry: bool) -> Path:
@@ -83,7 +86,7 @@ def start(command: list[str], log: Path, **environment) -> subprocess.Popen:
 
 def run(command: list[str], log: Path | None = None, **environment) -> float:
   """Runs a command to its end and returns its seconds; RuntimeError with its last line if it fails."""
-  log, begun = log or Path('/tmp') / f'afw_gpu_{os.getpid()}.log', time.perf_counter()
+  log, begun = log or Path(tempfile.gettempdir()) / f'afw_gpu_{os.getpid()}.log', time.perf_counter()
   code = start(command, log, **environment).wait()
   if code:
     lines = [line for line in log.read_text(encoding='utf-8', errors='replace').splitlines() if line.strip()]
@@ -186,12 +189,9 @@ def moved(dry: bool) -> dict:
 
 
 def table(records: dict[str, dict], facts: dict) -> list[str]:
-  rows = []
-  for name, record in records.items():
-    found = record['sides']['ours']
-    if 'failed' in found:
-      rows.append([name, f'failed: {found["failed"]}'])
-    elif 'images_per_s' in found:
+  rows = failures(records)
+  for name, found in successes(records).items():
+    if 'images_per_s' in found:
       wait = found['data_wait_s'] * found['images_per_s'] / found['batch_size']
       text = (
         f'{found["images_per_s"]:.1f} images/s, waited {1e3 * found["data_wait_s"]:.2f} ms a step ({100 * wait:.0f} %)'
@@ -205,6 +205,4 @@ def table(records: dict[str, dict], facts: dict) -> list[str]:
     if 'command_s' in found:
       taken = found['command_s'] if isinstance(found['command_s'], list) else [found['command_s']]
       rows[-1].append(', '.join(number(second) for second in taken))
-    else:
-      rows[-1].append('')
   return markdown(['what', 'result', 'seconds of the commands'], rows)

@@ -5,7 +5,7 @@ import time
 from unittest import mock
 
 from gpu_parts import sizes, speed
-from gpu_parts.item import Item, Ready, Side, Work, markdown, single
+from gpu_parts.item import Item, Ready, Side, Work, failures, markdown, single, successes
 
 PART, TITLE = 'variants', 'Other forms'
 NHWC = '--xla_gpu_force_conv_nhwc=true'
@@ -103,12 +103,9 @@ def depthwise_forms(side: int, batch_size: int) -> dict:
 
 
 def table(records: dict[str, dict], facts: dict) -> list[str]:
-  rows = []
-  for name, record in records.items():
-    found = record['sides']['ours']
-    if 'failed' in found:
-      rows.append([name, f'failed: {found["failed"]}'])
-    elif name == 'depthwise':
+  rows = failures(records)
+  for name, found in successes(records).items():
+    if name == 'depthwise':
       for form, one in found.items():
         text = f'failed: {one["failed"]}' if 'failed' in one else f'{one["ms"]:.3f} ms, {one["temporary_mib"]:.1f} MiB'
         more = '' if 'failed' in one else f', compiled in {one["compile_s"]:.1f} s, differs by {one["difference"]:.0e}'

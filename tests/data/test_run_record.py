@@ -81,3 +81,13 @@ def test_the_part_of_a_case_is_known_by_its_id_and_by_its_scan():
   assert trained_part({**record, 'splits': None}, renamed, 'case_30') is None
   older = {key: value for key, value in record.items() if key != 'scans'}
   assert trained_part(older, renamed, 'case_30') == 'none'
+
+
+def test_a_training_scan_in_the_place_of_a_test_scan_is_recognised():
+  record = record_of(index(), fractions=(2, 1, 1))
+  train, test = record['splits']['train'][0], record['splits']['test'][0]
+  scan = index()['cases'][train]['voxels_sha256']
+  swapped = index(**{test: dict(voxels_sha256=scan)})
+  assert trained_part(record, swapped, test) == 'train'
+  with pytest.raises(InputError, match='is the same scan as'):
+    recorded_selection(swapped, record)

@@ -45,11 +45,11 @@ def test_round_trip(tmp_path):
 
 def test_the_content_of_a_case(tmp_path):
   first = store.content_digest(store.write_case(tmp_path, 'c', ARRAYS, META))
-  renamed = store.write_case(tmp_path, 'other', ARRAYS, {**META, 'source': 'elsewhere', 'source_stamps': 'newer'})
+  renamed = store.write_case(tmp_path, 'other', ARRAYS, {**META, 'source': 'elsewhere', 'geometry': {'qform_code': 2}})
   assert store.content_digest(renamed) == first and store.read_case(tmp_path, 'c', content=first).id == 'c'
   for arrays, meta in (
     ({**ARRAYS, 'label': 1 - ARRAYS['label']}, META),
-    (ARRAYS, {**META, 'geometry': 'shifted'}),
+    (ARRAYS, {**META, 'geometry': {'affine': [1, 2]}}),
     (ARRAYS, {**META, 'spacing_mm': [1, 2, 3]}),
   ):
     store.write_case(tmp_path, 'c', arrays, meta)

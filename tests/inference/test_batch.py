@@ -1,11 +1,13 @@
 """Many scans: broken ones, finished ones, files in the way, and a machine at its end."""
 
 import csv
+import dataclasses
 import errno
 import json
 import os
 import shutil
 
+import dicom_series
 import numpy as np
 import pytest
 from tiny_dataset import geometry, scan
@@ -13,7 +15,7 @@ from tiny_dataset import geometry, scan
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.scans import Scan
 from afw_jax.errors import InputError
-from afw_jax.inference import batch, outputs
+from afw_jax.inference import batch, outputs, record
 
 SHAPE = (2, 8, 8)
 IDS = {'liver': 1, 'prostate/uterus': 4}
@@ -139,6 +141,60 @@ def test_a_missing_or_torn_label_map_is_made_again_and_a_corrected_one_is_kept(s
   assert segmented == ['a', 'b']
   assert (folder / 'a.nii.gz').read_bytes() == before['a'] and (folder / 'b.nii.gz').read_bytes() == before['b']
   assert (volumes.read_label(folder / 'c.nii.gz').array == 4).all()
+
+
+def test_what_was_corrected_by_hand_is_not_replaced_by_other_options_either(scans, folder):
+  run(scans, folder, probabilities=True)
+  volumes.write_label(folder / 'a.nii.gz', np.full(SHAPE, 4, np.uint8), geometry(SHAPE))
+  beside = folder / 'b_probability_liver.nii.gz'
+  volumes.write_image(beside, np.zeros(SHAPE, np.float32), geometry(SHAPE))
+  kept = {path: path.read_bytes() for path in (folder / 'a.nii.gz', beside)}
+  outcome, _ = run(scans, folder, probabilities=True, sha256='y')
+  assert [row['scan'] for row in outcome.rows] == ['c']
+  assert all('was changed after it was made' in error.problem for error in outcome.failed)
+  assert {path: path.read_bytes() for path in kept} == kept
+  outcome, _ = run(scans, folder, probabilities=True, sha256='y', overwrite=True)
+  assert len(outcome.rows) == 3 and (volumes.read_label(folder / 'a.nii.gz').array != 4).any()
+
+
+def test_probabilities_take_the_place_of_no_scan_and_no_file_of_others(scans, folder):
+  (scans / 'b.nii.gz').rename(scans / 'a_probability_liver.nii.gz')
+  before = (scans / 'a_probability_liver.nii.gz').read_bytes()
+  outcome, _ = run(scans, scans, probabilities=True, overwrite=True, names=('a', 'a_probability_liver'))
+  assert outcome.rows == [] and len(outcome.failed) == 2
+  assert (scans / 'a_probability_liver.nii.gz').read_bytes() == before
+  folder.mkdir()
+  volumes.write_image(folder / 'c_probability_liver.nii.gz', np.zeros(SHAPE, np.float32), geometry(SHAPE))
+  outcome, _ = run(scans, folder, probabilities=True, names=('c',))
+  assert 'is there already' in outcome.failed[0].problem
+
+
+def test_a_series_of_another_patient_with_equal_names_sizes_and_times(tmp_path, folder):
+  found = []
+  for n, patient in enumerate(('p1', 'p2')):
+    where = dicom_series.write_series(tmp_path / patient, pixels=dicom_series.RAW + np.uint16(n))
+    for path in where.iterdir():
+      os.utime(path, (1, 1))
+    found.append(Scan('ct', str(where), tuple(sorted(p.name for p in where.iterdir()))))
+  assert outputs.stamp(found[0]) == outputs.stamp(found[1])
+  row = {'checkpoint': {}, 'stamp': outputs.stamp(found[0]), 'source': found[0].path}
+  row['sha256'] = volumes.read_image(found[0].path, found[0].files).sha256
+  moved = dataclasses.replace(found[0], path=str((tmp_path / 'p1').rename(tmp_path / 'moved')))
+  assert outputs._made_from(row, moved) and not outputs._made_from(row, found[1])
+
+
+def test_a_full_disk_while_the_record_is_written_keeps_the_label_maps_of_before(scans, folder, monkeypatch):
+  run(scans, folder)
+  before = {p.name: p.read_bytes() for p in folder.glob('[abc].nii.gz')}
+
+  def full(*arguments):
+    raise InputError('volumes.json', 'cannot be written', 'Free space') from OSError(errno.ENOSPC, 'full')
+
+  monkeypatch.setattr(record, 'add', full)
+  with pytest.raises(InputError, match='volumes.json'):
+    run(scans, folder, sha256='y')
+  assert {p.name: p.read_bytes() for p in folder.glob('[abc].nii.gz')} == before
+  assert not list(folder.glob('.*.old')) and not list(folder.glob('.*.part*'))
 
 
 def test_a_label_map_of_another_scan_or_program_is_not_overwritten(scans, folder, tmp_path):

@@ -3,19 +3,17 @@
 import hashlib
 import io
 import os
-import struct
 import warnings
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pydicom
-from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.errors import InvalidDicomError
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from afw_jax.data.formats.dicom_padding import padding_of
-from afw_jax.data.formats.dicom_series import is_dicom
+from afw_jax.data.formats.dicom_padding import padding_of, without_tissue
+from afw_jax.data.formats.dicom_series import BROKEN, is_dicom
 from afw_jax.data.formats.dicom_slices import Slice, check_alike, grid, padding_fill
 from afw_jax.data.formats.geometry import Geometry, check_shape
 from afw_jax.errors import InputError
@@ -23,20 +21,6 @@ from afw_jax.errors import InputError
 JUNK = ('dicomdir', '.ds_store', 'thumbs.db', 'desktop.ini')  # files that viewers and file managers leave behind
 NEEDED = ('Rows', 'Columns', 'PixelSpacing', 'ImagePositionPatient', 'ImageOrientationPatient', 'PixelData')
 INT16 = np.iinfo(np.int16)
-# exceptions of pydicom and its decoders on damaged or unsupported files
-BROKEN = (
-  ArithmeticError,
-  AttributeError,
-  EOFError,
-  LookupError,
-  NotImplementedError,
-  RuntimeError,
-  TypeError,
-  ValueError,
-  BytesLengthException,
-  struct.error,
-  zlib.error,
-)
 EXPORT = 'Export the series again, uncompressed, one slice per file.'
 
 
@@ -108,6 +92,8 @@ def _read_slice(path: Path) -> Slice:
     position = np.array(ds.ImagePositionPatient, np.float64).reshape(3)
     orientation = np.array(ds.ImageOrientationPatient, np.float64).reshape(2, 3)
     spacing = np.array(ds.PixelSpacing, np.float64).reshape(2)
+    if str(ds.get('Modality')) == 'CT':
+      padding = without_tissue(padding, pixels * slope + intercept)
     series, modality = (str(ds.get(name) or '') for name in ('SeriesInstanceUID', 'Modality'))
   except InputError:
     raise

@@ -7,6 +7,9 @@ C.7.5.1.1.2). Both are compared with pixels as stored, before the rescaling.
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
+
+TISSUE_HU = (-900, 3000)  # lungs to metal
 
 
 def padding_of(ds: Any, pixels: np.ndarray) -> np.ndarray:
@@ -40,6 +43,22 @@ def padding_of(ds: Any, pixels: np.ndarray) -> np.ndarray:
     words -= 2**bits
     padding |= (low <= words) & (words <= high)
   return padding
+
+
+def without_tissue(padding: np.ndarray, hu: np.ndarray) -> np.ndarray:
+  """Padding of a CT slice without what may be measured: values of tissue, where they do not reach its border.
+
+  Some exports keep a padding value of 0 with pixels in HU, where it is water.
+
+  Args:
+    padding: (rows, columns) bool, from `padding_of`.
+    hu: (rows, columns) rescaled intensities.
+  """
+  if not (padding & (hu > TISSUE_HU[0]) & (hu < TISSUE_HU[1])).any():
+    return padding
+  parts, _ = ndimage.label(padding)  # pyright: ignore[reportGeneralTypeIssues]
+  border = np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]])
+  return padding & np.isin(parts, border[border > 0])
 
 
 def _signed(value: int, bits: int, stored: int) -> int:

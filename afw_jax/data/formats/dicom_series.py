@@ -5,8 +5,9 @@ import os
 import re
 import struct
 import warnings
+import zlib
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pydicom
 from pydicom.errors import BytesLengthException, InvalidDicomError
@@ -26,9 +27,10 @@ _TAGS = (
 )
 _NO_SCANS = ('SR', 'SEG', 'RTSTRUCT', 'RTPLAN', 'RTDOSE', 'RTRECORD', 'PR', 'KO', 'REG', 'FID', 'DOC')
 _SECONDARY_CAPTURE = '1.2.840.10008.5.1.4.1.1.7'  # screenshots and sheets of the dose
-_BROKEN = (
+# Exceptions of pydicom and its decoders on damaged or unsupported files.
+BROKEN = (
   ArithmeticError, AttributeError, EOFError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError,
-  BytesLengthException, InvalidDicomError, struct.error,
+  BytesLengthException, InvalidDicomError, struct.error, zlib.error,
 )  # fmt: skip
 
 
@@ -76,7 +78,7 @@ def find_series(folder: str, names: Iterable[str]) -> tuple[list[Series], list[P
   Returns:
     (the series that may be scans; DICOM files that are no scans, and damaged ones; names of all other files).
   """
-  members: dict[tuple[str, bool], list[tuple[str, pydicom.Dataset]]] = {}
+  members: dict[tuple[str, bool], list[tuple[str, dict[str, Any]]]] = {}
   passed, others, torn = [], [], []
   for name in sorted(names):
     path = os.path.join(folder, name)
@@ -114,7 +116,7 @@ def find_series(folder: str, names: Iterable[str]) -> tuple[list[Series], list[P
   )
 
 
-def _header(path: str) -> pydicom.Dataset | None:
+def _header(path: str) -> dict[str, Any] | None:
   """The elements that tell series apart, of a damaged header none; None where the file is not DICOM."""
   try:
     with open(path, 'rb') as file:
@@ -123,14 +125,15 @@ def _header(path: str) -> pydicom.Dataset | None:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')
       header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
-    return header
+      # pydicom decodes an element when it is asked for: a damaged one raises its error here.
+      return {tag: value for tag in _TAGS if (value := header.get(tag)) is not None}
   except OSError:
     return None
-  except _BROKEN:
-    return pydicom.Dataset()
+  except BROKEN:
+    return {}
 
 
-def _not_a_scan(header: pydicom.Dataset) -> str:
+def _not_a_scan(header: dict[str, Any]) -> str:
   modality = str(header.get('Modality') or '')
   if modality in _NO_SCANS or not header.get('Rows'):
     return f'is DICOM without images (modality {modality or "not given"})'
@@ -145,7 +148,7 @@ def _like(name: str, members: list[str]) -> bool:
   return name.lower().endswith(ENDINGS) or ('#' in pattern(name) and pattern(name) in {pattern(m) for m in members})
 
 
-def _labels(first: dict[str, pydicom.Dataset]) -> dict[str, str]:
+def _labels(first: dict[str, dict[str, Any]]) -> dict[str, str]:
   """Series UID -> label, from number and description; '' for a single series."""
   if len(first) == 1:
     return dict.fromkeys(first, '')

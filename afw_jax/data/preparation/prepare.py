@@ -13,7 +13,7 @@ from afw_jax.data.preparation.options import StoreOptions
 from afw_jax.data.preparation.prepare_case import prepare_case
 from afw_jax.data.selection import SelectionOptions, choose, find_leaks
 from afw_jax.data.sets import layouts
-from afw_jax.data.sets.case_files import abbreviate
+from afw_jax.data.sets.case_files import CaseFiles, abbreviate
 from afw_jax.data.sets.lookup import get_spec
 from afw_jax.data.sets.spec import DatasetSpec
 from afw_jax.errors import InputError, InputErrors
@@ -195,12 +195,21 @@ def changes(
     case_ids: the cases to compare.
 
   Raises:
-    InputError, InputErrors: what is wrong with the files of the data set.
+    InputError: a file cannot be read.
   """
-  files = {case.id: case for case in layouts.find_cases(get_spec(options.dataset, os.fspath(root)), root)}
-  found = sources.compare(store_dir, store.read_index(store_dir), files, case_ids)
-  if found.touched and os.access(store_dir, os.W_OK):  # so that they are not read again the next time
-    publish.note_stamps(store_dir, found.touched)
+  index = store.read_index(store_dir)
+  try:
+    files = {case.id: case for case in layouts.find_cases(get_spec(options.dataset, os.fspath(root)), root)}
+  except (InputError, InputErrors) as error:  # of other cases, perhaps
+    _log.warning('%s\nThe prepared cases are compared with the files that they were made from.', error)
+    files = {i: CaseFiles(i, **index['cases'][i]['source']) for i in case_ids}
+    files = {i: case for i, case in files.items() if sources.exist(case)}
+  found = sources.compare(store_dir, index, files, case_ids)
+  if found.touched:
+    try:
+      publish.note_stamps(store_dir, found.touched)
+    except InputError as error:
+      _log.info('files of unchanged content will be read again at the next start: %s', error)
   return found
 
 

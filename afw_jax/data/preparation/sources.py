@@ -50,6 +50,14 @@ def stamps(case: CaseFiles) -> dict[str, str]:
   return _of_files(case, _file_stamp)
 
 
+def exist(case: CaseFiles) -> bool:
+  """Whether the files of a case are there."""
+  try:
+    return bool(stamps(case))
+  except InputError:
+    return False
+
+
 def compare(
   store_dir: str | os.PathLike, index: Mapping, files: Mapping[str, CaseFiles], case_ids: Iterable[str]
 ) -> Changes:

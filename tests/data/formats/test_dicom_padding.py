@@ -50,6 +50,14 @@ def test_ct_padding_is_air(tmp_path, value, padding, options, syntax):
   np.testing.assert_array_equal(v.array[~OUTSIDE], np.where(padding == RAW, -1000, HU)[~OUTSIDE])
 
 
+def test_tissue_inside_the_body_is_no_padding(tmp_path):
+  """A padding value of 0 that an export has kept, though its pixels are HU: 0 is water."""
+  hu = np.where(OUTSIDE, 0, RAW.astype(int) - 1024).astype(np.int16)
+  hu[1, 3, 1:3] = 0  # inside
+  v = volumes.read_image(write_series(tmp_path / 'd', pixels=hu, PixelPaddingValue=0, RescaleIntercept=0))
+  assert (v.array[OUTSIDE] == -1000).all() and (v.array[1, 3, 1:3] == 0).all()
+
+
 TYPES = {'US': 63536, 'SS': -2000, 'SL': -2000, 'FD': -2000.0, 'UN': b'\x30\xf8', 'OW': b'\x30\xf8'}
 
 

@@ -126,7 +126,20 @@ def test_several_series_in_one_folder_and_what_lies_beside_them(tmp_path):
   assert 'one slice' in reasons['one.dcm'] and 'localiser' in reasons['scout.dcm'] and 'SR' in reasons['report.dcm']
 
 
-@pytest.mark.parametrize('damage', [lambda data: b'', lambda data: data[:140], lambda data: data[:-50]])
+def short_rows(data):
+  """Rows of three bytes, which pydicom decodes when they are asked for."""
+  at = data.index(b'\x28\x00\x10\x00US')
+  return data[:at] + b'\x28\x00\x10\x00US\x03\x00\x04\x00\x00' + data[at + 10 :]
+
+
+def unknown_type(data):
+  """A value representation that does not exist."""
+  return data.replace(b'\x08\x00\x60\x00CS', b'\x08\x00\x60\x00ZZ')
+
+
+@pytest.mark.parametrize(
+  'damage', [lambda data: b'', lambda data: data[:140], lambda data: data[:-50], short_rows, unknown_type]
+)
 def test_a_damaged_slice_of_a_series_is_not_left_out(tmp_path, damage):
   names = [f'IM{n}' for n in range(dicom_series.N)]
   folder = dicom_series.write_series(tmp_path / 'in' / 's', names=names)
