@@ -38,22 +38,21 @@ def sync(file: int) -> None:
     os.fsync(file)
 
 
-def sync_folder(path: str | os.PathLike) -> None:
-  """Flushes the names in a folder to the disk, where its file system can do so: many mounts of other systems cannot.
+def sync_folder(path: str | os.PathLike) -> bool:
+  """Flushes the names in a folder to the disk; returns whether its file system can, as many mounts cannot.
 
   Raises:
     OSError: the disk is full or failing, or there is no such folder.
   """
-  folder = None
   with _allowed(_NO_FOLDER_OPEN):
     folder = os.open(path, os.O_RDONLY)
-  if folder is None:
-    return
-  try:
-    with _allowed(_NO_FOLDER_SYNC):
-      os.fsync(folder)
-  finally:
-    os.close(folder)
+    try:
+      with _allowed(_NO_FOLDER_SYNC):
+        os.fsync(folder)
+        return True
+    finally:
+      os.close(folder)
+  return False
 
 
 @contextlib.contextmanager

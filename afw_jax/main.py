@@ -221,6 +221,8 @@ def _stages(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
         scheduler=_SCHEDULER.value and os.path.expanduser(_SCHEDULER.value),
       )
     )
+  else:
+    runtime.on_process_zero(lambda: prepare.wait_for_others(config, workdir, store_dir))
   if mode in ('all', 'train'):
     train.train(config, workdir, store_dir)
   if mode in ('all', 'evaluate'):

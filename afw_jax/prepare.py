@@ -9,9 +9,10 @@ import ml_collections
 from afw_jax.config import build
 from afw_jax.data import store
 from afw_jax.data.preparation import prepare as preparation
+from afw_jax.data.preparation import publish
 from afw_jax.data.preparation.shard import parse_shard
 from afw_jax.data.selection import SelectionOptions, select
-from afw_jax.errors import InputError
+from afw_jax.errors import InputError, InputErrors
 from afw_jax.training import checkpoint
 
 _log = logging.getLogger('afw_jax')
@@ -69,6 +70,21 @@ def prepare(
   )
   if index is not None:  # else other shards are still at work
     _log_selection(index, selected, store_dir)
+
+
+def wait_for_others(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> None:
+  """Waits where the store lacks cases of a run and another process is preparing it; for modes that prepare nothing.
+
+  Args:
+    config: `data` names the cases.
+    workdir: of the run.
+    store_dir: folder of the store.
+  """
+  try:
+    recorded = checkpoint.read_meta(os.path.join(workdir, 'checkpoints', 'last'))
+    build.selection(config, store.read_index(store_dir), recorded)
+  except (InputError, InputErrors):  # which the mode itself reports, unless it is gone then
+    publish.wait_for_others(store_dir)
 
 
 def _log_selection(index: dict, selected: SelectionOptions, store_dir: str) -> None:
