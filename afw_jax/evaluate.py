@@ -22,6 +22,7 @@ from afw_jax.distributed import runtime
 from afw_jax.errors import InputError
 from afw_jax.inference import segmentation
 from afw_jax.report import overlays, runs
+from afw_jax.training import checkpoint
 
 _log = logging.getLogger('afw_jax')
 
@@ -85,6 +86,27 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   runtime.on_process_zero(lambda: _publish(workdir, staging, folders))
 
 
+def can_score(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> bool:
+  """Whether a run that is to be trained has cases to score then; says so where it has not.
+
+  Args:
+    config: `data` and `eval.split`.
+    workdir: of the run; the cases of one that has begun are those of its checkpoints.
+    store_dir: the prepared data.
+
+  Raises:
+    InputError: `eval.split` has no case, but another part has.
+  """
+  index = store.read_index(store_dir)
+  recorded = checkpoint.read_meta(os.path.join(workdir, 'checkpoints', 'last'))
+  splits, wanted = build.selection(config, index, recorded).splits, config.eval.split
+  if wanted in splits and not any(splits[part] for part in {'val', 'test', wanted}):
+    _log.warning('nothing will be scored after training: %s has no validation and no test part here', index['name'])
+    return False
+  choose_split(index['name'], splits, wanted)
+  return True
+
+
 def _selection_of(
   config: ml_collections.ConfigDict, workdir: str, store_dir: str, trained: predict.Trained, index: dict
 ) -> Selection:
@@ -140,9 +162,11 @@ def choose_split(name: str, splits: dict[str, list[str]], wanted: str) -> tuple[
     _log.warning('%s has no test split: the validation split is scored, which also chose the checkpoint', name)
     wanted = 'val'
   if not splits[wanted]:
+    others = [part for part in ('val', 'test') if splits[part]]
     raise InputError(
       'eval.split',
-      f'the split {wanted!r} of {name} has no case',
+      f'the split {wanted!r} of {name} has no case'
+      + (f', but {others[0]!r} has' if others else ', and neither validation nor test part has any: nothing to score'),
       'Choose another with --config.eval.split, or give it a share with data.fractions.',
     )
   return wanted, splits[wanted]

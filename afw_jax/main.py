@@ -223,9 +223,12 @@ def _stages(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
     )
   else:
     runtime.on_process_zero(lambda: prepare.wait_for_others(config, workdir, store_dir))
+  scored = mode == 'evaluate'
+  if mode == 'all':  # said before the long work
+    scored = runtime.from_process_zero(lambda: evaluate.can_score(config, workdir, store_dir))
   if mode in ('all', 'train'):
     train.train(config, workdir, store_dir)
-  if mode in ('all', 'evaluate'):
+  if scored:
     evaluate.evaluate(config, workdir, store_dir)
     runtime.on_process_zero(lambda: _report(workdir))
 

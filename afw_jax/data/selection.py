@@ -19,6 +19,7 @@ _WITHOUT = {
   'val': 'the last checkpoint is used, since none can be chosen as the best',
   'test': 'scores can only be computed on the validation cases',
 }
+_WITHOUT_BOTH = 'no val and no test part: the last checkpoint is used, and nothing can be scored'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +112,10 @@ def choose(listing: Mapping, options: SelectionOptions) -> Choice:
     options.seed,
     resplit_train=options.fractions is not None,
   )
-  notes += [f'no {part} part: {consequence}' for part, consequence in _WITHOUT.items() if not splits[part]]
+  without = {part: f'no {part} part: {consequence}' for part, consequence in _WITHOUT.items() if not splits[part]}
+  if {'val', 'test'} <= without.keys():
+    without = {key: note for key, note in without.items() if key == 'train'} | {'both': _WITHOUT_BOTH}
+  notes += without.values()
   return Choice(splits, window, excluded, notes)
 
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from afw_jax.losses import afw_dice_terms
-from afw_jax.report.style import colour, new_figure, save
+from afw_jax.report.style import COLOURS, colour, legend_beside, new_figure, plain, save
 
 _GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_MARKERS = (None, 's', '^', 'D')
 _DASHES = ('-', (0, (5, 1.5)), (0, (1.5, 1.2)))
 
 
@@ -42,16 +43,15 @@ def curves(path: str, records: Iterable[dict]) -> str:
   organs = _names(records, prefix)
   for i, organ in enumerate(organs):
     steps, dsc = _series(records, prefix + organ)
-    right.plot(
-      steps, dsc, color=colour(i + 1), linestyle=_dash(i), marker='o', markersize=2.5, linewidth=1.5, label=organ
-    )
+    line = {'marker': 'o', 'markersize': 2.5} | _line(i)
+    right.plot(steps, dsc, linewidth=1.5, label=plain(organ), **line)
   steps, dsc = _series(records, 'val/dsc')
   if len(dsc):
     right.plot(steps, dsc, color='black', linewidth=2.6, marker='o', markersize=3.5, label='mean')
     if not np.isnan(dsc).all():
       best = int(np.nanargmax(dsc))
       title += f' (best mean {dsc[best]:.3f}, step {steps[best]})'
-    right.legend(loc='center left', bbox_to_anchor=(1.01, 0.5), frameon=False)
+    legend_beside(right)
     right.set_ylim(-0.02, 1.05)
   _dress(right, title, 'DSC', empty=not len(dsc))
   return save(figure, path)
@@ -76,13 +76,14 @@ def learned_weights(path: str, records: Iterable[dict]) -> str:
   for name in classes:
     steps, weight = _series(records, f'weight/{name}')
     i = organs.index(name) if name in organs else -1
-    style = {'color': colour(i + 1), 'linestyle': _dash(i) if i >= 0 else (0, (6, 2)), 'linewidth': 1.8}
+    style = {**_line(i), 'markevery': 0.1} if i >= 0 else {'color': colour(0), 'linestyle': (0, (6, 2))}
     known = weight[~np.isnan(weight)]
-    axes.plot(steps, weight, label=f'{name} ({known[-1]:.2f})' if len(known) else name, **style)
+    label = plain(name) + (f' ({known[-1]:.2f})' if len(known) else '')
+    axes.plot(steps, weight, label=label, linewidth=1.8, **style)
     low, high = min(low, np.nanmin(weight, initial=1)), max(high, np.nanmax(weight, initial=1))
   axes.axhline(1, color='#b0b0b0', linewidth=0.8, zorder=0)
   if classes:
-    axes.legend(loc='center left', bbox_to_anchor=(1.01, 0.5), frameon=False, title='class (last value)')
+    legend_beside(axes, title='class (last value)')
   if low > 0 and high / low > 20:
     axes.set_yscale('log')
   _dress(axes, 'Learned class weights', r'$w_c = 1/\sigma_c^2$', empty=not classes)
@@ -103,7 +104,7 @@ def gamma_figure(path: str, *, gammas: Iterable[float] = _GAMMAS) -> str:
   axes = figure.subplots()
   for i, gamma in enumerate(gammas):
     dice, loss = focused_loss(gamma)
-    axes.plot(dice, loss, color=colour(i + 1), linestyle=_dash(i), linewidth=2.2, label=rf'$\gamma$ = {gamma:g}')
+    axes.plot(dice, loss, **_line(i), linewidth=2.2, label=rf'$\gamma$ = {gamma:g}')
   axes.legend(frameon=False, loc='lower left')
   axes.set_xlim(0, 1.005)
   axes.set_ylim(0, 1.04)
@@ -156,8 +157,11 @@ def _names(records: list[dict], prefix: str) -> list[str]:
   return list(dict.fromkeys(key.removeprefix(prefix) for r in records for key in r if key.startswith(prefix)))
 
 
-def _dash(i: int) -> str | tuple:
-  return _DASHES[i % len(_DASHES)]
+def _line(i: int) -> dict:
+  """Colour and dashes of line i, which repeat after 39 lines: those after them also have markers."""
+  marker = _MARKERS[i // (len(_DASHES) * len(COLOURS)) % len(_MARKERS)]
+  line = {'color': colour(i + 1), 'linestyle': _DASHES[i % len(_DASHES)]}
+  return line | ({'marker': marker, 'markersize': 4.5} if marker else {})
 
 
 def _dress(axes, title: str, ylabel: str, *, xlabel: str = 'step', empty: bool = False) -> None:

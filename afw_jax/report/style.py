@@ -12,6 +12,8 @@ COLOURS = (
   '#df9fff', '#9f4080', '#bfbf60', '#df40ff', '#008020', '#bf809f',
 )  # fmt: skip
 DPI = 130
+_LONGEST_COLUMN = 36  # entries of a legend
+_MARGIN, _USUAL_LEGEND = 0.3, 1.7  # inches: above and below a legend; the width that figures have room for
 
 
 def colour(index: int) -> str:
@@ -47,6 +49,30 @@ def legend_patch(index: int, label: str):
   from matplotlib.patches import Patch
 
   return Patch(facecolor=colour(index), edgecolor='black', linewidth=0.5, label=label)
+
+
+def plain(text: str, longest: int = 40) -> str:
+  """A name as matplotlib shows it letter by letter: no formula, never hidden, its middle left out where it is long."""
+  if len(text) > longest:
+    text = f'{text[: longest - 15]}…{text[-14:]}'
+  return (' ' if text.startswith('_') else '') + text.replace('$', r'\$')
+
+
+def legend_beside(axes, *, title: str | None = None) -> None:
+  """Puts the legend of `axes` to its right, in as many columns as it needs, and makes the figure large enough for it.
+
+  The plot keeps its size. `axes` are the rightmost of their figure.
+  """
+  figure = axes.figure
+  width, height = figure.get_size_inches()
+  options = {'loc': 'center left', 'bbox_to_anchor': (1.01, 0.5), 'frameon': False, 'title': title}
+  size = lambda legend: legend.get_window_extent(figure.canvas.get_renderer()).size / figure.dpi
+  legend = axes.legend(**options)
+  if size(legend)[1] > height - _MARGIN:
+    entries = len(legend.get_texts())
+    legend = axes.legend(**options, ncols=max(2, -(-entries // _LONGEST_COLUMN)), columnspacing=1.0)
+  wide, high = size(legend)
+  figure.set_size_inches(width + max(0, wide - _USUAL_LEGEND), max(height, high + _MARGIN))
 
 
 def black_outline() -> list:
