@@ -34,8 +34,11 @@ def sync(file: int) -> None:
   Raises:
     OSError: the disk is full or failing.
   """
-  with _allowed(_NO_SYNC):
+  try:
     os.fsync(file)
+  except OSError as error:
+    if error.errno not in _NO_SYNC:
+      raise
 
 
 def sync_folder(path: str | os.PathLike) -> bool:
@@ -44,24 +47,21 @@ def sync_folder(path: str | os.PathLike) -> bool:
   Raises:
     OSError: the disk is full or failing, or there is no such folder.
   """
-  with _allowed(_NO_FOLDER_OPEN):
-    folder = os.open(path, os.O_RDONLY)
-    try:
-      with _allowed(_NO_FOLDER_SYNC):
-        os.fsync(folder)
-        return True
-    finally:
-      os.close(folder)
-  return False
-
-
-@contextlib.contextmanager
-def _allowed(codes: tuple[int, ...]) -> Iterator[None]:
   try:
-    yield
+    folder = os.open(path, os.O_RDONLY)
   except OSError as error:
-    if error.errno not in codes:
+    if error.errno not in _NO_FOLDER_OPEN:
       raise
+    return False
+  try:
+    os.fsync(folder)
+  except OSError as error:
+    if error.errno not in _NO_FOLDER_SYNC:
+      raise
+    return False
+  finally:
+    os.close(folder)
+  return True
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import time
 
 import ml_collections
 
@@ -16,6 +17,8 @@ from afw_jax.errors import InputError, InputErrors
 from afw_jax.training import checkpoint
 
 _log = logging.getLogger('afw_jax')
+
+_SUCCESSION_S = 1  # for another process that waits, too, and goes on preparing where one was killed
 
 
 def prepare(
@@ -80,11 +83,15 @@ def wait_for_others(config: ml_collections.ConfigDict, workdir: str, store_dir: 
     workdir: of the run.
     store_dir: folder of the store.
   """
-  try:
-    recorded = checkpoint.read_meta(os.path.join(workdir, 'checkpoints', 'last'))
-    build.selection(config, store.read_index(store_dir), recorded)
-  except (InputError, InputErrors):  # which the mode itself reports, unless it is gone then
-    publish.wait_for_others(store_dir)
+  while True:
+    try:
+      recorded = checkpoint.read_meta(os.path.join(workdir, 'checkpoints', 'last'))
+      build.selection(config, store.read_index(store_dir), recorded)
+      return
+    except (InputError, InputErrors):  # the mode itself reports what is still wrong when nobody prepares
+      if not publish.wait_for_others(store_dir):
+        return
+    time.sleep(_SUCCESSION_S)
 
 
 def _log_selection(index: dict, selected: SelectionOptions, store_dir: str) -> None:
