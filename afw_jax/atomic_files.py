@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from afw_jax.errors import InputError
+from afw_jax.file_names import temporary_name
 
 _CURES = {
   errno.ENOSPC: 'Free some disk space and run the same command again: finished work is kept',
@@ -92,7 +93,7 @@ def replace_atomically(path: str | os.PathLike, *, newline: str | None = None) -
     InputError: the disk is full, or the folder cannot be written.
   """
   path = os.path.abspath(path)
-  temporary = f'{path}.{process_name()}.tmp'
+  temporary = temporary_name(path, process_name())
   with write_errors(path):
     os.makedirs(os.path.dirname(path), exist_ok=True)
     try:
@@ -143,7 +144,7 @@ def read_json(path: str | os.PathLike, *, missing: str = 'does not exist', cure:
   """Reads a JSON object.
 
   Args:
-    path: of the file; UTF-8, with or without a byte order mark.
+    path: of the file; UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
     missing: what is wrong where there is no such file.
     cure: what to do then, or where the file is damaged.
 
@@ -151,13 +152,15 @@ def read_json(path: str | os.PathLike, *, missing: str = 'does not exist', cure:
     InputError: no such file, no permission, not JSON, or not an object.
   """
   try:
-    with open(path, encoding='utf-8-sig') as file:
-      value = json.load(file)
+    with open(path, 'rb') as file:
+      value = json.loads(file.read())
   except (FileNotFoundError, NotADirectoryError) as error:
     raise InputError(path, missing, cure) from error
   except OSError as error:
     raise InputError(path, f'cannot be read ({error.strerror or error})', 'Check its permissions') from error
-  except (UnicodeDecodeError, json.JSONDecodeError) as error:
+  except UnicodeDecodeError as error:
+    raise InputError(path, f'is damaged, or not written in UTF-8 ({error})', cure) from error
+  except (json.JSONDecodeError, RecursionError) as error:
     raise InputError(path, f'is damaged ({error})', cure) from error
   if not isinstance(value, dict):
     raise InputError(path, 'is not a JSON object', cure)

@@ -6,6 +6,9 @@ import textwrap
 
 from afw_jax.config import defaults, shipped
 from afw_jax.errors import InputError
+from afw_jax.inference import batch
+
+_LISTED = 10  # files that are passed over for one reason and named on the terminal
 
 HELP = """\
 afw-jax: abdominal organ segmentation with the Asymmetric Focal Weighted Dice loss
@@ -25,6 +28,7 @@ modes, each with an example
   predict    label maps of new scans: a NIfTI file, a DICOM series folder, or a folder of either
              afw-jax --mode=predict --workdir=runs/synapse --input=scan.nii.gz --output=labels.nii.gz
              options: --checkpoint=last --largest_component --probabilities --mirror_axes=0,1 --overlap=0.7
+                      --overwrite (make again what is there) --strict (exit code 2 if a file was passed over)
   convert    a run from PyTorch weights of a reference implementation
              afw-jax --mode=convert --config=synapse --input=weights.pth --workdir=runs/converted
   plan       memory and communication of a training step, compiled without the hardware
@@ -79,6 +83,27 @@ def _joined(arguments: list[str]) -> list[str]:
         next(rest), next(following)
     tokens.append(token)
   return tokens
+
+
+def prediction_text(outcome: batch.Outcome) -> str:
+  """What --mode=predict prints at its end: organ volumes, where the label maps are, and what was passed over."""
+  lines = []
+  if outcome.rows:
+    organs = list(outcome.rows[0]['volume_ml'])
+    lines += ['', 'Organ volumes, mL', ''.join(f'{name:>14}' for name in ('scan', *organs))]
+    for row in outcome.rows:
+      lines.append(f'{row["scan"][-14:]:>14}' + ''.join(f'{row["volume_ml"][organ]:14.1f}' for organ in organs))
+    more = f' and {len(outcome.rows) - 1} more' if len(outcome.rows) > 1 else ''
+    lines += ['', f'Label maps: {outcome.rows[0]["output"]}{more}']
+  by_reason: dict[str, list[str]] = {}
+  for path, reason in outcome.passed_over:
+    by_reason.setdefault(reason, []).append(path)
+  if by_reason:
+    lines += ['', f'Passed over ({len(outcome.passed_over)}, all of them in volumes.json):']
+  for reason, paths in by_reason.items():
+    lines += [f'  {path}: {reason}' for path in paths[:_LISTED]]
+    lines += [f'  and {len(paths) - _LISTED} more: {reason}'] if len(paths) > _LISTED else []
+  return '\n'.join(lines)
 
 
 def _wrapped(words: list[str], indent: int) -> str:

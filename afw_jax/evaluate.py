@@ -5,24 +5,22 @@ import logging
 import math
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Sequence
 
 import ml_collections
 import numpy as np
-import tqdm
 
-from afw_jax import atomic_files, metrics, predict, preprocess
+from afw_jax import atomic_files, metrics, predict, preprocess, terminal
 from afw_jax.config import build
-from afw_jax.data import resample, store
+from afw_jax.data import resample, run_record, store
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.geometry import Geometry
-from afw_jax.data.selection import Selection, data_record, record_differences
+from afw_jax.data.selection import Selection, scored_split
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError
+from afw_jax.file_names import file_name
 from afw_jax.inference import segmentation
-from afw_jax.report import overlays, runs
-from afw_jax.training import checkpoint
+from afw_jax.report import overlays, runs, style
 
 _log = logging.getLogger('afw_jax')
 
@@ -50,7 +48,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   index = runtime.from_process_zero(lambda: store.read_index(store_dir))
   selection = _selection_of(config, workdir, store_dir, trained, index)
   split, case_ids = choose_split(index['name'], selection.splits, options.split)
-  used = {case_id: runs.training_split(trained.meta['data'].get('splits'), case_id) for case_id in case_ids}
+  used = {case_id: run_record.trained_part(trained.meta['data'], index, case_id) for case_id in case_ids}
   runs.check_unseen(workdir, split, used)
   _log.info('evaluating %d cases of split %s with checkpoint step %d', len(case_ids), split, trained.meta['step'])
   staging = os.path.join(workdir, '.evaluating')
@@ -59,21 +57,22 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   runtime.check_shared(folders['pictures'])
 
   mean_dsc = {}
-  for case_id in tqdm.tqdm(
+  for case_id in terminal.progress_bar(
     runtime.local_items(case_ids),
     desc='evaluate',
     unit='case',
     disable=runtime.process_index() > 0,
-    mininterval=0.1 if sys.stderr.isatty() else 30,
+    mininterval=0.1 if terminal.is_interactive() else 30,
   ):
-    case = store.read_case(store_dir, case_id, verify=True)
+    case = store.read_case(store_dir, case_id, verify=True, content=selection.contents[case_id])
     labels = label_case(trained, case, selection.windows[case_id], options)
-    record = score_case(trained, case, labels, options)
+    scored = score_case(trained, case, labels, options)
     geometry = Geometry.from_json(case.meta['geometry'])
-    volumes.write_label(os.path.join(folders['predictions'], f'{case_id}.nii.gz'), trained.file_ids(labels), geometry)
-    record |= {'split': split, 'training_split': used[case_id]}
-    atomic_files.write_json(os.path.join(folders['cases'], f'{case_id}.json'), record)
-    counted = [s['dsc'] for s in record['scores'].values() if not math.isnan(s['dsc'])]
+    name = file_name(case_id)
+    volumes.write_label(os.path.join(folders['predictions'], f'{name}.nii.gz'), trained.file_ids(labels), geometry)
+    scored |= {'split': split, 'training_split': used[case_id]}
+    atomic_files.write_json(os.path.join(folders['cases'], f'{name}.json'), scored)
+    counted = [s['dsc'] for s in scored['scores'].values() if not math.isnan(s['dsc'])]
     mean_dsc[case_id] = float(np.mean(counted)) if counted else math.nan
 
   if importlib.util.find_spec('matplotlib'):
@@ -84,27 +83,6 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
     _log.warning('no pictures: matplotlib is not installed (pip install ".[viz]")')
   runtime.barrier()
   runtime.on_process_zero(lambda: _publish(workdir, staging, folders))
-
-
-def can_score(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> bool:
-  """Whether a run that is to be trained has cases to score then; says so where it has not.
-
-  Args:
-    config: `data` and `eval.split`.
-    workdir: of the run; the cases of one that has begun are those of its checkpoints.
-    store_dir: the prepared data.
-
-  Raises:
-    InputError: `eval.split` has no case, but another part has.
-  """
-  index = store.read_index(store_dir)
-  recorded = checkpoint.read_meta(os.path.join(workdir, 'checkpoints', 'last'))
-  splits, wanted = build.selection(config, index, recorded).splits, config.eval.split
-  if wanted in splits and not any(splits[part] for part in {'val', 'test', wanted}):
-    _log.warning('nothing will be scored after training: %s has no validation and no test part here', index['name'])
-    return False
-  choose_split(index['name'], splits, wanted)
-  return True
 
 
 def _selection_of(
@@ -122,7 +100,7 @@ def _selection_of(
       'Evaluate on the data set that it was trained for.',
     )
   selection = build.selection(config, index, trained.meta)
-  if record_differences(trained.meta['data'], data_record(index, selection), ['options']):
+  if run_record.differences(trained.meta['data'], run_record.data_record(index, selection), ['options']):
     raise InputError(
       store_dir,
       'was prepared with other options than the data this network was trained on (grid, window or labels)',
@@ -158,18 +136,16 @@ def choose_split(name: str, splits: dict[str, list[str]], wanted: str) -> tuple[
   """
   if wanted not in splits:
     raise InputError('eval.split', f'{wanted!r} is not a valid split', f'Use one of {sorted(splits)}.')
-  if wanted == 'test' and not splits['test'] and splits['val']:
-    _log.warning('%s has no test split: the validation split is scored, which also chose the checkpoint', name)
-    wanted = 'val'
-  if not splits[wanted]:
-    others = [part for part in ('val', 'test') if splits[part]]
+  split = scored_split(splits, wanted)
+  if split is None:
     raise InputError(
       'eval.split',
-      f'the split {wanted!r} of {name} has no case'
-      + (f', but {others[0]!r} has' if others else ', and neither validation nor test part has any: nothing to score'),
+      f'the split {wanted!r} of {name} has no case',
       'Choose another with --config.eval.split, or give it a share with data.fractions.',
     )
-  return wanted, splits[wanted]
+  if split != wanted:
+    _log.warning('%s has no test split: the validation split is scored, which also chose the checkpoint', name)
+  return split, splits[split]
 
 
 def label_case(
@@ -225,10 +201,10 @@ def _draw(
   ranked = sorted(mean_dsc, key=lambda case_id: (math.isnan(mean_dsc[case_id]), mean_dsc[case_id]))
   chosen = {ranked[round(i)]: None for i in np.linspace(0, len(ranked) - 1, min(options.num_pictures, len(ranked)))}
   for case_id in runtime.local_items(list(chosen)):
-    case = store.read_case(store_dir, case_id)
+    case = store.read_case(store_dir, case_id, content=selection.contents[case_id])
     window = selection.windows[case_id]
     labels = label_case(trained, case, window, options)
-    draw_case(os.path.join(folder, f'{case_id}.png'), trained, case, window, labels, mean_dsc[case_id])
+    draw_case(os.path.join(folder, f'{file_name(case_id)}.png'), trained, case, window, labels, mean_dsc[case_id])
 
 
 def draw_case(
@@ -244,6 +220,6 @@ def draw_case(
       'prediction': resample.to_working(labels, resample.Resampling.from_json(case.meta['resampling']), 0),
     },
     trained.organs,
-    title=f'{case.id}   mean DSC {dsc:.3f}',
+    title=f'{style.label(case.id)}   mean DSC {dsc:.3f}',
     spacing_mm=tuple(case.meta['spacing_mm']),
   )

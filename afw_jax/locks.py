@@ -47,12 +47,13 @@ def locked(
     InputError: the file cannot be written, or the lock was not free in time.
   """
   path = os.fspath(path)
-  with write_errors(os.path.dirname(path)):
+  with write_errors(os.path.dirname(path) or '.'):
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+  with write_errors(path):
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
   try:
     held = _acquire(file, path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, patience_s, cure, waiting)
-    with write_errors(os.path.dirname(path)):
+    with write_errors(path):
       os.ftruncate(file, 0)
       os.pwrite(file, f'{process_name()}, since {time.strftime("%Y-%m-%d %H:%M:%S")}'.encode(), 0)
     yield held
@@ -81,8 +82,7 @@ def _acquire(file: int, path: str, kind: int, patience_s: float, cure: str, wait
       waiting(holder)
       waiting = None
     time.sleep(pause_s)
-    if math.isinf(patience_s):
-      pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
+    pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
 
 
 @functools.cache  # once for each folder

@@ -9,9 +9,11 @@ import logging
 import os
 import sys
 
+from afw_jax import terminal
 from afw_jax.distributed import xla_flags
 from afw_jax.errors import InputError, InputErrors
 
+terminal.open_missing_streams()
 # Before jax is imported: it reads these variables then.
 try:
   xla_flags.check_device_count()
@@ -29,6 +31,7 @@ from ml_collections import config_flags  # noqa: E402
 from afw_jax import atomic_files, command_line, evaluate, import_run, predict, prepare, train  # noqa: E402
 from afw_jax import workdir as run_folder  # noqa: E402
 from afw_jax.config.check import check_config  # noqa: E402
+from afw_jax.data.selection import scored_split  # noqa: E402
 from afw_jax.distributed import launchers, runtime  # noqa: E402
 from afw_jax.planning import plan  # noqa: E402
 from afw_jax.report import comparison, report  # noqa: E402
@@ -71,6 +74,10 @@ _DEVICES = flags.DEFINE_string(
   'devices', '', 'plan: numbers of devices, or meshes data x spatial: 1,8,4x2. Default: 1 to 16.'
 )
 _MEMORY = flags.DEFINE_float('memory_gib', None, 'plan: memory of one device, where it differs from the usual one.')
+_STRICT = flags.DEFINE_bool('strict', False, 'predict: exit code 2 also where files were passed over as no scans.')
+_OVERWRITE = flags.DEFINE_bool(
+  'overwrite', False, 'predict: make label maps again that are there, and replace files of others.'
+)
 _SHARD = flags.DEFINE_string(
   'shard', '', 'prepare: i/n, from 0: prepare every n-th case from the i-th on. Default: by the SLURM array task.'
 )
@@ -222,13 +229,13 @@ def _stages(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
       )
     )
   else:
-    runtime.on_process_zero(lambda: prepare.wait_for_others(config, workdir, store_dir))
-  scored = mode == 'evaluate'
-  if mode == 'all':  # said before the long work
-    scored = runtime.from_process_zero(lambda: evaluate.can_score(config, workdir, store_dir))
+    runtime.on_process_zero(lambda: prepare.check_current(config, workdir, store_dir))
   if mode in ('all', 'train'):
-    train.train(config, workdir, store_dir)
-  if scored:
+    splits = train.train(config, workdir, store_dir)
+    if mode == 'all' and scored_split(splits, config.eval.split) is None:
+      print(f'Trained: {workdir}. The split {config.eval.split!r} has no case, so there are no scores and no report.')
+      return
+  if mode in ('all', 'evaluate'):
     evaluate.evaluate(config, workdir, store_dir)
     runtime.on_process_zero(lambda: _report(workdir))
 
@@ -253,7 +260,7 @@ def _compare(workdirs: str) -> None:
 
 
 def _predict(workdir: str) -> None:
-  rows = predict.predict(
+  outcome = predict.predict_all(
     workdir,
     _path(_INPUT, 'Give a scan (.nii, .nii.gz), a DICOM series folder, or a folder of scans.'),
     _path(_OUTPUT, 'Give a folder for the label maps, or a .nii.gz file for one scan.'),
@@ -262,14 +269,19 @@ def _predict(workdir: str) -> None:
     largest_component=_LARGEST.value,
     save_probabilities=_PROBABILITIES.value,
     overlap=_OVERLAP.value,
+    overwrite=_OVERWRITE.value,
   )
-  if runtime.process_index():
-    return
-  organs = list(rows[0]['volume_ml'])
-  print('\nOrgan volumes, mL\n' + ''.join(f'{name:>14}' for name in ('scan', *organs)))
-  for row in rows:
-    print(f'{row["scan"][-14:]:>14}' + ''.join(f'{row["volume_ml"][organ]:14.1f}' for organ in organs))
-  print(f'\nLabel maps: {rows[0]["output"]}' + (f' and {len(rows) - 1} more' if len(rows) > 1 else ''))
+  if runtime.process_index() == 0:
+    print(command_line.prediction_text(outcome))
+  failed = list(outcome.failed)
+  if _STRICT.value and outcome.passed_over:
+    cure = 'Move these files away, or predict without --strict.'
+    failed.append(InputError('--strict', f'{len(outcome.passed_over)} files or folders were passed over', cure))
+  if failed:
+    runtime.barrier()
+    if runtime.process_index():
+      os._exit(2)  # process 0 says what failed
+    raise failed[0] if len(failed) == 1 else InputErrors(failed)
 
 
 if __name__ == '__main__':

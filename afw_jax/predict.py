@@ -1,24 +1,25 @@
 """Prediction: label maps of new scans (NIfTI files, DICOM series, or folders of them) by the network of a run."""
 
-import csv
 import dataclasses
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
-from afw_jax import atomic_files, models
+from afw_jax import models
 from afw_jax.data import working_grid
 from afw_jax.data.formats import scans as scan_files
 from afw_jax.data.formats import volumes
+from afw_jax.data.formats.dicom_series import PassedOver
+from afw_jax.data.formats.scans import Scan
+from afw_jax.data.padding import without_padding
+from afw_jax.data.sets.spec import holds_hu
 from afw_jax.data.sets.window import scan_window
 from afw_jax.distributed import runtime, sharding
-from afw_jax.errors import InputError
-from afw_jax.inference import forward, segmentation
+from afw_jax.errors import InputError, InputErrors
+from afw_jax.inference import batch, forward, outputs, record, segmentation
 from afw_jax.training import checkpoint
 
 
@@ -52,14 +53,12 @@ class Trained:
     return tuple(self.meta['model']['input_size'])
 
   def file_ids(self, labels: np.ndarray) -> np.ndarray:
-    """Class ids -> the ids in the label files of the data set, uint8 of the same shape."""
-    table = np.zeros(len(self.organs) + 1, np.uint8)
-    for organ, c in self.labels.items():
-      table[c] = self.meta['data']['output_ids'][organ]
-    return table[labels]
+    """Class ids -> the ids in the label files of the data set; uint8 of the same shape, uint16 if one exceeds 255."""
+    ids = [0, *(self.meta['data']['output_ids'][organ] for organ in self.organs)]
+    return np.array(ids, np.min_scalar_type(max(ids)))[labels]
 
 
-def load(workdir: str, *, which: str = 'best', mirror_axes: Sequence[int] = ()) -> Trained:
+def load(workdir: str | os.PathLike, *, which: str = 'best', mirror_axes: Sequence[int] = ()) -> Trained:
   """Loads the network of a trained run onto all devices of this process.
 
   Args:
@@ -122,6 +121,8 @@ def predict_volume(
   """
   config = trained.meta['config']['eval']
   data = trained.meta['data']
+  in_hu = holds_hu(data['options']['modality'], data['options']['source'])
+  scan = dataclasses.replace(scan, array=without_padding(scan.array, in_hu=in_hu))
   resampling, image = working_grid.to_working_grid(scan, data['options'])
   options = segmentation.Options(
     trained.input_size,
@@ -141,9 +142,24 @@ def predict_volume(
 
 
 def predict(
-  workdir: str,
-  input_path: str,
-  output: str,
+  workdir: str | os.PathLike, input_path: str | os.PathLike, output: str | os.PathLike, **options: Any
+) -> list[dict]:
+  """Segments one scan or a folder of scans, as `predict_all`, and returns the rows of all of them.
+
+  Raises:
+    InputError, InputErrors: as `predict_all`, and where scans could not be segmented; the label maps of the others are
+      there.
+  """
+  outcome = predict_all(workdir, input_path, output, **options)
+  if outcome.failed:
+    raise outcome.failed[0] if len(outcome.failed) == 1 else InputErrors(outcome.failed)
+  return outcome.rows
+
+
+def predict_all(
+  workdir: str | os.PathLike,
+  input_path: str | os.PathLike,
+  output: str | os.PathLike,
   *,
   which: str = 'best',
   mirror_axes: Sequence[int] = (),
@@ -151,83 +167,69 @@ def predict(
   save_probabilities: bool = False,
   batch_size: int | None = None,
   overlap: float | None = None,
-) -> list[dict]:
+  overwrite: bool = False,
+) -> batch.Outcome:
   """Segments one scan or a folder of scans; of several processes each takes a part of them.
+
+  A scan that cannot be segmented does not end the others. A label map that was made before, from the same scan by the
+  same checkpoint with the same options, is not made again.
 
   Args:
     workdir: of the trained run; window, grid and organ names come from its checkpoint.
-    input_path: .nii or .nii.gz file, folder of a DICOM series, or a folder of either.
-    output: a folder, or a .nii.gz file where the input is one scan.
+    input_path: a file with one scan, or a folder, with files and DICOM series at any depth.
+    output: a folder, or a .nii.gz file where the input is one scan. Tables of all label maps in the folder are
+      volumes.csv and volumes.json; the latter also names what failed and what was passed over.
     which, mirror_axes, largest_component, batch_size, overlap: as in `load` and `predict_volume`.
     save_probabilities: also write <scan>_probability_<organ>.nii.gz.
+    overwrite: make every label map again, also in place of files that were not made from this scan.
 
   Returns:
-    One {'scan':, 'output':, 'volume_ml': {organ: mL}} per scan; the same table is written as volumes.csv and
-    volumes.json. Every process returns all of them.
+    What became of the scans, in every process of all of them.
 
   Raises:
-    InputError: no scan was found, or one cannot be read; the predictions made before it are kept.
+    InputError: no scan was found, `output` cannot be used, the network cannot be loaded, or the machine is at its end
+      (disk, memory). What was predicted before is kept, and the same call goes on from there.
   """
   workdir, input_path, output = (os.path.expanduser(path) for path in (workdir, input_path, output))
-  scans = scan_files.find_scans(input_path)
-  to_file = output.endswith(('.nii', '.nii.gz'))
+  folder, to_file = outputs.destination(output)
+  scans, passed_over = _find(input_path)
   if to_file and len(scans) > 1:
     raise InputError(output, f'{len(scans)} scans cannot go into one file', 'Give a folder as --output.')
+  record.check(folder)
   trained = load(workdir, which=which, mirror_axes=mirror_axes)
-  folder = os.path.dirname(os.path.abspath(output)) if to_file else output
-  with atomic_files.write_errors(folder):
-    os.makedirs(folder, exist_ok=True)
-  if runtime.process_count() > 1:
-    runtime.on_process_zero(lambda: _write_volumes(folder, [], trained.organs))
-    runtime.check_same('--output', os.path.abspath(folder))
-    runtime.check_shared(os.path.join(folder, 'volumes.json'))
-  rows = []
-  for name, path in tqdm.tqdm(
-    runtime.local_items(list(scans.items())),
-    desc='predict',
-    unit='scan',
-    disable=runtime.process_index() > 0 or (len(scans) == 1 and not sys.stderr.isatty()),
-  ):
-    target = output if to_file else os.path.join(folder, f'{name}.nii.gz')
-    volume_ml = _predict_file(
+  overlap = trained.meta['config']['eval'].get('overlap', 0.5) if overlap is None else overlap
+  used = {'step': trained.meta['step'], 'sha256': checkpoint.digest(trained.meta), 'workdir': workdir}
+  job = batch.Job(
+    input_path,
+    folder,
+    scans,
+    labels={scan.name: output if to_file else outputs.label_path(folder, scan) for scan in scans},
+    made_by={
+      'checkpoint': used,
+      'options': {'mirror_axes': list(mirror_axes), 'overlap': overlap, 'largest_component': largest_component},
+    },
+    ids={organ: trained.meta['data']['output_ids'][organ] for organ in trained.organs},
+    file_ids=trained.file_ids,
+    segment=lambda scan: predict_volume(
       trained,
-      path,
-      target,
-      save_probabilities=save_probabilities,
+      scan,
       batch_size=batch_size,
       overlap=overlap,
       largest_component=largest_component,
-    )
-    rows.append({'scan': name, 'output': target, 'volume_ml': volume_ml})
-    if runtime.process_index() == 0:
-      _write_volumes(folder, rows, trained.organs)  # after every scan: an error in the next one loses nothing
-  by_name = {row['scan']: row for part in runtime.gather(rows) for row in part}
-  rows = [by_name[name] for name in scans]
-  if runtime.process_count() > 1:
-    runtime.on_process_zero(lambda: _write_volumes(folder, rows, trained.organs))
-  return rows
+      keep_probabilities=save_probabilities,
+    ),
+    probabilities=save_probabilities,
+    overwrite=overwrite,
+  )
+  return batch.run(job, passed_over)
 
 
-def _predict_file(trained: Trained, path: str, target: str, *, save_probabilities: bool, **options) -> dict[str, float]:
-  """Segments the scan at `path`, writes its label map to `target`, and returns the volume of each organ in mL."""
-  if os.path.exists(target) and os.path.exists(path) and os.path.samefile(target, path):
-    raise InputError(target, 'the output would overwrite the scan', 'Choose another --output.')
-  scan = volumes.read_image(path)
-  labels, probabilities = predict_volume(trained, scan, keep_probabilities=save_probabilities, **options)
-  volumes.write_label(target, trained.file_ids(labels), scan.geometry)
-  if probabilities is not None:
-    stem = target.removesuffix('.gz').removesuffix('.nii')
-    for organ, c in trained.labels.items():
-      name = f'{stem}_probability_{organ}.nii.gz'
-      volumes.write_image(name, probabilities[..., c].astype(np.float32), scan.geometry)
-  voxel_ml = float(np.prod(scan.spacing_mm)) / 1000
-  counts = np.bincount(labels.ravel(), minlength=len(trained.organs) + 1)
-  return {organ: round(float(counts[c]) * voxel_ml, 3) for organ, c in trained.labels.items()}
+def _find(path: str) -> tuple[list[Scan], list[PassedOver]]:
+  """The scans that process 0 finds at a path, in every process; label maps of earlier predictions are not scans."""
 
+  def find() -> list:
+    found = scan_files.find_scans(path, written=record.files_below)
+    return [[dataclasses.astuple(scan) for scan in found.scans], found.passed_over]
 
-def _write_volumes(folder: str, rows: list[dict], organs: Sequence[str]) -> None:
-  atomic_files.write_json(os.path.join(folder, 'volumes.json'), {'unit': 'mL', 'scans': rows})
-  with atomic_files.replace_atomically(os.path.join(folder, 'volumes.csv'), newline='') as file:
-    table = csv.writer(file)
-    table.writerow(['scan', *(f'{organ}_ml' for organ in organs)])
-    table.writerows([row['scan'], *row['volume_ml'].values()] for row in rows)
+  scans, passed_over = runtime.from_process_zero(find)
+  return [Scan(name, path, tuple(files)) for name, path, files in scans], [PassedOver(*entry) for entry in passed_over]

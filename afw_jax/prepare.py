@@ -1,9 +1,10 @@
-"""Prepares the scans that a run needs and its store lacks."""
+"""Prepares the scans that a run needs, and that its store lacks or has from other files."""
 
 import dataclasses
 import logging
 import os
 import time
+from collections.abc import Mapping, Sequence
 
 import ml_collections
 
@@ -13,6 +14,7 @@ from afw_jax.data.preparation import prepare as preparation
 from afw_jax.data.preparation import publish
 from afw_jax.data.preparation.shard import parse_shard
 from afw_jax.data.selection import SelectionOptions, select
+from afw_jax.data.sets.lookup import get_spec
 from afw_jax.errors import InputError, InputErrors
 from afw_jax.training import checkpoint
 
@@ -30,7 +32,9 @@ def prepare(
 
   Args:
     config: `data` names the data set, and how it is resampled and split.
-    workdir: of the run. A run that has begun training keeps its cases, even if the data set has grown.
+    workdir: of the run. A run that has begun training keeps its cases, even if the data set has grown; it is refused
+      if the files of its training or validation cases have changed (with `anew` they are prepared, and training is
+      refused where their content has changed).
     store_dir: folder of the store.
     anew: verify the prepared cases against their source files, and prepare those again that have changed.
     shard: 'i/n', the part of the cases that this process prepares; '': that of the SLURM array task, or all.
@@ -40,22 +44,19 @@ def prepare(
     InputError, InputErrors: what is wrong with the data set, or a store that was prepared with other options.
   """
   data, options, selected = config.data, build.store_options(config.data), build.selection_options(config.data)
-  meta = checkpoint.read_meta(os.path.join(workdir, 'checkpoints', 'last'))
-  splits = meta and meta['data']['splits']
+  splits = _recorded_splits(config.data, workdir)
   if splits:
-    selected = dataclasses.replace(selected, cases=[case_id for ids in splits.values() for case_id in ids])
+    selected = dataclasses.replace(selected, cases=_all_ids(splits))
   if os.path.exists(os.path.join(store_dir, 'dataset.json')) and not anew:
-    differing = preparation.differences(store_dir, options, data.root)
-    if differing:
-      raise InputError(
-        store_dir,
-        f'this store was prepared with other options: {differing} (in the store, wanted)',
-        'Choose another data.store, or prepare it again with --mode=prepare.',
-      )
+    _check_options(config, store_dir)
     index = store.read_index(store_dir)
     if splits and set(selected.cases) <= index['cases'].keys():
-      return
-    reason = preparation.outdated(store_dir, options, data.root, selected) if os.path.isdir(data.root) else ''
+      changed = _changed_behind(config, workdir, store_dir, splits)
+      if not changed:
+        return
+      selected, reason = dataclasses.replace(selected, cases=sorted(changed)), 'files of test cases have changed'
+    else:
+      reason = preparation.outdated(store_dir, options, data.root, selected) if os.path.isdir(data.root) else ''
     if not reason:
       if not splits:
         _log_selection(index, selected, store_dir)
@@ -71,27 +72,100 @@ def prepare(
     scheduler=scheduler,
     shard=parse_shard(shard, os.environ) if anew else None,
   )
-  if index is not None:  # else other shards are still at work
+  if index is not None and not splits:  # else other shards are still at work, or the cases are known
     _log_selection(index, selected, store_dir)
 
 
-def wait_for_others(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> None:
-  """Waits where the store lacks cases of a run and another process is preparing it; for modes that prepare nothing.
+def check_current(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> None:
+  """Compares a store with the files that it was prepared from, for the modes that prepare nothing.
+
+  Where it is not what a run needs and another process is preparing it, this waits for that process.
 
   Args:
-    config: `data` names the cases.
-    workdir: of the run.
+    config: `data` names the data set; where its folder is not there, the store is enough.
+    workdir: of the run. Of one that has begun training, only its own cases are compared.
     store_dir: folder of the store.
+
+  Raises:
+    InputError, InputErrors: there is no store, or it lacks cases or has other options than the config, a file has
+      changed since it was prepared, or the data set has other cases or another split.
   """
   while True:
     try:
-      recorded = checkpoint.read_meta(os.path.join(workdir, 'checkpoints', 'last'))
-      build.selection(config, store.read_index(store_dir), recorded)
-      return
-    except (InputError, InputErrors):  # the mode itself reports what is still wrong when nobody prepares
+      return _check_current(config, workdir, store_dir)
+    except (InputError, InputErrors):  # of the store that another process may be about to publish
       if not publish.wait_for_others(store_dir):
-        return
+        raise
     time.sleep(_SUCCESSION_S)
+
+
+def _check_current(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> None:
+  data, index = config.data, store.read_index(store_dir)
+  if not os.path.isdir(data.root):
+    build.selection(config, index, checkpoint.read_meta(os.path.join(workdir, 'checkpoints', 'last')))
+    return
+  _check_options(config, store_dir)
+  splits = _recorded_splits(config.data, workdir)
+  if splits:
+    complete = set(_all_ids(splits)) <= index['cases'].keys()
+    changed = _changed_behind(config, workdir, store_dir, splits) if complete else {}
+    problem = ', '.join(f'{path} (case {case_id})' for case_id, path in sorted(changed.items())[:8])
+    problem = problem and f'{problem} changed after it was prepared'
+  else:
+    problem = preparation.outdated(store_dir, build.store_options(data), data.root, build.selection_options(data))
+  if problem:
+    raise InputError(store_dir, f'is not up to date: {problem}', 'Run --mode=prepare first')
+
+
+def _changed_behind(
+  config: ml_collections.ConfigDict, workdir: str, store_dir: str, splits: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+  """The test cases of a run that has begun whose files have changed, and the file.
+
+  Raises:
+    InputError: a case that the run trains or validates on has changed, or is no longer in the data set.
+  """
+  if not os.path.isdir(config.data.root):
+    return {}
+  found = preparation.changes(store_dir, build.store_options(config.data), config.data.root, _all_ids(splits))
+  part_of = {case_id: part for part, ids in splits.items() for case_id in ids}
+  for case_id in sorted(found.changed | dict.fromkeys(found.gone)):
+    path, part = found.changed.get(case_id), part_of[case_id]
+    if part != 'test':
+      raise InputError(
+        path or config.data.root,
+        f'has changed since the run in {workdir} began: it is in the {part} part (case {case_id})'
+        if path
+        else f'has no labelled case {case_id} any more, which is in the {part} part of the run in {workdir}',
+        'Choose another --workdir for the changed data, or restore the file. If it is only stored in another way, run '
+        '--mode=prepare. --mode=predict still works in this workdir',
+      )
+    if not path:
+      _log.warning('%s has no case %s any more; its prepared copy is used as a test case', config.data.root, case_id)
+  return found.changed
+
+
+def _recorded_splits(data: ml_collections.ConfigDict, workdir: str) -> dict[str, list[str]] | None:
+  """The splits that the checkpoints of a run record; None if it has not begun, or `data` is another data set."""
+  meta = checkpoint.read_meta(os.path.join(workdir, 'checkpoints', 'last'))
+  if not meta or (os.path.isdir(data.root) and get_spec(data.dataset, data.root).name != meta['data']['name']):
+    return None
+  return meta['data']['splits']
+
+
+def _all_ids(splits: Mapping[str, Sequence[str]]) -> list[str]:
+  return [case_id for ids in splits.values() for case_id in ids]
+
+
+def _check_options(config: ml_collections.ConfigDict, store_dir: str) -> None:
+  """Raises InputError if a store was prepared with other options than those of the config."""
+  differing = preparation.differences(store_dir, build.store_options(config.data), config.data.root)
+  if differing:
+    raise InputError(
+      store_dir,
+      f'this store was prepared with other options: {differing} (in the store, wanted)',
+      'Choose another data.store, or prepare it again with --mode=prepare.',
+    )
 
 
 def _log_selection(index: dict, selected: SelectionOptions, store_dir: str) -> None:

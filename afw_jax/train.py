@@ -15,8 +15,9 @@ import ml_collections
 from afw_jax.atomic_files import write_json
 from afw_jax.config import build
 from afw_jax.config.program import Program, make_program
-from afw_jax.data import pipeline, store
-from afw_jax.data.selection import Selection, data_record, record_differences
+from afw_jax.data import pipeline, run_record, store
+from afw_jax.data.selection import Selection, scored_split
+from afw_jax.data.sets.case_files import abbreviate
 from afw_jax.distributed import runtime, sharding, signals
 from afw_jax.errors import InputError
 from afw_jax.inference import forward, segmentation, validation
@@ -47,7 +48,7 @@ class _Data:
   total_steps: int
 
 
-def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> None:
+def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> dict[str, list[str]]:
   """Trains until the configured number of epochs; goes on from the last checkpoint where there is one.
 
   The caller keeps other runs out of the workdir (`workdir.claimed`).
@@ -57,6 +58,9 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
     workdir: where checkpoints, metrics.jsonl and TensorBoard events go.
     store_dir: the prepared data.
 
+  Returns:
+    The split of the run: 'train', 'val' and 'test' -> case ids.
+
   Raises:
     InputError: the data or the checkpoints do not fit the config, or a file cannot be read or written.
     FloatingPointError: a loss or gradient is not finite; names step, cases and class terms.
@@ -65,7 +69,14 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   workdir, store_dir = os.path.expanduser(workdir), os.path.expanduser(store_dir)
   last, best = (os.path.join(workdir, 'checkpoints', name) for name in ('last', 'best'))
   data = _read_data(config, store_dir, last)
-  runtime.on_process_zero(lambda: write_json(os.path.join(workdir, 'splits.json'), data.selection.splits))
+  splits = data.selection.splits
+  runtime.on_process_zero(lambda: write_json(os.path.join(workdir, 'splits.json'), splits))
+  if scored_split(splits, config.eval.split) is None:
+    _log.warning(
+      'the split %r has no case: nothing will be scored after the training. To score, give cases a share with '
+      'data.fractions, or choose another split with --config.eval.split',
+      config.eval.split,
+    )
   program = make_program(config, build.mesh(config), data.class_names, data.steps_per_epoch)
   init_key, run_key = jax.random.split(jax.random.key(config.seed))
 
@@ -73,7 +84,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
   start = int(state.step)
   if start >= data.total_steps and not due:
     _log.info('training is finished already (%d steps)', start)
-    return
+    return splits
 
   meta = _meta(config, data, program)
   score = _make_score(config, store_dir, data, program)
@@ -113,7 +124,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
           continue
 
         records.flush()  # a checkpoint never holds what a non-finite step made
-        due = validate_now and bool(data.selection.splits['val'])
+        due = validate_now and bool(splits['val'])
         if due and not exit_code:
           best_dsc, due = validate(done), False
         checkpoint_writer.save(last_manager, state, {**meta, 'best_dsc': best_dsc, 'validation_due': due})
@@ -128,13 +139,14 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> No
     if exit_code := asked(data.total_steps + 1):  # during the last validation
       _log.warning('interrupted: training is finished and saved; the same command goes on from here')
       raise SystemExit(exit_code)
+  return splits
 
 
 def _read_data(config: ml_collections.ConfigDict, store_dir: str, last: str) -> _Data:
   """The data of a run; of one that has checkpoints, the cases that they were trained on."""
   index, recorded = runtime.from_process_zero(lambda: (store.read_index(store_dir), checkpoint.read_meta(last)))
   selection = build.selection(config, index, recorded)
-  description = data_record(index, selection)
+  description = run_record.data_record(index, selection)
   _check_same_data(last, recorded, description)
   source = pipeline.make_source(
     store_dir,
@@ -168,11 +180,17 @@ def _resumed(folder: str, data: _Data, program: Program) -> tuple[step.TrainStat
 def _check_same_data(folder: str, recorded: dict | None, data: dict) -> None:
   """Raises InputError if the checkpoints of a run were trained on other data than the run has now."""
   recorded = recorded['data'] if recorded else data
-  for key, (was, now) in record_differences(recorded, data, ('organs', 'options', 'splits')).items():
+  for key, (was, now) in run_record.differences(recorded, data, ('organs', 'options', 'splits')).items():
     raise InputError(
       folder,
       f'its checkpoints were trained with {key} {was}, the data now has {now}',
       'Choose another --workdir for the changed data.',
+    )
+  if changed := run_record.changed_cases(recorded, data, ('train', 'val')):
+    raise InputError(
+      folder,
+      f'its checkpoints were trained with other scans or labels of {abbreviate(changed)} than the store has now',
+      'Choose another --workdir for the changed data, or restore the old files and run --mode=prepare.',
     )
 
 
@@ -222,6 +240,7 @@ def _make_score(
     store_dir,
     data.selection.splits['val'],
     data.selection.windows,
+    contents=data.selection.contents,
     organs=data.class_names[1:],
     options=options,
   )

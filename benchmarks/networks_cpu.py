@@ -26,6 +26,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
+from peers import MOMENTUM, RATE, SAME_WORK, loss_torch, main_head, without_dropout  # noqa: E402
 
 from afw_jax import models  # noqa: E402
 from afw_jax.weights import convert  # noqa: E402
@@ -38,16 +39,16 @@ except ImportError:
     '(best in a virtual environment of its own, together with requirements.txt)'
   )
 
-CLASSES, RATE, MOMENTUM = 9, 0.01, 0.9
-# network -> (options for which both sides do the same work, without randomness; sides of the image; batch)
+CLASSES = 9
+# network -> sides of the image, batch
 WORK = {
-  'unet': ({}, (224, 224), 4),
-  'unetpp': ({}, (224, 224), 4),
-  'transunet': ({'dropout_rate': 0.0}, (224, 224), 4),
-  'vatransunet': ({'drop_path_rate': 0.0}, (224, 224), 4),
-  'unet3d': ({'deep_supervision': False}, (64, 128, 128), 1),
-  'unetr': ({}, (96, 96, 96), 1),
-  'unetrpp': ({'attention_dropout': 0.0, 'channel_dropout': 0.0}, (64, 128, 128), 1),
+  'unet': ((224, 224), 4),
+  'unetpp': ((224, 224), 4),
+  'transunet': ((224, 224), 4),
+  'vatransunet': ((224, 224), 4),
+  'unet3d': ((64, 128, 128), 1),
+  'unetr': ((96, 96, 96), 1),
+  'unetrpp': ((64, 128, 128), 1),
 }
 
 
@@ -104,11 +105,6 @@ class TorchSide:
     return float(loss.detach())
 
 
-def main_head(logits):
-  """The logits at full size: UNETR++ returns three heads, of which they are the first."""
-  return logits[0] if isinstance(logits, (list, tuple)) else logits
-
-
 def loss_jax(logits, label):
   truth, space = jax.nn.one_hot(label, CLASSES), tuple(range(label.ndim))
   log_p = jax.nn.log_softmax(logits)
@@ -117,15 +113,8 @@ def loss_jax(logits, label):
   return 1 - dice.mean() - (truth * log_p).sum(-1).mean()
 
 
-def loss_torch(logits, label):
-  p, space = torch.softmax(logits, 1), (0, *range(2, logits.ndim))
-  truth = torch.nn.functional.one_hot(label, CLASSES).movedim(-1, 1).to(p.dtype)
-  dice = (2 * (p * truth).sum(space) + 1e-5) / ((p + truth).sum(space) + 1e-5)
-  return 1 - dice.mean() + torch.nn.functional.cross_entropy(logits, label)
-
-
 def make_sides(name: str, sides: tuple[int, ...]) -> dict:
-  options = WORK[name][0]
+  options = SAME_WORK[name]
   make = functools.partial(importlib.import_module(f'torch_{name}').make, CLASSES, image_size=sides)
   torch.manual_seed(0)
   state = make().state_dict()
@@ -133,11 +122,8 @@ def make_sides(name: str, sides: tuple[int, ...]) -> dict:
   made = {'ours': JaxSide(models.build(name, CLASSES, **options), variables)}
   last = torch.channels_last if len(sides) == 2 else torch.channels_last_3d
   for layout_name, layout in (('torch channels_last', last), ('torch default', torch.contiguous_format)):
-    model = make()
+    model = without_dropout(make())
     model.load_state_dict(state)
-    for layer in model.modules():
-      if isinstance(layer, torch.nn.modules.dropout._DropoutNd):
-        layer.p = 0.0
     made[layout_name] = TorchSide(model, layout)
   return made
 
@@ -182,7 +168,7 @@ def main() -> None:
     '| network | work | side | median s | min s | ours / it (median) | ours / it (min) |\n|---|---|---|---|---|---|---|'
   )
   for network in args.network:
-    _, shape, usual_batch = WORK[network]
+    shape, usual_batch = WORK[network]
     shape = tuple(args.side or shape)
     sides = make_sides(network, shape)
     rng = np.random.default_rng(0)

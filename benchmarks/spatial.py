@@ -36,12 +36,12 @@ HEADER = (
 )
 
 
-def make_step(name, classes, mesh, **options):
+def make_step(name, classes, mesh, *, loss='ce_afw', **options):
   """Returns the jitted train step of a network and the function that initialises its state; mesh None: no shardings."""
   placed = {'constrain': sharding.make_constrain(mesh)} if mesh else {}
   model = models.build(name, classes, **placed, **options)
   loss_fn = losses.deep_supervised(
-    losses.make_loss('ce_afw'), getattr(model, 'head_weights', None), main=getattr(model, 'main_output', 0)
+    losses.make_loss(loss), getattr(model, 'head_weights', None), main=getattr(model, 'main_output', 0)
   )
   tx = optimizer.sgd(optimizer.polynomial_schedule(0.01, epochs=1, steps_per_epoch=1000))
   train_step = step.make_train_step(model, loss_fn, tx, lambda key, batch: batch)

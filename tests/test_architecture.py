@@ -18,6 +18,8 @@ LAYERS = {
   'pure': (
     'errors',
     'atomic_files',
+    'file_names',
+    'terminal',
     'locks',
     'preprocess',
     'losses',
@@ -64,7 +66,7 @@ LAYERS = {
 }
 RANKS = {prefix: rank for rank, prefixes in enumerate(LAYERS.values()) for prefix in prefixes}
 # Foreign libraries and the only modules that may import them; one that is not named here may not be imported at all.
-EVERYWHERE = {'jax', 'numpy', 'scipy', 'tqdm'}
+EVERYWHERE = {'jax', 'numpy', 'scipy'}
 OWNERS = {
   'flax': ('models', 'weights', 'import_run'),
   'optax': ('training.optimizer', 'training.step'),
@@ -74,7 +76,8 @@ OWNERS = {
   'etils': ('training.checkpoint_disk',),
   'grain': ('data.pipeline',),
   'nibabel': ('data.formats.nifti_header',),
-  'pydicom': ('data.formats.dicom',),
+  'pydicom': ('data.formats.dicom', 'data.formats.dicom_series'),
+  'tqdm': ('terminal',),
   'PIL': ('data.formats.png_masks',),
   'h5py': ('data.formats.transunet_files',),
   'matplotlib': ('report.style',),

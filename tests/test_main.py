@@ -1,5 +1,6 @@
 """What a user can do wrong on the command line: one clear line, exit code 2, nothing half written."""
 
+import json
 import os
 import shutil
 
@@ -165,3 +166,17 @@ def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_later(run_main, demo, 
 def test_a_workdir_that_cannot_be_made(run_main, demo, tmp_path):
   (tmp_path / 'file').write_text('in the way')
   assert str(tmp_path / 'file') in one_line(run_main(*demo, f'--workdir={tmp_path}/file/run', check=None))
+
+
+def test_a_run_without_a_case_to_score_says_so_first_and_ends_well(run_main, demo, phantoms, tmp_path):
+  shutil.copytree(phantoms, tmp_path / 'data')
+  index = json.loads((tmp_path / 'data' / 'dataset.json').read_text(encoding='utf-8'))
+  index['split'] = {'train': index['split']['train']}
+  (tmp_path / 'data' / 'dataset.json').write_text(json.dumps(index), encoding='utf-8')
+  short = ('--config.train.epochs=1', '--config.train.steps_per_epoch=2', '--config.train.checkpoint_every_steps=2')
+  arguments = (*demo, *short, f'--config.data.root={tmp_path / "data"}', f'--workdir={tmp_path / "runs" / "only"}')
+  done = run_main(*arguments)
+  assert done.stderr.index('nothing will be scored after the training') < done.stderr.index('loss')
+  assert "The split 'test' has no case" in done.stdout
+  refused = run_main(*arguments, '--mode=evaluate', check=2).stderr
+  assert "the split 'test' of" in refused and 'has no case' in refused

@@ -6,7 +6,9 @@ import ml_collections
 
 from afw_jax import losses, models, preprocess
 from afw_jax.data.preparation.options import StoreOptions
-from afw_jax.data.selection import Selection, SelectionOptions, recorded_selection, select
+from afw_jax.data.run_record import recorded_selection
+from afw_jax.data.selection import Selection, SelectionOptions, select
+from afw_jax.data.sets.case_files import normal_name
 from afw_jax.distributed import sharding
 from afw_jax.errors import InputError
 from afw_jax.training import augment, optimizer
@@ -80,6 +82,8 @@ def loss(config: ml_collections.ConfigDict, model, class_names: tuple[str, ...])
     InputError: an unknown loss, an option that it does not take, or a rare organ that is not among the classes.
   """
   options = dict(config.loss.get(config.loss.name, {}))
+  if 'rare' in options:
+    options['rare'] = tuple(map(normal_name, options['rare']))
   unknown = [name for name in options.get('rare', ()) if name not in class_names]
   if unknown:
     raise InputError('loss.rare', f'{unknown} are not among the organs', f'Name some of {class_names[1:]}.')

@@ -19,6 +19,7 @@ class Cases:
     case_ids: ids of cases in the store.
     windows: case id -> (low, high) of its intensity window.
     needs: names of the arrays that every case must have.
+    contents: case id -> the `store.content_digest` that it must have; None: the one that it has now.
 
   Attributes:
     ids: the case ids.
@@ -37,14 +38,16 @@ class Cases:
     case_ids: Sequence[str],
     windows: Mapping[str, Sequence[float]],
     needs: Sequence[str] = ('image', 'label'),
+    contents: Mapping[str, str] | None = None,
   ):
     self.store_dir, self.ids, self.needs = str(store_dir), tuple(case_ids), tuple(needs)
     self.windows = {case_id: tuple(map(float, windows[case_id])) for case_id in self.ids}
     if not self.ids:
       raise InputError(store_dir, 'there is no case to train on', 'Put at least one case into the training split')
-    self.shapes, dtypes = {}, set()
+    self.shapes, self._contents, dtypes = {}, {}, set()
     for case_id in self.ids:
-      arrays = store.read_case(self.store_dir, case_id).arrays
+      case = store.read_case(self.store_dir, case_id, content=contents and contents[case_id])
+      arrays, self._contents[case_id] = case.arrays, store.content_digest(case.meta)
       missing = sorted(set(self.needs) - set(arrays))
       if missing:
         raise InputError(
@@ -55,10 +58,13 @@ class Cases:
       self.shapes[case_id] = arrays['image'].shape
       dtypes.add(arrays['image'].dtype)
     self.dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
-    self.open = functools.lru_cache(OPEN)(functools.partial(store.read_case, self.store_dir))
+    self.open = functools.lru_cache(OPEN)(self._read)
 
   def __reduce__(self):
-    return type(self), (self.store_dir, self.ids, self.windows, self.needs)
+    return type(self), (self.store_dir, self.ids, self.windows, self.needs, self._contents)
+
+  def _read(self, case_id: str) -> store.Case:
+    return store.read_case(self.store_dir, case_id, content=self._contents[case_id])
 
   def check_equal(self, axes: slice, what: str, cure: str) -> None:
     """Raises InputError for the first case whose shape along these axes differs from that of the others."""

@@ -9,7 +9,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from afw_jax.data.sets.case_files import abbreviate
+from afw_jax.data.sets.case_files import abbreviate, normal_name
 from afw_jax.data.sets.split import split_cases
 from afw_jax.data.sets.window import Window, resolve_window
 from afw_jax.errors import InputError, InputErrors
@@ -19,7 +19,6 @@ _WITHOUT = {
   'val': 'the last checkpoint is used, since none can be chosen as the best',
   'test': 'scores can only be computed on the validation cases',
 }
-_WITHOUT_BOTH = 'no val and no test part: the last checkpoint is used, and nothing can be scored'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +76,11 @@ class Selection(Choice):
 
   Attributes:
     windows: case id -> (low, high) of its intensity window.
+    contents: case id -> `store.content_digest` of the prepared case.
   """
 
   windows: dict[str, tuple[float, float]]
+  contents: dict[str, str]
 
 
 def choose(listing: Mapping, options: SelectionOptions) -> Choice:
@@ -112,10 +113,7 @@ def choose(listing: Mapping, options: SelectionOptions) -> Choice:
     options.seed,
     resplit_train=options.fractions is not None,
   )
-  without = {part: f'no {part} part: {consequence}' for part, consequence in _WITHOUT.items() if not splits[part]}
-  if {'val', 'test'} <= without.keys():
-    without = {key: note for key, note in without.items() if key == 'train'} | {'both': _WITHOUT_BOTH}
-  notes += without.values()
+  notes += [f'no {part} part: {consequence}' for part, consequence in _WITHOUT.items() if not splits[part]]
   return Choice(splits, window, excluded, notes)
 
 
@@ -145,54 +143,23 @@ def select(index: Mapping, options: SelectionOptions) -> Selection:
   if leaks := find_leaks(cases, choice.splits):
     raise InputErrors(leaks) if len(leaks) > 1 else leaks[0]
   notes = choice.notes + _case_notes(index['organs'], cases, choice.splits['train'])
-  return Selection(choice.splits, choice.window, choice.excluded, notes, _windows(index, choice.ids, choice.window))
+  windows = windows_of(index, choice.ids, choice.window)
+  contents = {case_id: case['content_sha256'] for case_id, case in cases.items()}
+  return Selection(choice.splits, choice.window, choice.excluded, notes, windows, contents)
 
 
-def recorded_selection(index: Mapping, recorded: Mapping) -> Selection | None:
-  """The selection of a run that has begun, whatever was added to its store since.
+def scored_split(splits: Mapping[str, Sequence[str]], wanted: str) -> str | None:
+  """The split whose cases are scored.
 
   Args:
-    index: of the store.
-    recorded: `data_record` in a checkpoint of the run.
+    splits: 'train', 'val' and 'test' -> case ids.
+    wanted: the one that was asked for.
 
   Returns:
-    A `Selection`; None if the checkpoint has no splits (imported weights), or the store is of another data set.
-
-  Raises:
-    InputError: the store lacks some of the cases.
+    `wanted`, or 'val' in place of a 'test' without cases; None if that has no case either.
   """
-  splits = recorded['splits']
-  if splits is None or recorded['name'] != index['name']:
-    return None
-  ids = [case_id for part in splits.values() for case_id in part]
-  missing = sorted(set(ids) - index['cases'].keys())
-  if len(missing) == len(ids):
-    return None
-  if missing:
-    raise InputError(
-      f'store of {index["name"]}',
-      f'it lacks {len(missing)} of the {len(ids)} cases that this run has begun with ({abbreviate(missing)})',
-      'Run --mode=prepare with the --workdir of this run',
-    )
-  return Selection(dict(splits), recorded['window'], {}, [], _windows(index, ids, recorded['window']))
-
-
-def data_record(index: Mapping, selection: Selection) -> dict:
-  """What the checkpoints of a run record about its data, as JSON."""
-  window = selection.window if isinstance(selection.window, str) else list(selection.window)
-  return {
-    **{key: index[key] for key in ('name', 'modality', 'organs', 'output_ids')},
-    'window': window,
-    'options': {**index['options'], 'window': window},
-    'splits': selection.splits,
-  }
-
-
-def record_differences(recorded: Mapping, now: Mapping, keys: Sequence[str]) -> dict[str, tuple]:
-  """The keys in which two `data_record`s differ -> (recorded, now); what one of them leaves open (None) is equal."""
-  plain = lambda value: {k: v for k, v in value.items() if k != 'format'} if isinstance(value, Mapping) else value
-  found = {key: (recorded[key], now[key]) for key in keys if None not in (recorded[key], now[key])}
-  return {key: (a, b) for key, (a, b) in found.items() if plain(a) != plain(b)}  # older records have the store's format
+  candidates = ('test', 'val') if wanted == 'test' else (wanted,)
+  return next((split for split in candidates if splits[split]), None)
 
 
 def find_leaks(cases: Mapping[str, Mapping], splits: Mapping[str, Sequence[str]]) -> list[InputError]:
@@ -215,7 +182,7 @@ def find_leaks(cases: Mapping[str, Mapping], splits: Mapping[str, Sequence[str]]
 
 def _usable(listing: Mapping, scans: Mapping, keep_defective: bool) -> tuple[list[str], dict[str, str], list[str]]:
   """(usable case ids, excluded ones with the reason, notes)."""
-  excluded, notes = {}, []
+  excluded, notes = {}, list(listing.get('notes', ()))
   unlabelled = len(listing['scans']) - len(scans)
   if unlabelled:
     notes.append(f'{unlabelled} scans without labels are not used; predict them with --mode=predict')
@@ -241,12 +208,13 @@ def _drawn(usable: Sequence[str], options: SelectionOptions) -> list[str]:
       raise InputError(f'cases {options.cases}', f'there are only {len(usable)} usable cases', 'Ask for fewer')
     digest = lambda i: hashlib.sha256(f'choose/{options.seed}/{i}'.encode(errors='surrogateescape')).hexdigest()
     return sorted(sorted(usable, key=digest)[: options.cases])
-  unknown = sorted(set(options.cases) - set(usable))
+  wanted = set(map(normal_name, options.cases))
+  unknown = sorted(wanted - set(usable))
   if unknown:
     raise InputError(
       f'cases {abbreviate(unknown)}', 'are not usable cases of the data set', f'Usable are {abbreviate(usable)}'
     )
-  return sorted(set(options.cases))
+  return sorted(wanted)
 
 
 def _case_notes(organs: Sequence[str], cases: Mapping[str, Mapping], train: Sequence[str]) -> list[str]:
@@ -262,6 +230,7 @@ def _case_notes(organs: Sequence[str], cases: Mapping[str, Mapping], train: Sequ
   return notes
 
 
-def _windows(index: Mapping, ids: Sequence[str], window: Window) -> dict[str, tuple[float, float]]:
+def windows_of(index: Mapping, ids: Sequence[str], window: Window) -> dict[str, tuple[float, float]]:
+  """Case id -> (low, high) of its intensity window, for `window` as in a `Choice`."""
   low_high = lambda i: index['cases'][i]['percentile_window'] if window == 'percentile' else window
   return {case_id: (float(low_high(case_id)[0]), float(low_high(case_id)[1])) for case_id in ids}

@@ -14,8 +14,9 @@ import numpy as np
 
 from afw_jax.atomic_files import process_name, read_json, sync, sync_folder, to_json, write_errors, write_json
 from afw_jax.errors import InputError
+from afw_jax.file_names import file_name
 
-FORMAT = 2
+FORMAT = 3
 KIND = 'afw_jax store'
 STAGING = '.staging'  # a store inside the store, for cases that are not published yet
 TEMPORARY = '.tmp-'  # prefix of files and folders that are being written
@@ -44,7 +45,7 @@ class Case:
 
 def case_folder(store: str | os.PathLike, case_id: str) -> pathlib.Path:
   """The folder of a case, whether it exists or not."""
-  return pathlib.Path(store) / 'cases' / case_id
+  return pathlib.Path(store) / 'cases' / file_name(case_id)
 
 
 def write_case(store: str | os.PathLike, case_id: str, arrays: dict[str, np.ndarray], meta: dict) -> dict:
@@ -52,7 +53,7 @@ def write_case(store: str | os.PathLike, case_id: str, arrays: dict[str, np.ndar
 
   Args:
     store: folder of the store.
-    case_id: of the case; also the name of its folder.
+    case_id: of the case; its `file_name` is the name of its folder.
     arrays: name -> array, depth first.
     meta: content for case.json; 'id', 'format', 'arrays' (shape, dtype, bytes, sha256 of each) and 'meta_sha256' are
       added.
@@ -64,7 +65,7 @@ def write_case(store: str | os.PathLike, case_id: str, arrays: dict[str, np.ndar
     InputError: no permission, no space left.
   """
   final = case_folder(store, case_id)
-  tmp = final.with_name(f'{TEMPORARY}{case_id}-{process_name()}')
+  tmp = final.with_name(f'{TEMPORARY}{final.name}-{process_name()}')
   with write_errors(final):
     shutil.rmtree(tmp, ignore_errors=True)
     try:
@@ -80,27 +81,39 @@ def write_case(store: str | os.PathLike, case_id: str, arrays: dict[str, np.ndar
   return meta
 
 
-def read_case(store: str | os.PathLike, case_id: str, *, verify: bool = False) -> Case:
+def read_case(store: str | os.PathLike, case_id: str, *, verify: bool = False, content: str | None = None) -> Case:
   """Opens a case with memory-mapped arrays.
 
   Args:
     store: folder of the store.
     case_id: of the case.
     verify: also read every byte and compare checksums.
+    content: the `content_digest` that the case must have; None: any.
 
   Returns:
     A `Case`.
 
   Raises:
-    InputError: no such case, or a damaged file.
+    InputError: no such case, a damaged file, or a case of other content.
   """
-  folder = case_folder(store, case_id)
+  return _read(case_folder(store, case_id), store, case_id, verify, content)
+
+
+def _read(
+  folder: pathlib.Path, store: str | os.PathLike, case_id: str, verify: bool = False, content: str | None = None
+) -> Case:
   cure = f'Delete {folder} and prepare again'
   meta = read_json(
     folder / 'case.json', missing=f'no such case in the store {store}', cure=cure if folder.exists() else _PREPARE
   )
   if meta.get('meta_sha256') != _meta_sha256(meta):
     raise InputError(folder / 'case.json', 'is damaged (its checksum is wrong)', cure)
+  if content not in (None, content_digest(meta)):
+    raise InputError(
+      folder,
+      'has been prepared again from other files while this process was using it',
+      'Start the same command again: it says what has changed',
+    )
   arrays = {}
   for name, entry in meta['arrays'].items():
     path = folder / f'{name}.npy'
@@ -123,6 +136,26 @@ def read_case(store: str | os.PathLike, case_id: str, *, verify: bool = False) -
     if list(arrays[name].shape) != entry['shape'] or str(arrays[name].dtype) != entry['dtype']:
       raise InputError(path, 'does not match case.json', cure)
   return Case(case_id, arrays, meta)
+
+
+def content_digest(meta: dict) -> str:
+  """SHA-256 of what a case holds: its arrays, and where they lie in the patient, whatever files they were made from.
+
+  Args:
+    meta: content of case.json.
+  """
+  arrays = {name: entry['sha256'] for name, entry in meta['arrays'].items()}
+  grid = [meta.get('geometry', {}).get(key) for key in ('shape', 'affine', 'has_mm')]
+  content = [arrays, grid, meta.get('resampling'), meta.get('spacing_mm')]
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_meta(folder: pathlib.Path) -> dict:
+  """The case.json of a folder that holds a complete case, whatever the folder is called; {} where it does not."""
+  try:
+    return _read(folder, folder.parent.parent, folder.name).meta
+  except InputError:
+    return {}
 
 
 def write_index(store: str | os.PathLike, index: dict) -> dict:
@@ -186,7 +219,7 @@ def move_case(source: str | os.PathLike, store: str | os.PathLike, case_id: str,
   final = case_folder(store, case_id)
   with write_errors(final):
     final.parent.mkdir(parents=True, exist_ok=True)
-    if not _is(final, meta):
+    if read_meta(final) != meta:
       _put(case_folder(source, case_id), final, meta)
 
 
@@ -213,9 +246,9 @@ def _put(source: pathlib.Path, final: pathlib.Path, meta: dict) -> None:
   try:
     for _ in range(100):
       shutil.rmtree(old, ignore_errors=True)
-      if source.exists() and _renamed(final, old) and not source.exists() and _is(old, meta):
+      if source.exists() and _renamed(final, old) and not source.exists() and read_meta(old) == meta:
         _renamed(old, final)  # the folder in the way was this case, just put there by another process
-      if _renamed(source, final) or _is(final, meta):
+      if _renamed(source, final) or read_meta(final) == meta:
         return sync_folder(final.parent)
       time.sleep(0.05)
     raise InputError(
@@ -234,14 +267,6 @@ def _renamed(source: pathlib.Path, target: pathlib.Path) -> bool:
       raise
     return False
   return True
-
-
-def _is(folder: pathlib.Path, meta: dict) -> bool:
-  """Whether the folder holds the complete case with this case.json."""
-  try:
-    return read_case(folder.parent.parent, folder.name).meta == meta
-  except InputError:
-    return False
 
 
 def _write_array(path: pathlib.Path, array: np.ndarray) -> dict:

@@ -8,14 +8,13 @@ later windows can still reach are held on the device, in a ring buffer as deep a
 import functools
 import itertools
 import math
-import sys
 from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
+from afw_jax import terminal
 from afw_jax.data.crops import darkest, read_crop
 from afw_jax.errors import InputError
 from afw_jax.inference.forward import Array, PredictStep, PyTree
@@ -132,8 +131,13 @@ def _predicted(
   bounds = np.broadcast_to(np.asarray(window, np.float32), (batch_size, 2))
   outside = darkest(window, image.dtype)
   pending = None
-  with tqdm.tqdm(
-    total=len(corners), desc='windows', unit='window', leave=False, delay=_PATIENCE_S, disable=not sys.stderr.isatty()
+  with terminal.progress_bar(
+    total=len(corners),
+    desc='windows',
+    unit='window',
+    leave=False,
+    delay=_PATIENCE_S,
+    disable=not terminal.is_interactive(),
   ) as bar:
     for i in range(0, len(corners), batch_size):
       part = corners[i : i + batch_size]

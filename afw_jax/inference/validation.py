@@ -1,12 +1,10 @@
 """Validation during training: the mean Dice similarity coefficient (DSC) that chooses the best checkpoint."""
 
-import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import tqdm
 
-from afw_jax import metrics
+from afw_jax import metrics, terminal
 from afw_jax.data import resample, store
 from afw_jax.distributed import runtime
 from afw_jax.inference import segmentation
@@ -20,6 +18,7 @@ def validate(
   case_ids: Sequence[str],
   windows: Mapping[str, tuple[float, float]],
   *,
+  contents: Mapping[str, str],
   organs: Sequence[str],
   options: segmentation.Options,
 ) -> dict[str, float]:
@@ -31,6 +30,7 @@ def validate(
     store_dir: the prepared data.
     case_ids: cases to score.
     windows: case id -> (low, high) of its intensity window.
+    contents: case id -> the `store.content_digest` that the case must have.
     organs: names of the classes 1..C-1.
     options: how a volume is put through the network.
 
@@ -39,13 +39,13 @@ def validate(
     left out; the mean is nan where that leaves no organ.
   """
   scores = {}
-  for case_id in tqdm.tqdm(
+  for case_id in terminal.progress_bar(
     runtime.local_items(case_ids),
     desc='validate',
     leave=False,
-    disable=runtime.process_index() > 0 or not sys.stderr.isatty(),
+    disable=runtime.process_index() > 0 or not terminal.is_interactive(),
   ):
-    case = store.read_case(store_dir, case_id)
+    case = store.read_case(store_dir, case_id, content=contents[case_id])
     labels, _ = segmentation.segment_volume(
       predict_step,
       variables,

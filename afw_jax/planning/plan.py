@@ -5,13 +5,11 @@ is run.
 """
 
 import math
-import sys
 from collections.abc import Callable
 
 import ml_collections
-import tqdm
 
-from afw_jax import models
+from afw_jax import models, terminal
 from afw_jax.config import build
 from afw_jax.errors import InputError
 from afw_jax.planning import accelerators, isolated, table
@@ -26,7 +24,7 @@ def plan(
   choices: str = '',
   memory_gib: float | None = None,
   *,
-  write: Callable[[str], None] = tqdm.tqdm.write,
+  write: Callable[[str], None] = terminal.say,
 ) -> list[dict]:
   """Compiles a config's training step for several meshes, one after the other, and writes a table line by line.
 
@@ -56,7 +54,8 @@ def plan(
   )
   write('\n' + table.HEADING)
   rows = []
-  with tqdm.tqdm(total=len(meshes), unit='mesh', leave=False, mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
+  interval = 0.5 if terminal.is_interactive() else 30
+  with terminal.progress_bar(total=len(meshes), unit='mesh', leave=False, mininterval=interval) as bar:
     for choice, mesh in meshes.items():
       bar.set_description(f'compile {choice} for {target_name}')
       row = {'mesh': mesh}
@@ -72,8 +71,8 @@ def plan(
   return rows
 
 
-def _tick(bar: tqdm.tqdm) -> None:
-  bar.refresh() if sys.stderr.isatty() else bar.update(0)
+def _tick(bar) -> None:
+  bar.refresh() if terminal.is_interactive() else bar.update(0)
 
 
 def _meshes(config: ml_collections.ConfigDict, choices: str) -> dict[str, Mesh | None]:

@@ -8,11 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from afw_jax.losses import afw_dice_terms
-from afw_jax.report.style import COLOURS, colour, legend_beside, new_figure, plain, save
+from afw_jax.report.style import colour, label, legend_beside, new_figure, save
 
 _GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_MARKERS = (None, 's', '^', 'D')
-_DASHES = ('-', (0, (5, 1.5)), (0, (1.5, 1.2)))
+# Eight, so that with the thirteen colours of `style` 104 classes have different lines.
+_DASHES = (
+  '-',
+  (0, (5, 1.5)),
+  (0, (1.5, 1.2)),
+  (0, (6, 1.5, 1.2, 1.5)),
+  (0, (9, 2)),
+  (0, (3, 1, 1, 1, 1, 1)),
+  (0, (9, 2, 3, 2)),
+  (0, (1, 3)),
+)
 
 
 def curves(path: str, records: Iterable[dict]) -> str:
@@ -43,8 +52,9 @@ def curves(path: str, records: Iterable[dict]) -> str:
   organs = _names(records, prefix)
   for i, organ in enumerate(organs):
     steps, dsc = _series(records, prefix + organ)
-    line = {'marker': 'o', 'markersize': 2.5} | _line(i)
-    right.plot(steps, dsc, linewidth=1.5, label=plain(organ), **line)
+    right.plot(
+      steps, dsc, color=colour(i + 1), linestyle=_dash(i), marker='o', markersize=2.5, linewidth=1.5, label=label(organ)
+    )
   steps, dsc = _series(records, 'val/dsc')
   if len(dsc):
     right.plot(steps, dsc, color='black', linewidth=2.6, marker='o', markersize=3.5, label='mean')
@@ -76,10 +86,9 @@ def learned_weights(path: str, records: Iterable[dict]) -> str:
   for name in classes:
     steps, weight = _series(records, f'weight/{name}')
     i = organs.index(name) if name in organs else -1
-    style = {**_line(i), 'markevery': 0.1} if i >= 0 else {'color': colour(0), 'linestyle': (0, (6, 2))}
+    style = {'color': colour(i + 1), 'linestyle': _dash(i) if i >= 0 else (0, (6, 2)), 'linewidth': 1.8}
     known = weight[~np.isnan(weight)]
-    label = plain(name) + (f' ({known[-1]:.2f})' if len(known) else '')
-    axes.plot(steps, weight, label=label, linewidth=1.8, **style)
+    axes.plot(steps, weight, label=f'{label(name)} ({known[-1]:.2f})' if len(known) else label(name), **style)
     low, high = min(low, np.nanmin(weight, initial=1)), max(high, np.nanmax(weight, initial=1))
   axes.axhline(1, color='#b0b0b0', linewidth=0.8, zorder=0)
   if classes:
@@ -104,7 +113,7 @@ def gamma_figure(path: str, *, gammas: Iterable[float] = _GAMMAS) -> str:
   axes = figure.subplots()
   for i, gamma in enumerate(gammas):
     dice, loss = focused_loss(gamma)
-    axes.plot(dice, loss, **_line(i), linewidth=2.2, label=rf'$\gamma$ = {gamma:g}')
+    axes.plot(dice, loss, color=colour(i + 1), linestyle=_dash(i), linewidth=2.2, label=rf'$\gamma$ = {gamma:g}')
   axes.legend(frameon=False, loc='lower left')
   axes.set_xlim(0, 1.005)
   axes.set_ylim(0, 1.04)
@@ -157,11 +166,8 @@ def _names(records: list[dict], prefix: str) -> list[str]:
   return list(dict.fromkeys(key.removeprefix(prefix) for r in records for key in r if key.startswith(prefix)))
 
 
-def _line(i: int) -> dict:
-  """Colour and dashes of line i, which repeat after 39 lines: those after them also have markers."""
-  marker = _MARKERS[i // (len(_DASHES) * len(COLOURS)) % len(_MARKERS)]
-  line = {'color': colour(i + 1), 'linestyle': _DASHES[i % len(_DASHES)]}
-  return line | ({'marker': marker, 'markersize': 4.5} if marker else {})
+def _dash(i: int) -> str | tuple:
+  return _DASHES[i % len(_DASHES)]
 
 
 def _dress(axes, title: str, ylabel: str, *, xlabel: str = 'step', empty: bool = False) -> None:

@@ -7,7 +7,7 @@ from scipy.ndimage import distance_transform_edt
 
 from afw_jax.errors import InputError
 from afw_jax.metrics import dice_per_class
-from afw_jax.report.style import black_outline, colour, legend_patch, new_figure, plain, rgb, save
+from afw_jax.report.style import black_outline, colour, label, legend_patch, new_figure, rgb, save
 
 _PANEL = 3.3  # inches of the longer side of a panel
 _FILL = 0.30
@@ -90,8 +90,8 @@ def _sheet(path, image, masks, organs, rows, title, spacing) -> str:
   panel_w, panel_h = _PANEL / max(1, tall), _PANEL * tall / max(1, tall)
   shown = np.unique(np.concatenate([np.unique(m[z]) for m in masks.values() for z, _ in rows]))
   shown = [int(c) for c in shown if 1 <= c <= len(organs)]
-  labels = {c: plain(f'{c} {organs[c - 1]}') for c in shown}
-  label_w = max([1.75, *(0.55 + 0.095 * len(label) for label in labels.values())])
+  labels = {c: label(f'{c} {organs[c - 1]}') for c in shown}
+  label_w = max([1.75, *(0.55 + 0.095 * len(text) for text in labels.values())])  # inches
   columns = min(max(1, len(shown)), max(1, int(panel_w * (len(masks) + 1) / label_w)))
   legend_rows = -(-len(shown) // columns)
   figure = new_figure(panel_w * (len(masks) + 1), panel_h * len(rows) + 0.45 + 0.26 * legend_rows + 0.3 * bool(title))
@@ -118,9 +118,9 @@ def _sheet(path, image, masks, organs, rows, title, spacing) -> str:
       if column:
         _draw_mask(axes, masks[name][z], shown, panel_w * 72 / width)
   if title:
-    figure.suptitle(plain(title, 60), fontsize=13)
+    figure.suptitle(title, fontsize=13)
   if shown:
-    handles = [legend_patch(c, label) for c, label in labels.items()]
+    handles = [legend_patch(c, text) for c, text in labels.items()]
     figure.legend(
       handles=handles,
       loc='outside lower center',

@@ -4,10 +4,12 @@ import glob
 import importlib.util
 import json
 import os
+import urllib.parse
 
 import numpy as np
 
 from afw_jax import atomic_files
+from afw_jax.file_names import file_name
 from afw_jax.report import figures, tables
 from afw_jax.report.notes import RULES, SPLITS, caution
 from afw_jax.report.runs import SETTINGS, Run, read_run
@@ -89,7 +91,10 @@ def _markdown_report(run: Run, folder: str, drawn: list[str]) -> str:
   ]
   pictures = [*drawn, *sorted(glob.glob(os.path.join(glob.escape(run.workdir), 'pictures', '*.png')))]
   if pictures:
-    parts += ['## Pictures', *(f'![{os.path.basename(p)[:-4]}]({os.path.relpath(p, folder)})' for p in pictures)]
+    case_of = {file_name(case): case for case in run.cases}
+    name = lambda path: case_of.get(os.path.basename(path)[:-4], os.path.basename(path)[:-4])
+    link = lambda path: urllib.parse.quote(os.path.relpath(path, folder), errors='surrogateescape')
+    parts += ['## Pictures', *(f'![{name(p)}]({link(p)})' for p in pictures)]
   return '\n\n'.join(parts) + '\n'
 
 

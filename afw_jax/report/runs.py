@@ -30,7 +30,7 @@ class Run(NamedTuple):
     settings: how the label maps were predicted, the keys `SETTINGS`; {} in files that do not record it.
     cases: (N,) case ids, sorted.
     organs: (O,) organ names.
-    training_splits: (N,) see `training_split`.
+    training_splits: (N,) the part of each case when the network was trained; see `run_record.trained_part`.
     spacings_mm: (N,) voxel size of each scan, (z, y, x); None in files that do not record it.
     scores, flags, volumes: name -> (N, O) array, the names `metrics.SCORES`, `FLAGS` and `VOLUMES`. Scores that a
       convention leaves undefined are nan.
@@ -79,28 +79,13 @@ def nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
   return np.where(number > 0, np.where(counted, values, 0).sum(axis) / np.maximum(number, 1), np.nan)
 
 
-def training_split(splits: Mapping[str, Sequence[str]] | None, case: str) -> str | None:
-  """The split that a case belonged to when the network was trained.
-
-  Args:
-    splits: split -> case ids, as the checkpoint records them; None where it does not (imported weights).
-    case: id of the case.
-
-  Returns:
-    'train', 'val' or 'test'; 'none' for a case of no split; None where the splits are not recorded.
-  """
-  if splits is None:
-    return None
-  return next((name for name, cases in splits.items() if case in cases), 'none')
-
-
 def check_unseen(where: str, split: str, training_splits: Mapping[str, str | None]) -> None:
   """Checks that cases of another name than 'train' or 'val' were not used to train the network or to choose it.
 
   Args:
     where: workdir of the run, for the error.
     split: the split that the cases are scored as.
-    training_splits: case -> its `training_split`.
+    training_splits: case -> its part when the network was trained (`run_record.trained_part`).
 
   Raises:
     InputError: a case was used in training under another split.
@@ -109,7 +94,7 @@ def check_unseen(where: str, split: str, training_splits: Mapping[str, str | Non
     if used in ('train', 'val') and used != split:
       raise InputError(
         where,
-        f'case {case} would be scored as {split!r}, but belonged to {used!r} when this network was trained',
+        f'case {case} would be scored as {split!r}, but its scan was in {used!r} when this network was trained',
         'Restore the splits of that training, or score this case under its own split (--config.eval.split). '
         'If it is another scan of the same name, rename it.',
       )

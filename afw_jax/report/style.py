@@ -5,6 +5,7 @@ import os
 
 from afw_jax.atomic_files import process_name, write_errors
 from afw_jax.errors import InputError
+from afw_jax.file_names import temporary_name
 
 # Thirteen colours that stay distinct in normal vision, deuteranopia, protanopia and tritanopia, on black and on white.
 COLOURS = (
@@ -12,8 +13,9 @@ COLOURS = (
   '#df9fff', '#9f4080', '#bfbf60', '#df40ff', '#008020', '#bf809f',
 )  # fmt: skip
 DPI = 130
-_LONGEST_COLUMN = 36  # entries of a legend
-_MARGIN, _USUAL_LEGEND = 0.3, 1.7  # inches: above and below a legend; the width that figures have room for
+MAX_LABEL = 40  # characters of a name in a figure
+LEGEND_ROWS = 20  # which fit beside axes of about 4 inches
+_NARROW = 1.9  # inches of a legend that needs no wider figure
 
 
 def colour(index: int) -> str:
@@ -51,28 +53,22 @@ def legend_patch(index: int, label: str):
   return Patch(facecolor=colour(index), edgecolor='black', linewidth=0.5, label=label)
 
 
-def plain(text: str, longest: int = 40) -> str:
-  """A name as matplotlib shows it letter by letter: no formula, never hidden, its middle left out where it is long."""
-  if len(text) > longest:
-    text = f'{text[: longest - 15]}…{text[-14:]}'
-  return (' ' if text.startswith('_') else '') + text.replace('$', r'\$')
+def label(name: str) -> str:
+  """A name of an organ or a case as text of a figure: not too long, without matplotlib's signs for formulas."""
+  short = name if len(name) <= MAX_LABEL else f'{name[: MAX_LABEL - 1]}…'
+  text = short.replace('$', r'\$')
+  return f' {text}' if text.startswith('_') else text  # matplotlib leaves labels with a leading underscore out
 
 
-def legend_beside(axes, *, title: str | None = None) -> None:
-  """Puts the legend of `axes` to its right, in as many columns as it needs, and makes the figure large enough for it.
-
-  The plot keeps its size. `axes` are the rightmost of their figure.
-  """
+def legend_beside(axes, title: str | None = None) -> None:
+  """Draws the legend of the axes at their right, in as many columns as are needed; a wide one widens the figure."""
+  handles, _ = axes.get_legend_handles_labels()
+  columns = -(-len(handles) // LEGEND_ROWS)
+  place = {'loc': 'center left', 'bbox_to_anchor': (1.01, 0.5)}
+  legend = axes.legend(**place, frameon=False, title=title, ncols=columns)
   figure = axes.figure
-  width, height = figure.get_size_inches()
-  options = {'loc': 'center left', 'bbox_to_anchor': (1.01, 0.5), 'frameon': False, 'title': title}
-  size = lambda legend: legend.get_window_extent(figure.canvas.get_renderer()).size / figure.dpi
-  legend = axes.legend(**options)
-  if size(legend)[1] > height - _MARGIN:
-    entries = len(legend.get_texts())
-    legend = axes.legend(**options, ncols=max(2, -(-entries // _LONGEST_COLUMN)), columnspacing=1.0)
-  wide, high = size(legend)
-  figure.set_size_inches(width + max(0, wide - _USUAL_LEGEND), max(height, high + _MARGIN))
+  width = legend.get_window_extent(figure.canvas.get_renderer()).width / DPI
+  figure.set_figwidth(figure.get_figwidth() + max(0, width - _NARROW))
 
 
 def black_outline() -> list:
@@ -88,7 +84,7 @@ def save(figure, path: str) -> str:
   Raises:
     InputError: the disk is full, or the folder cannot be written.
   """
-  temporary = f'{path}.{process_name()}.tmp'
+  temporary = temporary_name(path, process_name())
   with write_errors(path):
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     try:

@@ -6,7 +6,6 @@ import glob
 import os
 import tempfile
 from collections.abc import Iterator
-from unittest import mock
 
 from etils.epath import gpath
 from orbax.checkpoint._src.serialization import tensorstore_utils  # it has no public way to these options
@@ -68,8 +67,19 @@ def usable(folder: str) -> Iterator[None]:
   contexts = (tensorstore_utils._BASE_TS_CONTEXT, tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT)
   with contextlib.ExitStack() as stack:
     for context in contexts if options else ():
-      stack.enter_context(mock.patch.dict(context, options))
+      stack.enter_context(_updated(context, options))
     yield
+
+
+@contextlib.contextmanager
+def _updated(context: dict, options: dict) -> Iterator[None]:
+  before = dict(context)
+  context.update(options)
+  try:
+    yield
+  finally:
+    context.clear()
+    context.update(before)
 
 
 def _has_locks(folder: str) -> bool:

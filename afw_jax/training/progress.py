@@ -1,15 +1,14 @@
 """Progress of the training loop: metric records, progress bar, speed, and the check for non-finite steps."""
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
+from afw_jax import terminal
 from afw_jax.distributed import runtime
 from afw_jax.training.metric_writer import MetricWriter
 
@@ -52,13 +51,13 @@ class Progress:
   def __init__(self, run: Run, writer: MetricWriter, *, start_step: int, best_dsc: float | None):
     self._run, self._writer, self._best_dsc = run, writer, best_dsc
     self._pending: tuple | None = None
-    self._bar = tqdm.tqdm(
+    self._bar = terminal.progress_bar(
       total=run.total_steps,
       initial=start_step,
       unit='step',
       desc='train',
       disable=runtime.process_index() > 0,
-      mininterval=0.5 if sys.stderr.isatty() else 30,
+      mininterval=0.5 if terminal.is_interactive() else 30,
     )
     self.restart_clock(start_step)
 
@@ -112,7 +111,7 @@ class Progress:
     self._best_dsc = best_dsc
     self._writer.write(done, scores)
     if runtime.process_index() == 0:
-      self._bar.write(f'step {done}: validation DSC {scores["val/dsc"]:.4f}')
+      terminal.say(f'step {done}: validation DSC {scores["val/dsc"]:.4f}')
 
   def close(self) -> None:
     """Ends the bar and closes the records."""

@@ -269,6 +269,18 @@ def test_integers_and_fractions_share_a_batch_as_fractions(tmp_path):
   assert batch['image'].dtype == np.float32 and set(np.unique(batch['image'])) == {0.5, 7}
 
 
+def test_a_case_that_is_prepared_again_during_the_training_is_noticed(tmp_path, monkeypatch):
+  monkeypatch.setattr(cases, 'OPEN', 1)
+  for case_id in ('a', 'b'):
+    put_case(tmp_path, case_id, np.zeros((1, 4, 5), np.int16))
+  source = SliceSource(tmp_path, ['a', 'b'], alike('a', 'b'))
+  put_case(tmp_path, 'a', np.zeros((1, 4, 5), np.int16))  # the same again
+  assert source[0]['image'].max() == source[1]['image'].max() == 0
+  put_case(tmp_path, 'a', np.ones((1, 4, 5), np.int16))
+  with pytest.raises(InputError, match='cases/a: has been prepared again from other files while'):
+    source[0]
+
+
 def test_many_cases_need_few_open_files(tmp_path, monkeypatch):
   monkeypatch.setattr(cases, 'OPEN', 2)
   for i in range(6):

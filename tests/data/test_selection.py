@@ -1,28 +1,13 @@
 """Which cases a run uses: splits, windows and notes are what they were when a store still held them."""
 
-import dataclasses
-import json
-
 import pytest
+from store_index import CHAOS, index, listing
 
-from afw_jax.data import selection
-from afw_jax.data.preparation.listing import make_listing
-from afw_jax.data.selection import SelectionOptions, choose, data_record, record_differences, select
-from afw_jax.data.sets.case_files import CaseFiles
-from afw_jax.data.sets.lookup import get_spec
+from afw_jax.data.selection import SelectionOptions, choose, scored_split, select
 from afw_jax.errors import InputError, InputErrors
 
-CHAOS = [f'case_{n:02d}' for n in (1, 2, 5, 6, 8, 10, 14, 16, 18, 19, *range(21, 31))]
 ABDOMEN = [f'Case_{n:05d}' for n in (1, 2, 3, 4, 78, 219, 500, 577, 656)]
 SYNAPSE = [f'case{n:04d}' for n in (1, 2, 5, 6, 7, 9)]
-
-
-def listing(name, ids, **changes):
-  """The listing of a data set with these case ids; through JSON, as in the index of a store."""
-  spec = dataclasses.replace(get_spec(name), **changes)
-  part_of = {i: part for part, ids in spec.splits.items() for i in ids}
-  files = [CaseFiles(i, f'{i}.nii', f'{i}_label.nii', part_of.get(i), i) for i in ids]
-  return json.loads(json.dumps(make_listing(spec, files)))
 
 
 def numbers(ids):
@@ -115,30 +100,6 @@ def test_options_that_cannot_be_met(options, said):
     SelectionOptions(cases=0)
 
 
-def case(number, **changes):
-  return {
-    'percentile_window': [float(number), 100.5 + number],
-    'voxels': {'liver': 5},
-    'working_voxels': {'liver': 3},
-    'voxels_sha256': str(number),
-    'source': {'image': f'scan{number}.nii'},
-    'notes': [],
-    **changes,
-  }
-
-
-def index(prepared=CHAOS, listed=CHAOS, **cases):
-  return {
-    'name': 'chaos_ct',
-    'modality': 'CT',
-    'organs': ['liver'],
-    'output_ids': {'liver': 1},
-    'options': {'size': [32, 32], 'order': 3},
-    'listing': listing('chaos_ct', listed),
-    'cases': {i: case(int(i[-2:]), **cases.get(i, {})) for i in prepared},
-  }
-
-
 def test_windows_of_the_selected_cases():
   chosen = select(index(), SelectionOptions(cases=8))
   assert chosen.window == (50, 350) and set(chosen.windows) == set(chosen.ids)
@@ -147,6 +108,16 @@ def test_windows_of_the_selected_cases():
   percentile = select(index(), SelectionOptions(window='percentile'))
   assert percentile.window == 'percentile' and percentile.windows['case_06'] == (6, 106.5)
   assert percentile.splits == select(index(), SelectionOptions()).splits
+
+
+def test_cases_are_asked_for_in_any_unicode_form():
+  data = listing('chaos_ct', ['M\u00fcller', 'b', 'c'])
+  assert choose(data, SelectionOptions(cases=['Mu\u0308ller', 'b'])).ids == ['M\u00fcller', 'b']
+  assert choose(data, SelectionOptions(cases=['Mu\u0308ller', 'M\u00fcller'])).ids == ['M\u00fcller']
+
+
+def test_remarks_about_the_description_are_notes():
+  assert choose(listing('chaos_ct', CHAOS, notes=('a remark',)), SelectionOptions()).notes[0] == 'a remark'
 
 
 def test_cases_that_are_not_prepared_are_named():
@@ -175,32 +146,16 @@ def test_the_same_scan_twice_in_a_selection():
   assert select(twice, SelectionOptions(cases=['case_01', 'case_05'])).ids == ['case_01', 'case_05']
 
 
-def test_a_run_keeps_its_cases_when_others_are_added():
-  before = index(prepared=CHAOS[:12], listed=CHAOS[:12])
-  chosen = select(before, SelectionOptions(window='percentile'))
-  record = json.loads(json.dumps(data_record(before, chosen)))
-  grown = index()
-  assert select(grown, SelectionOptions(window='percentile')).splits != chosen.splits
-  again = selection.recorded_selection(grown, record)
-  assert again.splits == chosen.splits and again.windows == chosen.windows and again.window == 'percentile'
-  assert not record_differences(record, data_record(grown, again), ('organs', 'options', 'splits'))
-
-
-def test_no_recorded_selection():
-  record = data_record(index(), select(index(), SelectionOptions()))
-  assert selection.recorded_selection(index(prepared=[]), record) is None  # another data set of the same name
-  with pytest.raises(InputError, match='lacks 1 of the .* cases that this run has begun with .*--mode=prepare'):
-    selection.recorded_selection(index(prepared=CHAOS[1:]), record)
-  assert selection.recorded_selection(index(), {**record, 'splits': None}) is None  # imported weights
-  assert selection.recorded_selection({**index(), 'name': 'other'}, record) is None
-
-
-def test_records_are_compared_without_the_format_of_the_store():
-  record = data_record(index(), select(index(), SelectionOptions()))
-  assert list(record) == ['name', 'modality', 'organs', 'output_ids', 'window', 'options', 'splits']
-  assert record['window'] == [50, 350] == record['options']['window']
-  older = {**record, 'options': {'format': 1, **record['options']}}
-  assert record_differences(older, record, ('organs', 'options', 'splits')) == {}
-  other = data_record(index(), select(index(), SelectionOptions(window='transunet', seed=1)))
-  assert set(record_differences(record, other, ('organs', 'options', 'splits'))) == {'options', 'splits'}
-  assert record_differences({**record, 'splits': None}, other, ('splits',)) == {}
+@pytest.mark.parametrize(
+  'full, wanted, scored',
+  [
+    (('train', 'val', 'test'), 'test', 'test'),
+    (('train', 'val'), 'test', 'val'),
+    (('train',), 'test', None),
+    (('train', 'test'), 'val', None),
+    (('train', 'test'), 'test', 'test'),
+    (('train',), 'train', 'train'),
+  ],
+)
+def test_the_split_that_is_scored(full, wanted, scored):
+  assert scored_split({part: ['a'] if part in full else [] for part in ('train', 'val', 'test')}, wanted) == scored

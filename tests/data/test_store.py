@@ -43,6 +43,20 @@ def test_round_trip(tmp_path):
     case.arrays['image'][0, 0, 0] = 1
 
 
+def test_the_content_of_a_case(tmp_path):
+  first = store.content_digest(store.write_case(tmp_path, 'c', ARRAYS, META))
+  renamed = store.write_case(tmp_path, 'other', ARRAYS, {**META, 'source': 'elsewhere', 'geometry': {'qform_code': 2}})
+  assert store.content_digest(renamed) == first and store.read_case(tmp_path, 'c', content=first).id == 'c'
+  for arrays, meta in (
+    ({**ARRAYS, 'label': 1 - ARRAYS['label']}, META),
+    (ARRAYS, {**META, 'geometry': {'affine': [1, 2]}}),
+    (ARRAYS, {**META, 'spacing_mm': [1, 2, 3]}),
+  ):
+    store.write_case(tmp_path, 'c', arrays, meta)
+    with pytest.raises(InputError, match='prepared again from other files while this process was using it'):
+      store.read_case(tmp_path, 'c', content=first)
+
+
 def test_a_case_is_replaced_whole(tmp_path):
   store.write_case(tmp_path, 'c', {**ARRAYS, 'extra': ARRAYS['label']}, META)
   store.write_case(tmp_path, 'c', {'image': ARRAYS['image'] + 1}, {'options_hash': 'new'})
@@ -193,3 +207,17 @@ def test_many_threads_may_open_cases_at_once(tmp_path):
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     cases = list(pool.map(lambda i: store.read_case(tmp_path, f'c{i % 4}'), range(1500)))
   assert all(case.arrays['image'].shape == (2, 3, 3) for case in cases)
+
+
+def test_cases_of_any_name(tmp_path):
+  names = ['a/b', '..', 'a:b*?', 'con', 'trail.', 'n' * 250, 'n' * 251, '%63on']
+  for i, name in enumerate(names):
+    store.write_case(tmp_path, name, {'image': np.full((1, 2, 2), i, np.int16)}, {})
+    store.write_case(tmp_path / store.STAGING, name, {'image': np.full((1, 2, 2), -i, np.int16)}, {})
+  assert len(list((tmp_path / 'cases').iterdir())) == len(names)
+  for i, name in enumerate(names):
+    case = store.read_case(tmp_path, name, verify=True)
+    assert case.id == case.meta['id'] == name and (case.arrays['image'] == i).all()
+    staged = store.read_case(tmp_path / store.STAGING, name).meta
+    store.move_case(tmp_path / store.STAGING, tmp_path, name, staged)
+    assert (store.read_case(tmp_path, name).arrays['image'] == -i).all()

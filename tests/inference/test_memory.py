@@ -96,6 +96,7 @@ def test_preparing(tmp_path):
 
 def test_evaluating(tmp_path, trained, phantoms):
   names = json.loads((phantoms / 'dataset.json').read_text(encoding='utf-8'))
+  names['name'] = 'large scans'  # not the data set of the run, whose own cases would be scored
   names['split'] = {'train': ['c00'], 'test': [f'c{i:02d}' for i in range(1, CASES)]}
   root = make_large(tmp_path / 'raw', names)
   options = store.read_index(next((trained.parent / 'stores').iterdir()))['options']

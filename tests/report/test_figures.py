@@ -50,6 +50,38 @@ def test_gamma_figure_is_the_loss_itself(tmp_path, drawn):
     assert loss[inner] == pytest.approx((1 - dice[inner]) ** gamma, abs=1e-4)
 
 
+def names_of(number):
+  """Names of organs that are hard to draw: long, formulas, a leading underscore."""
+  return ['_hidden', '$x^{$ and $', 'an organ with a name that goes on and on and on', *map(str, range(3, number))]
+
+
+@pytest.mark.parametrize('number', [2, 22, 40, 104])
+def test_legends_of_many_organs_are_whole(tmp_path, drawn, number):
+  names = names_of(number)[:number] if number > 2 else ['liver', 'spleen']
+  rows = [
+    {'step': s, 'val/dsc': 0.5, **{f'val/dsc/{n}': s / 50 for n in names}, **{f'weight/{n}': s / 9 for n in names}}
+    for s in (10, 20)
+  ]
+  figures.curves(str(tmp_path / 'c.png'), rows)
+  figures.learned_weights(str(tmp_path / 'w.png'), rows)
+  for figure, more in zip(drawn, (1, 0)):
+    axes = figure.axes[-1]
+    legend, size = axes.get_legend(), figure.get_size_inches() * figure.dpi
+    box = legend.get_window_extent()
+    assert len(legend.get_texts()) == number + more  # matplotlib leaves out what starts with an underscore
+    assert box.x0 >= axes.get_window_extent().x1 and box.x1 <= size[0] and box.y0 >= 0 and box.y1 <= size[1]
+    assert axes.get_window_extent().width > 350
+    lines = axes.lines[:number]
+    assert (
+      len(
+        {(line.get_color(), line._unscaled_dash_pattern[1] and tuple(line._unscaled_dash_pattern[1])) for line in lines}
+      )
+      == number
+    )
+  narrow = (12, 8.6)
+  assert number > 2 or tuple(f.get_figwidth() for f in drawn) == narrow
+
+
 def test_figures_without_records(tmp_path, drawn):
   figures.curves(str(tmp_path / 'c.png'), [])
   figures.learned_weights(str(tmp_path / 'w.png'), [{'step': 1, 'train/loss': 1.0}])

@@ -64,6 +64,15 @@ def test_report_names_what_a_reader_needs(tmp_path):
   assert '| b | 40.00 |' in text.split('## Lowest cases')[1]
 
 
+def test_pictures_are_linked_by_the_names_of_their_files(tmp_path):
+  workdir = pathlib.Path(make_run(tmp_path / 'a [1]', {'p:q': (0.9, 0.5), 'a b': (0.8, 0.6)}))
+  (workdir / 'pictures').mkdir()
+  for name in ('p%3Aq', 'a b'):
+    (workdir / 'pictures' / f'{name}.png').touch()
+  text = pathlib.Path(report(str(workdir))['report']).read_text(encoding='utf-8')
+  assert '![p:q](../pictures/p%253Aq.png)' in text and '![a b](../pictures/a%20b.png)' in text
+
+
 def test_split_and_organ_order(tmp_path):
   text = text_of(report(make_run(tmp_path / 'a', split='val', training_split='val', organs=ORGANS[::-1]))['report'])
   assert 'Validation split' in text and text.index('| gall_bladder') < text.index('| liver')

@@ -8,7 +8,7 @@ from afw_jax import atomic_files
 from afw_jax.errors import InputError
 from afw_jax.metrics import SCORES, UNITS, score_case
 from afw_jax.report.report import report
-from afw_jax.report.runs import check_unseen, read_run, training_split
+from afw_jax.report.runs import check_unseen, read_run
 
 LABELS = {'found': 1, 'missed': 2, 'false': 3, 'absent': 4}
 
@@ -43,12 +43,6 @@ def test_report_of_null_scores(tmp_path):
   assert 'Only 1 case(s)' in text and 'nan' not in text and 'None' not in text
 
 
-def test_split_in_training():
-  splits = {'train': ['a', 'b'], 'val': ['c'], 'test': ['d']}
-  assert [training_split(splits, case) for case in 'acdx'] == ['train', 'val', 'test', 'none']
-  assert training_split(None, 'a') is None
-
-
 @pytest.mark.parametrize('used, split, refused', [
   ('train', 'train', False), ('train', 'val', True), ('train', 'test', True), ('val', 'val', False),
   ('val', 'test', True), ('val', 'train', True), ('test', 'test', False), ('test', 'val', False),
@@ -61,7 +55,7 @@ def test_a_case_used_in_training_is_not_scored_as_unseen(tmp_path, used, split, 
     assert read_run(workdir).training_splits == (used,)
     return
   for call in (lambda: check_unseen(workdir, split, {'b': 'test', 'a': used}), lambda: read_run(workdir)):
-    with pytest.raises(InputError, match=f"case a would be scored as '{split}', but belonged to '{used}'"):
+    with pytest.raises(InputError, match=f"case a would be scored as '{split}', but its scan was in '{used}'"):
       call()
 
 

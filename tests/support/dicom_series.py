@@ -19,7 +19,7 @@ MASKS = GREYS[np.random.default_rng(1).integers(0, 5, (N, ROWS, COLUMNS))]
 def write_slice(
   path, n, *, pixels=RAW, orientation=(1, 0, 0, 0, 1, 0), step=(0, 0, 2.5), syntax=ExplicitVRLittleEndian, **changes
 ):
-  """The file of slice n (by position); a change to None removes the element."""
+  """The file of slice n (by position); a change to None removes the element, `_element` is added as it is."""
   meta = FileMetaDataset()
   meta.TransferSyntaxUID = syntax
   meta.MediaStorageSOPClassUID = CTImageStorage
@@ -39,7 +39,9 @@ def write_slice(
   ds.RescaleSlope, ds.RescaleIntercept = 1, -1024
   ds.PixelData = array.tobytes()
   for name, value in changes.items():
-    if value is None:
+    if name == '_element':  # of any type
+      ds[value.tag] = value
+    elif value is None:
       delattr(ds, name)
     else:
       setattr(ds, name, value)

@@ -73,6 +73,13 @@ def make(root, n=4, shape=SHAPE, **changes):
   return root
 
 
+def add(root, *numbers):
+  """Adds cases to the data set, or replaces them."""
+  for i in numbers:
+    volumes.write_image(root / 'images' / f'c{i}.nii.gz', scan(i), geometry())
+    volumes.write_label(root / 'labels' / f'c{i}.nii.gz', label_map(i), geometry())
+
+
 def describe(root, **changes):
   (root / 'dataset.json').write_text(json.dumps({**DESCRIPTION, **changes}), encoding='utf-8')
 

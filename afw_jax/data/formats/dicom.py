@@ -1,81 +1,37 @@
 """DICOM series: reads the slices in a folder as one volume, ordered by position and rescaled slice by slice."""
 
-import dataclasses
 import hashlib
 import io
 import os
-import struct
 import warnings
-import zlib
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pydicom
-from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from afw_jax.data.formats.geometry import Geometry, check_affine, check_shape
+from afw_jax.data.formats.dicom_padding import padding_of, without_tissue
+from afw_jax.data.formats.dicom_series import BROKEN, is_dicom
+from afw_jax.data.formats.dicom_slices import Slice, check_alike, grid, padding_fill
+from afw_jax.data.formats.geometry import Geometry, check_shape
 from afw_jax.errors import InputError
 
 JUNK = ('dicomdir', '.ds_store', 'thumbs.db', 'desktop.ini')  # files that viewers and file managers leave behind
-MAX_OFF_GRID = 0.05  # largest distance of a slice from an even grid, as a fraction of the slice spacing
-SAME_POSITION_MM = 0.01  # slices closer than this are duplicates
 NEEDED = ('Rows', 'Columns', 'PixelSpacing', 'ImagePositionPatient', 'ImageOrientationPatient', 'PixelData')
 INT16 = np.iinfo(np.int16)
-# exceptions of pydicom and its decoders on damaged or unsupported files
-BROKEN = (
-  ArithmeticError,
-  AttributeError,
-  EOFError,
-  LookupError,
-  NotImplementedError,
-  RuntimeError,
-  TypeError,
-  ValueError,
-  BytesLengthException,
-  struct.error,
-  zlib.error,
-)
 EXPORT = 'Export the series again, uncompressed, one slice per file.'
 
 
-@dataclasses.dataclass(frozen=True)
-class Slice:
-  """One slice as stored in its file.
-
-  Attributes:
-    name: of the file.
-    series: SeriesInstanceUID.
-    pixels: (rows, columns) integers before rescaling.
-    position: (3,) LPS coordinates of the first pixel, in mm.
-    orientation: (2, 3) LPS directions along a row and down a column.
-    pixel_spacing: (2,) mm between rows, between columns.
-    slope, intercept: rescaling of the pixels.
-    digest: SHA-256 of the file.
-  """
-
-  name: str
-  series: str
-  pixels: np.ndarray
-  position: np.ndarray
-  orientation: np.ndarray
-  pixel_spacing: np.ndarray
-  slope: float
-  intercept: float
-  digest: bytes
-
-  def values(self) -> np.ndarray:
-    """(rows, columns) rescaled intensities: int64 if slope and intercept are integers, else float64."""
-    if self.slope.is_integer() and self.intercept.is_integer():
-      return self.pixels.astype(np.int64) * int(self.slope) + int(self.intercept)
-    return self.pixels * self.slope + self.intercept
-
-
-def read_image(folder: str | os.PathLike) -> tuple[np.ndarray, Geometry, str]:
+def read_image(folder: str | os.PathLike, files: Sequence[str] = ()) -> tuple[np.ndarray, Geometry, str]:
   """Reads one series. Slices are ordered by their position along the normal of the image plane, never by file name.
 
+  Padding outside the field of view becomes air in CT (-1000 HU), else the lowest intensity of the series.
+
   Args:
-    folder: holds the slices of the series and no other files.
+    folder: holds the slices of the series, and no other files unless `files` are given.
+    files: names of the slices in the folder.
 
   Returns:
     ((D, H, W) int16 if every rescaled value is an integer that fits, else float32; `Geometry`, with the file names in
@@ -85,7 +41,7 @@ def read_image(folder: str | os.PathLike) -> tuple[np.ndarray, Geometry, str]:
     InputError: no DICOM file, several series, slices that differ in size, orientation or spacing, a missing or
       duplicate slice, a tilted gantry, colour, multi-frame or undecodable pixels, other files.
   """
-  paths = list_files(folder)
+  paths = [Path(folder) / name for name in files] or list_files(folder)
   if not paths:
     raise InputError(
       folder, 'there is no DICOM file in this folder', 'Give the folder that holds the slices of one series.'
@@ -93,14 +49,15 @@ def read_image(folder: str | os.PathLike) -> tuple[np.ndarray, Geometry, str]:
   with warnings.catch_warnings():  # about elements that are not used here; those used are checked
     warnings.simplefilter('ignore')
     slices = [_read_slice(path) for path in paths]
-  _check_alike(folder, slices)
+  check_alike(folder, slices)
   normal = np.cross(*slices[0].orientation)
   slices.sort(key=lambda s: float(s.position @ normal))
-  geometry = _geometry(folder, slices)
-  array = np.empty(geometry.internal_shape, _dtype(folder, slices))
+  geometry = grid(folder, slices)
+  fill = padding_fill(folder, slices)
+  array = np.empty(geometry.internal_shape, _dtype(folder, slices, fill))
   target = geometry.to_native(array)
   for k, s in enumerate(slices):
-    target[:, :, k] = s.values().T
+    target[:, :, k] = s.values(fill).T
   return array, geometry, hashlib.sha256(b''.join(s.digest for s in slices)).hexdigest()
 
 
@@ -128,14 +85,16 @@ def list_files(folder: str | os.PathLike) -> list[Path]:
 def _read_slice(path: Path) -> Slice:
   try:
     data = path.read_bytes()
-    ds = pydicom.dcmread(io.BytesIO(data))
+    ds = pydicom.dcmread(io.BytesIO(data), force=is_dicom(data[:132]))
     _check_kind(path, ds)
-    pixels = _pixels(path, ds)
+    pixels, padding = _pixels(path, ds)
     slope, intercept = _rescale(path, ds)
     position = np.array(ds.ImagePositionPatient, np.float64).reshape(3)
     orientation = np.array(ds.ImageOrientationPatient, np.float64).reshape(2, 3)
     spacing = np.array(ds.PixelSpacing, np.float64).reshape(2)
-    series = str(ds.get('SeriesInstanceUID', ''))
+    if str(ds.get('Modality')) == 'CT':
+      padding = without_tissue(padding, pixels * slope + intercept)
+    series, modality = (str(ds.get(name) or '') for name in ('SeriesInstanceUID', 'Modality'))
   except InputError:
     raise
   except InvalidDicomError as e:
@@ -151,9 +110,8 @@ def _read_slice(path: Path) -> Slice:
     raise InputError(path, 'its position, orientation or pixel spacing is invalid', EXPORT)
   if np.abs(orientation @ orientation.T - np.eye(2)).max() > 1e-3:
     raise InputError(path, 'the directions of its rows and columns are not perpendicular unit vectors', EXPORT)
-  return Slice(
-    path.name, series, pixels, position, orientation, spacing, slope, intercept, hashlib.sha256(data).digest()
-  )
+  digest = hashlib.sha256(data).digest()
+  return Slice(path.name, series, modality, pixels, padding, position, orientation, spacing, slope, intercept, digest)
 
 
 def _check_kind(path: Path, ds: pydicom.Dataset) -> None:
@@ -173,8 +131,11 @@ def _check_kind(path: Path, ds: pydicom.Dataset) -> None:
   check_shape(path, (int(ds.Columns), int(ds.Rows), 1))
 
 
-def _pixels(path: Path, ds: pydicom.Dataset) -> np.ndarray:
-  syntax = ds.file_meta.TransferSyntaxUID
+def _pixels(path: Path, ds: pydicom.Dataset) -> tuple[np.ndarray, np.ndarray]:
+  """(rows, columns) pixels as integers, and which of them are padding."""
+  # A file without the preamble may lack it: then its elements are as they were read.
+  plain = ExplicitVRLittleEndian if ds.original_encoding[0] is False else ImplicitVRLittleEndian
+  syntax = ds.file_meta.get('TransferSyntaxUID', plain)
   bits, stored, signed = int(ds.BitsAllocated), int(ds.BitsStored), int(ds.PixelRepresentation)
   if bits not in (8, 16, 32) or not 1 <= stored <= bits or int(ds.HighBit) != stored - 1 or signed not in (0, 1):
     raise InputError(path, f'its pixel format ({bits} bits, {stored} stored) is not supported', EXPORT)
@@ -199,14 +160,17 @@ def _pixels(path: Path, ds: pydicom.Dataset) -> np.ndarray:
     order = '<' if syntax.is_little_endian else '>'
     pixels = np.frombuffer(ds.PixelData, f'{order}{"i" if signed else "u"}{bits // 8}', rows * columns)
   pixels = pixels.reshape(rows, columns)
-  low, high = pixels.min(), pixels.max()
+  padding = padding_of(ds, pixels)
+  if padding.all():
+    return pixels, padding
+  low, high = pixels[~padding].min(), pixels[~padding].max()  # padding may lie beyond BitsStored
   if signed and low >= 0 and stored < bits and high < 2**stored:  # written without sign extension
     pixels = pixels.astype(np.int64)
-    return np.where(pixels < 2 ** (stored - 1), pixels, pixels - 2**stored)
+    return np.where(pixels < 2 ** (stored - 1), pixels, pixels - 2**stored), padding
   least, most = (-(2 ** (stored - 1)), 2 ** (stored - 1) - 1) if signed else (0, 2**stored - 1)
   if low < least or high > most:
     raise InputError(path, f'its pixels exceed the {stored} bits of BitsStored', EXPORT)
-  return pixels
+  return pixels, padding
 
 
 def _rescale(path: Path, ds: pydicom.Dataset) -> tuple[float, float]:
@@ -221,64 +185,10 @@ def _rescale(path: Path, ds: pydicom.Dataset) -> tuple[float, float]:
   return slope, intercept
 
 
-def _check_alike(folder: str | os.PathLike, slices: list[Slice]) -> None:
-  series = Counter(s.series for s in slices)
-  if len(series) > 1:
-    raise InputError(
-      folder,
-      f'it mixes {len(series)} series ({" + ".join(map(str, series.values()))} slices)',
-      'Put each series in its own folder (by SeriesInstanceUID).',
-    )
-  first = slices[0]
-  for s in slices[1:]:
-    cure = 'Keep only the slices of one stack in the folder (no localiser, no second reconstruction).'
-    if s.pixels.shape != first.pixels.shape:
-      raise InputError(folder, f'{s.name} has {s.pixels.shape} pixels, but {first.name} has {first.pixels.shape}', cure)
-    if np.abs(s.orientation - first.orientation).max() > 1e-3:
-      raise InputError(folder, f'{s.name} and {first.name} are oriented differently', cure)
-    if np.abs(s.pixel_spacing / first.pixel_spacing - 1).max() > 1e-3:
-      raise InputError(folder, f'{s.name} and {first.name} have different pixel spacings', cure)
-
-
-def _geometry(folder: str | os.PathLike, slices: list[Slice]) -> Geometry:
-  """The grid (i along a row, j down a column, k along the normal); InputError unless slices are evenly spaced."""
-  n = len(slices)
-  rows, columns = slices[0].pixels.shape
-  check_shape(folder, (columns, rows, n))
-  if n < 2:
-    raise InputError(folder, 'it has a single slice, so the slice spacing is unknown', 'Give the whole series.')
-  positions = np.stack([s.position for s in slices])
-  gaps = np.diff(positions @ np.cross(*slices[0].orientation))
-  if gaps.min() < SAME_POSITION_MM:
-    k = int(gaps.argmin())
-    raise InputError(
-      folder,
-      f'{slices[k].name} and {slices[k + 1].name} have the same position',
-      'Keep only one copy of each slice, and only one phase or echo, in the folder.',
-    )
-  step = (positions[-1] - positions[0]) / (n - 1)
-  off = np.linalg.norm(positions - positions[0] - np.arange(n)[:, None] * step, axis=1)
-  if off.max() > MAX_OFF_GRID * np.linalg.norm(step):
-    k = int(np.abs(gaps - np.median(gaps)).argmax())
-    raise InputError(
-      folder,
-      f'its slices are not evenly spaced: {gaps[k]:.3f} mm between {slices[k].name} and '
-      f'{slices[k + 1].name}, {np.median(gaps):.3f} mm between most others (a slice is missing, or the spacing varies)',
-      'Copy the whole series again, or resample it to an even spacing.',
-    )
-  (row, column), (between_rows, between_columns) = slices[0].orientation, slices[0].pixel_spacing
-  affine = np.eye(4)
-  affine[:3] = np.stack([row * between_columns, column * between_rows, step, positions[0]], axis=1)
-  affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM's LPS -> RAS
-  check_affine(folder, affine)
-  affine = affine.astype(np.float32)  # the precision of NIfTI: label maps written on this grid have the same affine
-  return Geometry(shape=(columns, rows, n), affine=affine.tolist(), slice_files=tuple(s.name for s in slices))
-
-
-def _dtype(folder: str | os.PathLike, slices: list[Slice]) -> type:
+def _dtype(folder: str | os.PathLike, slices: list[Slice], fill: float) -> type:
   fits = True
   for s in slices:
-    values = s.values()
+    values = s.values(fill)
     low, high = values.min().item(), values.max().item()
     if not max(abs(low), abs(high)) <= float(np.finfo(np.float32).max):
       raise InputError(folder, f'{s.name} has values that are not finite in float32', EXPORT)

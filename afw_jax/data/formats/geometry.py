@@ -17,7 +17,8 @@ MAX_VOXELS = 2**30  # of one volume
 SPACING_RANGE_MM = (0.01, 100.0)
 MAX_SHEAR = 1e-3  # largest cosine between two axes that should be perpendicular
 MAX_DISAGREEMENT = 0.01  # relative, between the pixdim, qform and sform of one header
-SAME_AFFINE_MM = 1e-3  # largest difference between the affines of a scan and its label map
+MAX_DISPLACEMENT = 0.1  # of a corner, in voxels, between grids that are taken for the same
+NOTED_DISPLACEMENT = 0.01  # from which it is worth a word
 # unit vectors (RAS) of the internal z, y and x axes
 _INTERNAL_AXES = np.array([(0, 0, 1), (0, -1, 0), (-1, 0, 0)], np.float64)
 
@@ -105,6 +106,23 @@ class Geometry:
     cosines = _INTERNAL_AXES @ (columns / np.linalg.norm(columns, axis=0))
     axes = max(itertools.permutations(range(3)), key=lambda p: sum(abs(cosines[n, p[n]]) for n in range(3)))
     return axes, tuple(bool(cosines[n, axes[n]] < 0) for n in range(3))
+
+
+def displacement(grid: Geometry, other: Geometry) -> tuple[float, float]:
+  """How far two grids of the same shape are apart at the corner where they are furthest apart.
+
+  Args:
+    grid: the one whose voxels are the unit.
+    other: with the same `internal_shape`.
+
+  Returns:
+    (displacement in voxels of `grid`, in mm), each the largest of the eight outer corners.
+  """
+  corners = np.array([*itertools.product(*((-0.5, n - 0.5) for n in grid.internal_shape))]).T
+  corners = np.concatenate([corners, np.ones((1, 8))])
+  moved_mm = (other.internal_affine - grid.internal_affine) @ corners
+  moved = np.linalg.inv(grid.internal_affine) @ moved_mm
+  return float(np.linalg.norm(moved, axis=0).max()), float(np.linalg.norm(moved_mm, axis=0).max())
 
 
 def check_shape(path: object, shape: tuple[int, ...]) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +19,9 @@ import numpy as np
 from afw_jax.atomic_files import process_name, sync, write_errors
 from afw_jax.data.formats import nifti_header
 from afw_jax.data.formats.geometry import Geometry, check_memory
+from afw_jax.data.formats.label_ids import whole_ids
 from afw_jax.errors import InputError
+from afw_jax.file_names import temporary_name
 
 CHUNK = 1 << 22  # bytes read at a time
 INT16 = np.iinfo(np.int16)
@@ -45,7 +47,7 @@ def read_image(path: str | os.PathLike) -> Decoded:
       raise InputError(path, f'its values reach {high:g}, more than float32 can hold', nifti_header.REWRITE)
     return np.dtype(np.int16 if integral and INT16.min <= low and high <= INT16.max else np.float32)
 
-  return _read(path, choose)
+  return _read(path, choose, lambda values: values)
 
 
 def read_label(path: str | os.PathLike) -> Decoded:
@@ -58,17 +60,10 @@ def read_label(path: str | os.PathLike) -> Decoded:
     ((D, H, W) uint8, or uint16 if an id exceeds 255; `Geometry`; SHA-256 of the file).
 
   Raises:
-    InputError: damaged or inconsistent file, values that are not integers from 0 to 65535.
+    InputError: damaged or inconsistent file, values that are not integers from 0 to 65535 (to 0.001).
   """
 
   def choose(low: float, high: float, integral: bool) -> np.dtype:
-    if not integral:
-      raise InputError(
-        path,
-        'its values are not all integers, so it is not a label map',
-        'Give the label file. If it was resampled, resample it again with nearest neighbour interpolation and '
-        'without a scale factor (scl_slope).',
-      )
     if low < 0 or high > 65535:
       raise InputError(
         path,
@@ -77,7 +72,18 @@ def read_label(path: str | os.PathLike) -> Decoded:
       )
     return np.dtype(np.uint8 if high <= 255 else np.uint16)
 
-  return _read(path, choose)
+  def ids(values: np.ndarray) -> np.ndarray:
+    ids, strays = whole_ids(values)
+    if strays.size:
+      raise InputError(
+        path,
+        f'its values are not all integers (one is {strays[0]:.6g}), so it is not a label map',
+        'Give the label file. If it was resampled, resample it again with nearest neighbour interpolation; if it was '
+        'saved with a scale factor (scl_slope), save it again as integers without one.',
+      )
+    return ids
+
+  return _read(path, choose, ids)
 
 
 def write(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) -> None:
@@ -102,7 +108,7 @@ def write(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) -> Non
     )
   native = geometry.to_native(array)
   header = nifti_header.header_for(native.dtype, geometry)
-  temporary = path.with_name(f'.{path.name}.{process_name()}.tmp')
+  temporary = path.with_name(os.path.basename(temporary_name(f'.{path.name}', process_name())))
   with write_errors(path):
     try:
       with open(temporary, 'wb') as raw:
@@ -123,14 +129,20 @@ def _compressed(raw: BinaryIO) -> gzip.GzipFile:
   return gzip.GzipFile(filename='', mode='wb', compresslevel=4, fileobj=raw, mtime=0)
 
 
-def _read(path: str | os.PathLike, choose: Callable[[float, float, bool], np.dtype]) -> Decoded:
+def _read(
+  path: str | os.PathLike,
+  choose: Callable[[float, float, bool], np.dtype],
+  cleaned: Callable[[np.ndarray], np.ndarray],
+) -> Decoded:
+  """Reads a volume of the type that `choose` names for (smallest, largest, all integers) of its `cleaned` values."""
   try:
     native, slope, inter, geometry, sha256 = _decode(path)
-    low, high, integral = _extent(path, native, slope, inter)
+    values = lambda k: cleaned(_scaled(native[:, :, k], slope, inter))
+    low, high, integral = _extent(path, map(values, range(native.shape[2])))
     array = np.empty(geometry.internal_shape, choose(low, high, integral))
     target = geometry.to_native(array)
     for k in range(native.shape[2]):
-      target[:, :, k] = _scaled(native[:, :, k], slope, inter)
+      target[:, :, k] = values(k)
   except OSError as e:
     raise InputError(path, f'cannot be read ({e.strerror or e})', 'Check the path and its permissions.') from e
   except MemoryError as e:
@@ -145,18 +157,17 @@ def _scaled(slab: np.ndarray, slope: float, inter: float) -> np.ndarray:
     return slab * np.float64(slope) + np.float64(inter)
 
 
-def _extent(path: str | os.PathLike, native: np.ndarray, slope: float, inter: float) -> tuple[float, float, bool]:
-  """(smallest, largest, whether all are integers) of the scaled values; InputError on NaN and infinity."""
+def _extent(path: str | os.PathLike, slabs: Iterable[np.ndarray]) -> tuple[float, float, bool]:
+  """(smallest, largest, whether all are integers) of the values; InputError on NaN and infinity."""
   lows, highs, integral = [], [], True
-  for k in range(native.shape[2]):
-    slab = _scaled(native[:, :, k], slope, inter)
+  for k, slab in enumerate(slabs):
     lows.append(slab.min().item())
     highs.append(slab.max().item())
     if not (np.isfinite(lows[-1]) and np.isfinite(highs[-1])):
       raise InputError(
         path,
         f'slice {k} (counted from 0) has NaN or infinite voxels',
-        'Replace them by a valid intensity and write the file again.',
+        'Replace them (outside the field of view by -1000 in CT, 0 in MR) and write the file again.',
       )
     integral = integral and (slab.dtype.kind in 'iu' or bool(np.all(slab == np.rint(slab))))
   return min(lows), max(highs), integral

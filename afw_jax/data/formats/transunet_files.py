@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from afw_jax.data.formats.geometry import MAX_DIM, Geometry, check_memory, check_shape
+from afw_jax.data.formats.label_ids import whole_ids
 from afw_jax.errors import InputError
 
 MAX_RATIO = 1100  # deflate compresses by 1032 at most
@@ -49,11 +50,12 @@ def read_label(path: str | os.PathLike) -> Decoded:
     InputError: as `read_image`, or a value that is no integer in 0..255.
   """
   array, sha256 = _read(path, 'label')
-  if not (array.min() >= 0 and array.max() <= 255 and np.all(array == np.rint(array))):
+  ids, strays = whole_ids(array)
+  if strays.size or not (ids.min() >= 0 and ids.max() <= 255):  # NaN compares false
     raise InputError(
       path, f'its label has values from {array.min():g} to {array.max():g} that are not all integers in 0..255', COPY
     )
-  return array.astype(np.uint8), _geometry(array.shape), sha256
+  return ids.astype(np.uint8), _geometry(array.shape), sha256
 
 
 def _geometry(shape: tuple[int, int, int]) -> Geometry:

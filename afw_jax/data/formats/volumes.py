@@ -3,11 +3,12 @@
 import dataclasses
 import os
 import stat
+from collections.abc import Sequence
 
 import numpy as np
 
 from afw_jax.data.formats import dicom, nifti, png_masks, transunet_files
-from afw_jax.data.formats.geometry import SAME_AFFINE_MM, Geometry
+from afw_jax.data.formats.geometry import MAX_DISPLACEMENT, NOTED_DISPLACEMENT, Geometry, displacement
 from afw_jax.errors import InputError
 
 READABLE = (
@@ -39,12 +40,13 @@ class Volume:
     return self.geometry.spacing_mm
 
 
-def read_image(path: str | os.PathLike) -> Volume:
+def read_image(path: str | os.PathLike, files: Sequence[str] = ()) -> Volume:
   """Reads a scan, and refuses files that could be read wrongly without notice.
 
   Args:
     path: a .nii or .nii.gz file, a folder with the slices of one DICOM series, a TransUNet caseXXXX.npy.h5, or the
       pattern FOLDER/caseXXXX_slice*.npz (with the asterisk) for TransUNet's slices of one case.
+    files: names of the slices, for a folder that holds more than one DICOM series (`scans.find_scans` gives them).
 
   Returns:
     A `Volume`: int16 if every value is an integer that fits, else float32.
@@ -54,7 +56,7 @@ def read_image(path: str | os.PathLike) -> Volume:
   """
   kind = _kind(path)
   if kind == 'folder':
-    return _volume(path, dicom.read_image(path))
+    return _volume(path, dicom.read_image(path, files))
   if kind == 'nifti':
     return _volume(path, nifti.read_image(path))
   return _volume(path, transunet_files.read_image(path))
@@ -89,12 +91,14 @@ def read_label(path: str | os.PathLike, *, geometry: Geometry | None = None) -> 
 
 
 def write_label(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) -> None:
-  """Writes a label map as uint8 NIfTI on the grid of its scan, atomically.
+  """Writes a label map as NIfTI on the grid of its scan, atomically.
 
   Args:
     path: .nii or .nii.gz.
-    array: (D, H, W) integers or bool, 0..255, in the internal orientation.
+    array: (D, H, W) integers or bool, 0..65535, in the internal orientation.
     geometry: grid of the scan, whose affine, codes and units are written.
+
+  The file is uint16 if the array is, or has an id above 255, else uint8.
 
   Raises:
     InputError: values or shape that do not fit, no permission, a full disk.
@@ -116,21 +120,31 @@ def write_image(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) 
   nifti.write(path, _as_image(path, array), geometry)
 
 
-def check_pair(image: Volume, label: Volume) -> None:
-  """Raises InputError unless a scan and a label map have the same voxel grid (in the internal orientation)."""
+def check_pair(image: Volume, label: Volume) -> list[str]:
+  """Checks that a scan and a label map have the same voxel grid (in the internal orientation).
+
+  Returns:
+    A remark for the user if a corner of the label map is more than 0.01 voxels from that of the scan, else nothing.
+
+  Raises:
+    InputError: they differ in shape, or a corner of the label map is more than 0.1 voxels from that of the scan.
+  """
   if image.array.shape != label.array.shape:
     raise InputError(
       label.source,
       f'its shape {label.array.shape} (z, y, x) differs from that of the scan {image.source}, {image.array.shape}',
       'Use the label map drawn on this scan, or resample it to the grid of the scan.',
     )
-  difference = np.abs(image.geometry.internal_affine - label.geometry.internal_affine).max()
-  if difference > SAME_AFFINE_MM:
+  voxels, mm = displacement(image.geometry, label.geometry)
+  if not voxels <= MAX_DISPLACEMENT:
     raise InputError(
       label.source,
-      f'its affine differs by {difference:.4g} mm from that of the scan {image.source}',
+      f'by its affine a corner lies {voxels:.2g} voxels ({mm:.3g} mm) from that of the scan {image.source}',
       'Use the label map drawn on this scan; if only its header is wrong, copy the affine of the scan into it.',
     )
+  if voxels <= NOTED_DISPLACEMENT:
+    return []
+  return [f'by its affine the label map lies up to {voxels:.2g} voxels ({mm:.2g} mm) beside the scan']
 
 
 def _volume(path: str | os.PathLike, parts: tuple[np.ndarray, Geometry, str]) -> Volume:
@@ -161,15 +175,16 @@ def _kind(path: str | os.PathLike) -> str:
 
 
 def _as_label(path: str | os.PathLike, array: np.ndarray) -> np.ndarray:
-  """The array as uint8; InputError unless it holds integers or bools from 0 to 255."""
+  """The array as uint8 or uint16; InputError unless it holds integers or bools from 0 to 65535."""
   array = np.asarray(array)
-  if array.dtype.kind not in 'biu' or (array.size and (array.min() < 0 or array.max() > 255)):
+  if array.dtype.kind not in 'biu' or (array.size and (array.min() < 0 or array.max() > 65535)):
     raise InputError(
       path,
-      f'not written: a label map needs integers from 0 to 255, but the array is {_describe(array)}',
-      'Map the classes to ids from 0 to 255 first.',
+      f'not written: a label map needs integers from 0 to 65535, but the array is {_describe(array)}',
+      'Map the classes to ids from 0 to 65535 first.',
     )
-  return array.astype(np.uint8, copy=False)
+  wide = array.dtype == np.uint16 or (array.size and array.max() > 255)
+  return array.astype(np.uint16 if wide else np.uint8, copy=False)
 
 
 def _as_image(path: str | os.PathLike, array: np.ndarray) -> np.ndarray:

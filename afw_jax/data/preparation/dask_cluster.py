@@ -6,9 +6,8 @@ import logging
 import os
 from collections.abc import Callable
 
-import tqdm
-
 from afw_jax.errors import InputError
+from afw_jax.terminal import progress_bar
 
 _log = logging.getLogger('afw_jax')
 CONNECT_S = 30  # seconds to wait for the scheduler
@@ -41,7 +40,7 @@ def run_jobs(function: Callable[[dict], dict], jobs: list[dict], *, scheduler: s
   results = []
   with (
     _client(distributed, scheduler) as client,
-    tqdm.tqdm(total=len(jobs), unit='case', desc='prepare', disable=not progress) as bar,
+    progress_bar(total=len(jobs), unit='case', desc='prepare', disable=not progress) as bar,
   ):
     if not client.nthreads():
       _log.warning('%s has no worker yet: waiting for one (dask worker %s)', scheduler, client.scheduler.address)

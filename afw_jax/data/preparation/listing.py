@@ -14,9 +14,9 @@ def make_listing(spec: DatasetSpec, files: Iterable[CaseFiles]) -> dict:
     files: its cases, from `layouts.find_cases`.
 
   Returns:
-    'name', 'layout', 'in_hu', 'window' and 'fractions' (the defaults of the data set), 'num_training', 'published' (ids
-    of a published split), 'explicit_split' (whether dataset.json has a split), and 'scans': case id -> 'subject',
-    'part', 'labelled', 'defect'.
+    'name', 'layout', 'in_hu', 'window' and 'fractions' (the defaults of the data set), 'num_training', 'notes' (about
+    its description), 'published' (ids of a published split), 'explicit_split' (whether dataset.json has a split), and
+    'scans': case id -> 'subject', 'part', 'labelled', 'defect'.
   """
   explicit = spec.source == 'nifti'  # dataset.json of the user's own folder
   return {
@@ -26,6 +26,7 @@ def make_listing(spec: DatasetSpec, files: Iterable[CaseFiles]) -> dict:
     'window': None if spec.window_hu is None else list(spec.window_hu),
     'fractions': list(spec.fractions),
     'num_training': spec.num_training,
+    'notes': list(spec.notes),
     'published': [] if explicit else sorted(i for ids in spec.splits.values() for i in ids),
     'explicit_split': explicit and bool(spec.splits),
     'scans': {

@@ -1,13 +1,13 @@
 """Loads the scan and the label map of one case, and collects everything that is wrong with them."""
 
 import dataclasses
-import glob
 import hashlib
 import os
 
 import numpy as np
 
 from afw_jax.data.formats import volumes
+from afw_jax.data.padding import without_padding
 from afw_jax.data.sets.case_files import CaseFiles, abbreviate
 from afw_jax.data.sets.lookup import NAMES
 from afw_jax.data.sets.spec import DatasetSpec, class_table
@@ -19,7 +19,7 @@ class LoadedCase:
   """A case as loaded from its files.
 
   Attributes:
-    image: the scan; None if it could not be read.
+    image: the scan, without padding; None if it could not be read.
     classes: (D, H, W) uint8 classes on the grid of the scan; None if there are problems.
     voxels: organ -> number of its voxels on the grid of the scan.
     problems: errors, with which the case cannot be used.
@@ -47,28 +47,20 @@ def load_and_validate(case: CaseFiles, spec: DatasetSpec) -> LoadedCase:
   image = _read(volumes.read_image, case.image, problems)
   if image is None and os.path.isdir(case.label):  # PNG masks cannot be read without their scan
     return LoadedCase(None, None, {}, problems, [])
+  if image is not None:
+    image = dataclasses.replace(image, array=without_padding(image.array, in_hu=spec.in_hu))
   geometry = None if image is None else image.geometry
   label = _read(lambda path: volumes.read_label(path, geometry=geometry), case.label, problems)
+  remarks: list[str] = []
   if image is not None and label is not None:
-    _collect(lambda: volumes.check_pair(image, label), problems)
+    _collect(lambda: remarks.extend(volumes.check_pair(image, label)), problems)
   if label is None:
     return LoadedCase(image, None, {}, problems, [])
   classes, voxels, notes = _classes(label, spec, problems)
+  notes = remarks + notes
   if image is not None and spec.in_hu and image.array.min() >= 0:
     notes.append('the scan has no value below 0: are its intensities HU?')
   return LoadedCase(image, None if problems else classes, voxels, problems, notes)
-
-
-def source_digests(case: CaseFiles) -> dict[str, str]:
-  """SHA-256 of the files of a case; for a folder, of the names and digests of its files.
-
-  Returns:
-    {'image': digest, 'label': digest}.
-
-  Raises:
-    InputError: a file is missing or cannot be read.
-  """
-  return {key: _digest(path) for key, path in (('image', case.image), ('label', case.label))}
 
 
 def voxels_digest(array: np.ndarray) -> str:
@@ -139,23 +131,3 @@ def _collect(call, problems, path=None):
     problems.append(e)
   except MemoryError:
     problems.append(InputError(path, 'does not fit into memory', 'Prepare with fewer workers, or with more memory'))
-
-
-def _digest(path: str) -> str:
-  if os.path.isfile(path):
-    return _file_digest(path)
-  pattern = path if '*' in os.path.basename(path) else os.path.join(glob.escape(path), '*')
-  names = sorted(glob.glob(pattern))
-  sha = hashlib.sha256()
-  for name in names:
-    if os.path.isfile(name):
-      sha.update(os.fsencode(f'{os.path.basename(name)} {_file_digest(name)}\n'))
-  return sha.hexdigest()
-
-
-def _file_digest(path: str) -> str:
-  try:
-    with open(path, 'rb') as f:
-      return hashlib.file_digest(f, 'sha256').hexdigest()
-  except OSError as e:
-    raise InputError(path, f'cannot be read ({e.strerror})', 'Check the file and its permissions') from e

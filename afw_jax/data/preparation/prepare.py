@@ -4,16 +4,16 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from afw_jax.data import store
-from afw_jax.data.preparation import dask_cluster, publish, worker_pool
+from afw_jax.data.preparation import dask_cluster, publish, sources, worker_pool
 from afw_jax.data.preparation.listing import make_listing
 from afw_jax.data.preparation.options import StoreOptions
 from afw_jax.data.preparation.prepare_case import prepare_case
 from afw_jax.data.selection import SelectionOptions, choose, find_leaks
 from afw_jax.data.sets import layouts
-from afw_jax.data.sets.case_files import abbreviate
+from afw_jax.data.sets.case_files import CaseFiles, abbreviate
 from afw_jax.data.sets.lookup import get_spec
 from afw_jax.data.sets.spec import DatasetSpec
 from afw_jax.errors import InputError, InputErrors
@@ -61,8 +61,8 @@ def prepare(
     root: folder of the data set.
     store_dir: folder of the store; created if missing.
     selected: options of the run whose cases are prepared; None: all cases.
-    verify: read the source files of prepared cases, and prepare those again that have changed. If False, prepared cases
-      are taken as they are.
+    verify: read the source files of all prepared cases, to find those that have changed. If False, only files whose
+      size or time has changed are read. Changed cases are prepared again.
     workers: processes; None: as many as CPUs and memory allow; 0: work in this process.
     progress: show a progress bar.
     shard: (i, n): prepare every n-th case from the i-th on. The shard that finds all cases prepared publishes them; one
@@ -90,9 +90,13 @@ def prepare(
     if alone:
       store.remove_stale(store_dir)
     own = choice.ids[shard[0] :: shard[1]] if shard else choice.ids
+    stamps = {case_id: sources.stamps(files[case_id]) for case_id in own}  # before the files are read
+    published = _published(store_dir, options_hash)
     ready = {} if verify else publish.find_prepared(store_dir, own, options_hash)
+    known = {i: (meta if staged else published.get(i, meta))['source_stamps'] for i, (meta, staged) in ready.items()}
+    ready = {case_id: found for case_id, found in ready.items() if known[case_id] == stamps[case_id]}
     job = dict(spec=spec, options=content, options_hash=options_hash, store=os.fspath(store_dir))
-    jobs = [{'id': case_id, 'case': files[case_id], **job} for case_id in own if case_id not in ready]
+    jobs = [{'id': i, 'case': files[i], 'stamps': stamps[i], **job} for i in own if i not in ready]
     if scheduler:
       results = dask_cluster.run_jobs(prepare_case, jobs, scheduler=scheduler, progress=progress)
     else:
@@ -116,8 +120,10 @@ def prepare(
         abbreviate(missing),
       )
       return None
-    index = _make_index(options, spec, options_hash, listing, metas)
+    index = _make_index(options, spec, options_hash, listing, metas, stamps)
     staged = [case_id for case_id in metas if ready[case_id][1]]
+    if again := sorted(published.keys() & set(staged)):
+      _log.info('prepared again, because their files have changed: %s', abbreviate(again))
     return publish.publish(store_dir, index, metas, staged, alone=alone)
 
 
@@ -158,11 +164,14 @@ def outdated(
     InputError, InputErrors: what is wrong with the files or the options.
   """
   index, spec = store.read_index(store_dir), get_spec(options.dataset, os.fspath(root))
-  listing = make_listing(spec, layouts.find_cases(spec, root))
-  choice = choose(listing, selected)
+  files = {case.id: case for case in layouts.find_cases(spec, root)}
+  choice = choose(make_listing(spec, files.values()), selected)
   missing = [i for i in choice.ids if i not in index['cases']]
   if missing:
     return f'{len(missing)} cases of {root} are not in the store yet ({abbreviate(missing)})'
+  touched = [i for i in choice.ids if index['cases'][i]['source_stamps'] != sources.stamps(files[i])]
+  if touched:
+    return f'files of {root} have other sizes or times than when they were prepared (cases {abbreviate(touched)})'
   try:
     stored = choose(index['listing'], selected)
   except InputError:  # it does not know cases of this run
@@ -171,10 +180,56 @@ def outdated(
   return '' if same else f'the scans or the split of {root} have changed'
 
 
+def changes(
+  store_dir: str | os.PathLike, options: StoreOptions, root: str | os.PathLike, case_ids: Iterable[str]
+) -> sources.Changes:
+  """Compares prepared cases with the files of their data set, whatever else the data set holds.
+
+  Args:
+    store_dir: a complete store with these options and cases.
+    options: of the store.
+    root: folder of the data set.
+    case_ids: the cases to compare.
+
+  Raises:
+    InputError: a file cannot be read.
+  """
+  index = store.read_index(store_dir)
+  try:
+    files = {case.id: case for case in layouts.find_cases(get_spec(options.dataset, os.fspath(root)), root)}
+  except (InputError, InputErrors) as error:  # of other cases, perhaps
+    _log.warning('%s\nThe prepared cases are compared with the files that they were made from.', error)
+    files = {i: CaseFiles(i, **index['cases'][i]['source']) for i in case_ids}
+    files = {i: case for i, case in files.items() if sources.exist(case)}
+  found = sources.compare(store_dir, index, files, case_ids)
+  if found.touched:
+    try:
+      publish.note_stamps(store_dir, found.touched)
+    except InputError as error:
+      _log.info('files of unchanged content will be read again at the next start: %s', error)
+  return found
+
+
+def _published(store_dir: str | os.PathLike, options_hash: str) -> dict:
+  """The cases of a store in its index, if they were prepared with these options."""
+  index = publish.read_index(store_dir)
+  return index['cases'] if index is not None and index['options_hash'] == options_hash else {}
+
+
 def _make_index(
-  options: StoreOptions, spec: DatasetSpec, options_hash: str, listing: dict, metas: Mapping[str, dict]
+  options: StoreOptions,
+  spec: DatasetSpec,
+  options_hash: str,
+  listing: dict,
+  metas: Mapping[str, dict],
+  stamps: Mapping[str, dict],
 ) -> dict:
-  """The content of STORE/dataset.json for cases with these case.json."""
+  """The content of STORE/dataset.json for cases with these case.json; `stamps` are newer ones of their files."""
+  summary = lambda case_id, meta: {
+    **{key: meta[key] for key in _SUMMARY},
+    'source_stamps': stamps.get(case_id, meta['source_stamps']),
+    'content_sha256': store.content_digest(meta),
+  }
   return dict(
     dataset=options.dataset,
     name=spec.name,
@@ -185,7 +240,7 @@ def _make_index(
     options=options.to_json(spec),
     options_hash=options_hash,
     listing=listing,
-    cases={case_id: {key: meta[key] for key in _SUMMARY} for case_id, meta in metas.items()},
+    cases={case_id: summary(case_id, meta) for case_id, meta in metas.items()},
   )
 
 

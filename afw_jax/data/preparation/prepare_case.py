@@ -3,7 +3,7 @@
 import os
 
 from afw_jax.data import crops, resample, store, working_grid
-from afw_jax.data.preparation import load_case, publish
+from afw_jax.data.preparation import load_case, publish, sources
 from afw_jax.data.sets.window import percentile_window
 from afw_jax.errors import InputError
 
@@ -12,7 +12,8 @@ def prepare_case(job: dict) -> dict:
   """Prepares a case, unless it has been prepared with the same options from the same files.
 
   Args:
-    job: 'id', 'case' (`CaseFiles`), 'spec' (`DatasetSpec`), 'options', 'options_hash' and 'store' (folder).
+    job: 'id', 'case' (`CaseFiles`), 'stamps' (of its files), 'spec' (`DatasetSpec`), 'options', 'options_hash' and
+      'store' (folder).
 
   Returns:
     {'id', 'problems' (list of InputError), 'meta' (case.json; None if there are problems), 'staged' (False if the case
@@ -21,7 +22,7 @@ def prepare_case(job: dict) -> dict:
   case, spec = job['case'], job['spec']
   result = {'id': case.id, 'problems': [], 'meta': None, 'staged': True}
   try:
-    digests = load_case.source_digests(case)
+    digests = sources.digests(case)
     for meta, staged in publish.prepared(job['store'], case.id, job['options_hash']):
       if meta['source_sha256'] == digests:
         return {**result, 'meta': meta, 'staged': staged}
@@ -43,6 +44,7 @@ def prepare_case(job: dict) -> dict:
     options_hash=job['options_hash'],
     source={'image': case.image, 'label': case.label},
     source_sha256=digests,
+    source_stamps=job['stamps'],
     voxels_sha256=load_case.voxels_digest(scan),
     notes=loaded.notes,
     shape=list(resampling.working),

@@ -134,15 +134,23 @@ def publish(
   return written
 
 
+def note_stamps(store_dir: str | os.PathLike, stamps: Mapping[str, Mapping[str, str]]) -> None:
+  """Writes new stamps of unchanged source files (case id -> `sources.stamps`) to the index of a store."""
+  path = pathlib.Path(store_dir)
+  with locks.locked(path / _PUBLISHING):
+    index = read_index(path)
+    if index is not None:
+      for case_id in index['cases'].keys() & stamps.keys():
+        index['cases'][case_id]['source_stamps'] = stamps[case_id]
+      store.write_index(path, index)
+
+
 def _clear_staging(staging: pathlib.Path, metas: Mapping[str, dict], options_hash: str | None) -> None:
   """Removes staged copies of these cases, with `options_hash` those of other options, and empty folders."""
   for folder in (staging / 'cases').glob('*'):
-    try:
-      meta = store.read_case(staging, folder.name).meta
-    except InputError:  # being written or removed by another process, or torn
-      meta = {}
+    meta = store.read_meta(folder)  # {}: being written or removed by another process, or torn
     outdated = options_hash is not None and meta.get('options_hash') != options_hash
-    if outdated or (meta and meta == metas.get(folder.name)):
+    if outdated or (meta and meta == metas.get(meta['id'])):
       shutil.rmtree(folder, ignore_errors=True)
   for folder in (staging / 'cases', staging):
     with contextlib.suppress(OSError):  # not empty

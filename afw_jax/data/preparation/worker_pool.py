@@ -12,10 +12,9 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
-import tqdm
-
 from afw_jax.data import resources
 from afw_jax.errors import InputError
+from afw_jax.terminal import progress_bar
 
 DEATHS = 3  # a job that has killed so many workers is given up
 _BYTES_PER_WORKER = 2 << 30  # several copies of a 512 x 512 x 600 scan and its label map
@@ -44,7 +43,7 @@ def run_jobs(function: Callable[[dict], dict], jobs: list[dict], *, workers: int
     workers = default_workers()
   workers = min(workers, len(jobs))
   results = []
-  with tqdm.tqdm(total=len(jobs), unit='case', desc='prepare', disable=not progress) as bar:
+  with progress_bar(total=len(jobs), unit='case', desc='prepare', disable=not progress) as bar:
 
     def done(result):
       results.append(result)

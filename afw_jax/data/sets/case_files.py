@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import unicodedata
 from collections.abc import Iterable
 
 from afw_jax.data.sets.spec import DatasetSpec
@@ -27,6 +28,11 @@ class CaseFiles:
   label: str | None
   split: str | None = None
   subject: str = ''
+
+
+def normal_name(name: str) -> str:
+  """A name of a case or an organ in one Unicode form (NFC): disks and editors write the same letters in several."""
+  return unicodedata.normalize('NFC', name)
 
 
 def where_to_get(spec: DatasetSpec) -> str:

@@ -3,11 +3,17 @@
 import pathlib
 
 from afw_jax.atomic_files import read_json
+from afw_jax.data.sets.case_files import normal_name
+from afw_jax.data.sets.modality import modality_of
 from afw_jax.data.sets.public import FOLDER_WHERE
 from afw_jax.data.sets.spec import PARTS, DatasetSpec
 from afw_jax.data.sets.window import NAMED_HU
 from afw_jax.errors import InputError
 
+_UNKNOWN_CHANNEL = (
+  'the channel name {!r} in dataset.json is neither of CT nor of MR: the scans are treated as MR, with a window from '
+  'the percentiles of each (write "CT" if their intensities are HU)'
+)
 _EXAMPLE = '"labels": {"background": 0, "liver": 1, "spleen": 2}'
 
 
@@ -30,7 +36,14 @@ def read_folder_spec(root: str) -> DatasetSpec:
     path, missing='no such file', cure=f'Write valid JSON; expected layout: {FOLDER_WHERE["layout"]}'
   )
   ids = _label_ids(path, description.get('labels'))
-  ct = _channel(path, description).upper() == 'CT'
+  channel = _channel(path, description)
+  try:
+    modality = modality_of(channel)
+  except ValueError as error:
+    raise InputError(
+      path, f'the channel name {error}', 'Write "CT" if the intensities of the scans are HU, else "MR"'
+    ) from error
+  ct = modality == 'CT'
   ending = description.get('file_ending', '.nii.gz')
   if ending not in ('.nii.gz', '.nii'):
     raise InputError(path, f'"file_ending" is {ending!r}', 'Convert the scans to NIfTI (.nii.gz or .nii)')
@@ -53,6 +66,7 @@ def read_folder_spec(root: str) -> DatasetSpec:
     fractions=(4.0, 1.0, 0.0),
     splits=_splits(path, description.get('split')),
     num_training=number if isinstance(number, int) else None,
+    notes=() if modality else (_UNKNOWN_CHANNEL.format(channel),),
     **FOLDER_WHERE,
   )
 
@@ -79,6 +93,10 @@ def _label_ids(path, labels) -> dict[str, int]:
     if len(set(labels.values())) < len(labels):
       raise InputError(path, '"labels" names an organ twice', 'Give each organ one id')
     labels = {name: int(key) for key, name in labels.items()}
+  normal = {normal_name(name): value for name, value in labels.items()}
+  if len(normal) < len(labels):
+    raise InputError(path, '"labels" names an organ twice (in two Unicode forms)', 'Give each organ one id')
+  labels = normal
   for name, value in labels.items():
     if isinstance(value, list):
       raise InputError(
@@ -116,6 +134,7 @@ def _splits(path, split) -> dict[str, tuple[str, ...]]:
       'Write "split": {"train": ["case1", ...], "val": [...], "test": [...]} with at least one train case',
     )
   seen: dict[str, str] = {}
+  split = {part: [normal_name(i) for i in ids] for part, ids in split.items()}
   for part, ids in split.items():
     for i in ids:
       if i in seen:

@@ -9,6 +9,7 @@ from afw_jax.data.sets import challenge_layouts, nifti_layouts
 from afw_jax.data.sets.case_files import CaseFiles, abbreviate, where_to_get
 from afw_jax.data.sets.spec import PARTS, DatasetSpec
 from afw_jax.errors import InputError, InputErrors
+from afw_jax.file_names import file_name, same_on_disk
 
 _FINDERS = {
   'btcv': nifti_layouts.find_btcv,
@@ -54,7 +55,9 @@ def find_cases(spec: DatasetSpec, root: str | os.PathLike) -> list[CaseFiles]:
 def _duplicate_ids(cases: Iterable[CaseFiles]) -> list[InputError]:
   seen, problems = {}, []
   for case in cases:
-    other = seen.setdefault(case.id.casefold(), case)  # some file systems do not distinguish upper and lower case
+    other = seen.setdefault(
+      same_on_disk(file_name(case.id)), case
+    )  # some file systems do not distinguish upper and lower case
     if other is not case:
       problems.append(
         InputError(case.image, f'has the same case id as {other.image} ({case.id})', 'Rename one of them')

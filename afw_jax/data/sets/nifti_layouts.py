@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import re
 
-from afw_jax.data.sets.case_files import CaseFiles, pairs, stem, where_to_get
+from afw_jax.data.sets.case_files import CaseFiles, normal_name, pairs, stem, where_to_get
 from afw_jax.data.sets.spec import DatasetSpec
 from afw_jax.errors import InputError
 
@@ -45,6 +45,7 @@ def _scans(folder: Path, problems: list, *, labels) -> dict[str, list[Path]]:
     if path.name.startswith('.') or path.name.lower().endswith(_NOT_SCANS):
       continue
     name = path.name if path.is_dir() else stem(path)
+    name = name and normal_name(name)
     if name is None:
       problems.append(InputError(path, 'is not a NIfTI file (.nii.gz or .nii)', 'Convert it to NIfTI or move it away'))
       continue

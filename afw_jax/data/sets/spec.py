@@ -28,6 +28,7 @@ class DatasetSpec:
     defects: case id -> known defect, as the end of a sentence that starts with 'it'.
     series: (images, masks), subfolders of a patient's folder in CHAOS MR.
     num_training: number of labelled cases that the data set declares, if it does.
+    notes: remarks for the user about its description.
   """
 
   name: str
@@ -45,6 +46,7 @@ class DatasetSpec:
   defects: Mapping[str, str] = dataclasses.field(default_factory=dict)
   series: tuple[str, str] | None = None
   num_training: int | None = None
+  notes: tuple[str, ...] = ()
 
   @property
   def labels(self) -> dict[str, int]:
@@ -54,7 +56,12 @@ class DatasetSpec:
   @property
   def in_hu(self) -> bool:
     """Whether the intensities of its scans are Hounsfield units."""
-    return self.modality == 'CT' and self.source != 'transunet'  # TransUNet's files are windowed and scaled to [0, 1]
+    return holds_hu(self.modality, self.source)
+
+
+def holds_hu(modality: str, source: str) -> bool:
+  """Whether the intensities of a data set are Hounsfield units, by two attributes of its `DatasetSpec`."""
+  return modality == 'CT' and source != 'transunet'  # TransUNet's files are windowed and scaled to [0, 1]
 
 
 def class_table(spec: DatasetSpec, n_ids: int) -> np.ndarray:

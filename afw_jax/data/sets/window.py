@@ -48,7 +48,7 @@ def resolve_window(
       raise InputError(
         f'window {window!r}',
         f'is in HU, but the intensities of {dataset} are not',
-        'Leave the window out to use the default of the data set',
+        'Leave the window empty to use the default of the data set',
       )
     return NAMED_HU[window]
   low_high = tuple(float(v) for v in window)

@@ -15,6 +15,8 @@ from pydicom.uid import (
 from afw_jax.data.formats import volumes
 from afw_jax.errors import InputError
 
+WIDE = np.zeros((N, 300, 300), np.uint16)
+
 
 @pytest.mark.parametrize(
   'names', [('a', 'b', 'c', 'd', 'e'), ('5.dcm', '4.dcm', '3.dcm', '2.dcm', '1.dcm'), ('x3', 'x1', 'x5', 'x2', 'x4')]
@@ -103,6 +105,9 @@ def test_uneven_names_and_litter_do_not_matter(tmp_path):
     (2, {'SeriesInstanceUID': '9.9'}, r'mixes 2 series'),
     (2, {'orientation': (0, 1, 0, 0, 0, -1)}, 'oriented differently'),
     (2, {'PixelSpacing': [0.7, 0.5]}, 'pixel spacings'),
+    (2, {'PixelSpacing': [0.75074, 0.5], 'pixels': WIDE}, 'voxels beside its place'),
+    (2, {'ImageOrientationPatient': [1, 0.0009, 0, -0.0009, 1, 0], 'pixels': WIDE}, 'voxels beside its place'),
+    (2, {'ImagePositionPatient': [-10.06, -20, 105]}, 'voxels beside its place'),
     (2, {'pixels': np.zeros((N, 6, 6), np.uint16)}, r'\(6, 6\) pixels'),
     (2, {'ImagePositionPatient': [-10, -20, 102.5]}, 'same position'),
     (2, {'ImagePositionPatient': [-10, -20, 106]}, 'not evenly spaced'),
@@ -129,7 +134,7 @@ def test_uneven_names_and_litter_do_not_matter(tmp_path):
   ],
 )
 def test_series_that_cannot_be_one_volume(tmp_path, n, changes, match):
-  folder = write_series(tmp_path / 'd')
+  folder = write_series(tmp_path / 'd', pixels=WIDE if changes.get('pixels') is WIDE else RAW)
   write_slice(folder / f'i{n:04d}.dcm', n, **changes)
   refused(folder, match)
 

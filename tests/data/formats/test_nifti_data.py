@@ -126,3 +126,33 @@ def test_a_bomb_that_holds_more_than_it_claims_stops_early(tmp_path):
       f.write(bytes(1 << 20))
   assert len(packed.getvalue()) < 1 << 20
   refused(tmp_path / 'i.nii.gz', packed.getvalue(), 'more bytes')
+
+
+@pytest.mark.parametrize('shift', [4e-8, -4e-8, 9e-4, -9e-4])
+@pytest.mark.parametrize('ids', [LABELS, LABELS * 70])
+def test_labels_that_automatic_scaling_made_fractions(tmp_path, shift, ids):
+  (tmp_path / 'l.nii').write_bytes(nifti(ids + np.float64(shift)))
+  v = volumes.read_label(tmp_path / 'l.nii')
+  assert v.array.dtype == (np.uint8 if ids.max() < 256 else np.uint16)
+  np.testing.assert_array_equal(v.geometry.to_native(v.array), ids)
+
+
+@pytest.mark.parametrize('stored', ['i2', 'u2', 'i4'])
+def test_labels_that_were_saved_with_a_scale_factor(tmp_path, stored):
+  most = np.iinfo(stored).max
+  slope = np.float32(13 / most)
+  words = np.rint(LABELS / np.float64(slope)).astype(stored)
+  (tmp_path / 'l.nii').write_bytes(patched((SLOPE, '2f', slope, 0), data=nifti(words)))
+  np.testing.assert_array_equal(volumes.read_label(tmp_path / 'l.nii').array, labels_of(nifti(LABELS), tmp_path))
+
+
+def labels_of(data, folder):
+  (folder / 'plain.nii').write_bytes(data)
+  return volumes.read_label(folder / 'plain.nii').array
+
+
+@pytest.mark.parametrize('stray', [0.5, 1.002, 2.75, -0.002, 254.5])
+def test_one_fraction_is_enough_to_refuse_a_label_map(tmp_path, stray):
+  array = LABELS.astype(np.float32)
+  array[2, 3, 1] = stray
+  assert f'one is {stray}' in refused(tmp_path / 'l.nii', nifti(array), 'not all integers', volumes.read_label)

@@ -17,7 +17,7 @@ SHAPE = (3, 4, 5)
 @pytest.mark.parametrize(
   'array',
   [
-    np.full((5, 4, 3), 256),
+    np.full((5, 4, 3), 65536),
     np.full((5, 4, 3), -1),
     np.ones((5, 4, 3)),
     np.ones((3, 4, 5), int),

@@ -127,6 +127,13 @@ def test_bad_labels(tmp_path, label):
   refused(path, 'label has values', volumes.read_label)
 
 
+def test_labels_that_are_nearly_integers(tmp_path):
+  path = write_slices(tmp_path / 'd')
+  before = volumes.read_label(path).array
+  np.savez(tmp_path / 'd' / 'case0005_slice001.npz', image=IMAGE[0], label=LABEL[1] - 4e-8)
+  np.testing.assert_array_equal(volumes.read_label(path).array, before)
+
+
 def test_slices_that_do_not_fit_together(tmp_path):
   path = write_slices(tmp_path / 'd')
   np.savez(tmp_path / 'd' / 'case0005_slice001.npz', image=IMAGE[0], label=LABEL[0, :3])

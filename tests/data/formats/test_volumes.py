@@ -11,7 +11,7 @@ import pytest
 from test_geometry import ALL_48, axis_affine, rotation
 
 from afw_jax.data.formats import volumes
-from afw_jax.data.formats.geometry import Geometry
+from afw_jax.data.formats.geometry import Geometry, displacement
 from afw_jax.errors import InputError
 
 SHAPE = (3, 4, 5)
@@ -173,11 +173,63 @@ def test_pairs():
   for shape in ((4, 4, 3), (1, 4, 3), (5, 3, 4)):
     with pytest.raises(InputError, match='shape'):
       volumes.check_pair(image, volume(np.zeros(shape, np.uint8)))
-  for row, column, by in ((0, 3, 0.5), (2, 2, 0.01), (0, 0, 2.0), (0, 1, 0.002)):
+  for row, column, by in ((0, 3, 0.5), (2, 2, 0.05), (0, 0, 2.0), (0, 1, 0.1)):
     affine = np.diag([-1.0, -1, 1, 1])
     affine[row, column] += by
     with pytest.raises(InputError, match='affine'):
       volumes.check_pair(image, volume(np.zeros((5, 4, 3), np.uint8), affine))
+
+
+CT = np.diag([-0.78125, -0.78125, 5.0, 1.0])
+CT[:3, 3] = (199.609375, 199.609375, -312.5)
+SMALL_TURN = rotation((0, 0, 0.0005))
+
+
+def moved(**changes):
+  """The affine of a CT with another voxel size (mm), origin or direction."""
+  affine = CT.copy()
+  affine[:3, :3] = changes.get('turn', np.eye(3)) @ CT[:3, :3] * changes.get('size', 1)
+  affine[:3, 3] += changes.get('by', 0)
+  return affine
+
+
+@pytest.mark.parametrize(
+  'affine, voxels',
+  [
+    (moved(size=0.7803 / 0.78125), 0.88),  # a rounded voxel size: nothing at one corner, much at the other
+    (moved(size=[1, 1, 1.02]), 0.2),
+    (moved(by=(0.1, 0, 0)), 0.128),
+    (moved(by=(0, 0, 0.6)), 0.12),
+    (moved(turn=SMALL_TURN), 0.362),
+    (moved(by=(0.005, 0, 0)), 0.0064),  # an origin rounded to 2 decimals
+    (moved(by=(0.004, 0.004, 0.02)), 0.0083),
+    (moved(by=(0.02, 0, 0)), 0.0256),
+    (moved(by=(0, 0, 0.3)), 0.06),
+    (moved(size=[1.0001, 1, 1]), 0.05),
+    (moved(), 0),
+  ],
+)
+def test_scan_and_label_map_are_compared_at_their_corners(affine, voxels):
+  image = volume(np.broadcast_to(np.int16(0), (10, 512, 512)), CT)
+  label = volume(np.broadcast_to(np.uint8(0), (10, 512, 512)), affine)
+  if voxels > 0.1:
+    with pytest.raises(InputError, match=r'by its affine a corner lies [\d.]+ voxels'):
+      volumes.check_pair(image, label)
+  else:
+    notes = volumes.check_pair(image, label)
+    assert len(notes) == (voxels > 0.01) and all(' voxels (' in note and 'beside the scan' in note for note in notes)
+  assert displacement(image.geometry, label.geometry)[0] == pytest.approx(voxels, rel=0.1, abs=1e-9)
+
+
+def test_displacement_is_in_voxels_of_the_scan_and_in_mm(tmp_path):
+  image, label = (volume(np.zeros((4, 6, 8)), affine) for affine in (CT, moved(by=(3, 0, 4))))
+  assert displacement(image.geometry, label.geometry) == pytest.approx((np.hypot(3 / 0.78125, 0.8), 5))
+  # however the axes of the files run
+  turned = volume(np.zeros((4, 6, 8)), CT @ np.array([[-1, 0, 0, 7], [0, 1, 0, 0], [0, 0, -1, 3], [0, 0, 0, 1]]))
+  assert displacement(image.geometry, turned.geometry) == pytest.approx((0, 0), abs=1e-9)
+  # a single slice has a thickness too
+  thin, thick = (volume(np.zeros((1, 6, 8)), moved(size=[1, 1, s])) for s in (1, 1.5))
+  assert displacement(thin.geometry, thick.geometry)[0] == pytest.approx(0.25)
 
 
 def test_a_pair_may_differ_in_axis_order_if_the_voxels_are_the_same(tmp_path):

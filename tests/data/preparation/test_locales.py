@@ -9,13 +9,13 @@ import sys
 import pytest
 from tiny_dataset import DESCRIPTION, contents, make
 
-from afw_jax.data.preparation import load_case
+from afw_jax.data.preparation import sources
 from afw_jax.data.sets.case_files import CaseFiles
 
 ORGANS = {'肝脏': 1, '脾': 7}
 PREPARE = """
 import json, sys
-from afw_jax.data import selection, store
+from afw_jax.data import run_record, selection, store
 from afw_jax.data.formats import volumes
 from afw_jax.data.preparation import prepare
 from afw_jax.data.preparation.options import StoreOptions
@@ -24,8 +24,8 @@ if __name__ == '__main__':
   prepare.prepare(StoreOptions('folder', size=(32, 32)), root, out, workers=1, progress=False)
   index = store.read_index(out)
   selected = selection.select(index, selection.SelectionOptions())
-  record = selection.data_record(index, selected)
-  assert sum(map(len, record['splits'].values())) == len(index['cases']) == 3
+  recorded = run_record.data_record(index, selected)
+  assert sum(map(len, recorded['splits'].values())) == len(index['cases']) == 3
   for case_id in selected.ids:
     case = store.read_case(out, case_id, verify=True)
     assert volumes.read_image(case.meta['source']['image']).array.shape == tuple(case.meta['native_shape'])
@@ -81,7 +81,7 @@ def test_files_of_a_folder(tmp_path):
     (tmp_path / kind).mkdir()
     with open(os.fsencode(tmp_path / kind) + b'/M\xfcller.dcm', 'wb') as file:
       file.write(kind.encode())
-  digests = load_case.source_digests(CaseFiles('c', str(tmp_path / 'scan'), str(tmp_path / 'label')))
+  digests = sources.digests(CaseFiles('c', str(tmp_path / 'scan'), str(tmp_path / 'label')))
   assert len(set(digests.values())) == 2
 
 

@@ -4,7 +4,18 @@ import shutil
 
 import numpy as np
 import pytest
-from tiny_dataset import SHAPE, SMALL, contents, describe, geometry, label_map, make, prepare_store, scan
+from tiny_dataset import (
+  SHAPE,
+  SMALL,
+  contents,
+  describe,
+  geometry,
+  label_map,
+  make,
+  prepare_and_select,
+  prepare_store,
+  scan,
+)
 
 from afw_jax.data import store
 from afw_jax.data.formats import volumes
@@ -49,6 +60,17 @@ def test_every_problem_is_reported_at_once_and_good_cases_are_kept(tmp_path, mon
   monkeypatch.setattr(load_case, 'load_and_validate', lambda case, spec: reads.append(case.id) or read(case, spec))
   prepare_store('folder', root, tmp_path / 's', **SMALL)
   assert sorted(reads) == ['c0', 'c1', 'c2', 'c3', 'c4']  # c5 and c6 were fine
+
+
+def test_a_label_map_slightly_beside_its_scan_is_noted(tmp_path):
+  root = make(tmp_path / 'raw')
+  for i, off in enumerate((0.01, 0.06)):  # mm, of 1.25 mm; the origin of the others is -20 mm
+    path = root / 'labels' / f'c{i}.nii.gz'
+    volumes.write_label(path, label_map(i), geometry(axes=('RAS', 'LPS')[i], origin=(-20 + off, 30, 5)))
+  _, selection = prepare_and_select('folder', root, tmp_path / 's', **SMALL)
+  assert [note for note in selection.notes if 'beside' in note] == [
+    'c1: by its affine the label map lies up to 0.048 voxels (0.06 mm) beside the scan'
+  ]
 
 
 def test_a_problem_leaves_an_older_store_as_it_was(tmp_path):

@@ -136,8 +136,9 @@ def test_training_waits_for_a_preparation_and_for_the_one_that_takes_it_over(tmp
   config.data.update({'dataset': 'folder', 'root': str(root), 'size': (32, 32), 'spacing_mm': (1.0, 1.0)})
   monkeypatch.setattr(prepare_mode, '_SUCCESSION_S', 1)
   monkeypatch.setattr(locks, '_LONGEST_PAUSE_S', 0.02)
-  wait = lambda: prepare_mode.wait_for_others(config, str(tmp_path / 'run'), store_dir)
-  wait()  # nobody prepares: the mode itself says so
+  wait = lambda: prepare_mode.check_current(config, str(tmp_path / 'run'), store_dir)
+  with pytest.raises(InputError, match='no prepared store'):  # nobody prepares
+    wait()
   assert not (tmp_path / 's').exists()
   waiting = threading.Thread(target=wait)
   with publish.lock(store_dir):  # by one that ends without a store

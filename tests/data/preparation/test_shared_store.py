@@ -1,24 +1,18 @@
 """One store serves every split, window and number of cases: each scan is prepared once."""
 
-import logging
-import shutil
 import threading
 import time
 
 import pytest
-from tiny_dataset import SMALL, contents, describe, geometry, label_map, make, prepare_and_select, prepare_store, scan
+from tiny_dataset import SMALL, add, contents, describe, geometry, make, prepare_and_select, prepare_store, scan
 
-from afw_jax import prepare as prepare_mode
-from afw_jax import workdir
 from afw_jax.atomic_files import process_name
-from afw_jax.config import build, default_config
 from afw_jax.data import pipeline, store
 from afw_jax.data.formats import volumes
 from afw_jax.data.preparation import load_case, prepare, publish
 from afw_jax.data.preparation.options import StoreOptions
-from afw_jax.data.selection import SelectionOptions, data_record, recorded_selection, select
-from afw_jax.errors import InputError
-from afw_jax.training import checkpoint
+from afw_jax.data.run_record import data_record, recorded_selection
+from afw_jax.data.selection import SelectionOptions, select
 
 SIZE = StoreOptions('folder', size=(32, 32))
 
@@ -29,12 +23,6 @@ def loaded(monkeypatch):
   load, ids = load_case.load_and_validate, []
   monkeypatch.setattr(load_case, 'load_and_validate', lambda case, spec: ids.append(case.id) or load(case, spec))
   return ids
-
-
-def add(root, *numbers):
-  for i in numbers:
-    volumes.write_image(root / 'images' / f'c{i}.nii.gz', scan(i), geometry())
-    volumes.write_label(root / 'labels' / f'c{i}.nii.gz', label_map(i), geometry())
 
 
 def test_folds_and_windows_share_a_store_and_load_each_scan_once(tmp_path, loaded):
@@ -144,82 +132,3 @@ def test_a_second_process_waits_for_the_first(tmp_path, caplog):
     assert not (tmp_path / 's' / 'dataset.json').exists()
   thread.join(60)
   assert len(store.read_index(tmp_path / 's')['cases']) == 2
-
-
-# --- --mode=prepare, with the options of a config --------------------------------------------------------------------
-
-
-def config(folder, **changes):
-  config = default_config()
-  config.data.update({'dataset': 'folder', 'root': str(folder), 'size': (32, 32), 'spacing_mm': (1.0, 1.0), **changes})
-  config.runtime.workers = 1
-  return config
-
-
-def prepare_run(config, folder, *, anew=False):
-  store_dir = workdir.store_path(config, str(folder))
-  prepare_mode.prepare(config, str(folder), store_dir, anew=anew, shard='', scheduler=None)
-  return store_dir
-
-
-def test_the_store_of_a_config_is_named_by_what_changes_voxels(tmp_path):
-  name = lambda **changes: workdir.store_path(config(tmp_path, **changes), str(tmp_path / 'run'))
-  same = dict(window='paper', fractions=(1.0, 1.0, 0.0), num_cases=3, split_seed=7, keep_defective=True)
-  assert name() == name(**same) == workdir.store_path(config(tmp_path), str(tmp_path / 'other'))
-  different = [
-    name(**{key: value})
-    for key, value in dict(size=(64, 64), spacing_mm=(2.0, 2.0), fit='crop_pad', interpolation='linear').items()
-  ]
-  assert len({name(), name(root='elsewhere'), name(dataset='chaos_ct'), *different}) == 7
-  assert name(store='mine') == 'mine'
-
-
-def test_runs_prepare_what_is_missing_and_say_what_they_use(tmp_path, loaded, caplog, monkeypatch):
-  caplog.set_level(logging.INFO, 'afw_jax')
-  monkeypatch.setattr('afw_jax.data.preparation.worker_pool.run_jobs', run_here)
-  root = make(tmp_path / 'raw', n=6)
-  first = prepare_run(config(root, num_cases=3), tmp_path / 'a')
-  assert len(loaded) == 3 and 'prepared cases: 2 train, 1 val, 0 test' in caplog.text
-  assert prepare_run(config(root), tmp_path / 'b') == first
-  assert sorted(loaded) == [f'c{i}' for i in range(6)] and '3 cases of' in caplog.text
-  caplog.clear()
-  assert prepare_run(config(root, split_seed=5, window='transunet'), tmp_path / 'c') == first
-  assert len(loaded) == 6 and 'no test part' in caplog.text and 'preparing' not in caplog.text
-  (root / 'images').rename(root / 'gone')
-  with pytest.raises(InputError, match='has neither images/ nor imagesTr/'):
-    prepare_run(config(root), tmp_path / 'd')
-  root.rename(tmp_path / 'offline')
-  assert prepare_run(config(root), tmp_path / 'd') == first  # the store is enough
-
-
-def run_here(function, jobs, *, workers, progress):
-  return [function(job) for job in jobs]
-
-
-def test_a_run_that_has_begun_keeps_its_cases(tmp_path, loaded, monkeypatch):
-  monkeypatch.setattr('afw_jax.data.preparation.worker_pool.run_jobs', run_here)
-  root = make(tmp_path / 'raw', n=6)
-  run = config(root)
-  store_dir = prepare_run(run, tmp_path / 'a')
-  index = store.read_index(store_dir)
-  meta = {'data': data_record(index, build.selection(run, index))}
-  add(root, 6, 7)
-  prepare_run(run, tmp_path / 'b')
-  grown = store.read_index(store_dir)
-  assert len(grown['cases']) == 8 and build.selection(run, grown).ids != build.selection(run, index).ids
-  assert build.selection(run, grown, meta).splits == meta['data']['splits']
-  monkeypatch.setattr(checkpoint, 'read_meta', lambda folder: meta)
-  shutil.rmtree(store_dir)
-  loaded.clear()
-  prepare_run(run, tmp_path / 'a')  # its store is lost: it prepares its own cases, not the new ones
-  assert sorted(loaded) == [f'c{i}' for i in range(6)]
-  shutil.rmtree(store_dir)
-  prepare_run(run, tmp_path / 'a', anew=True)
-  assert sorted(store.read_index(store_dir)['cases']) == [f'c{i}' for i in range(6)]
-  damaged = store.read_index(store_dir)
-  del damaged['cases']['c1']
-  with pytest.raises(InputError, match='lacks 1 of the 6 cases that this run has begun with .c1.*--mode=prepare'):
-    build.selection(run, damaged, meta)
-  shutil.rmtree(root)
-  prepare_run(run, tmp_path / 'a')
-  assert build.selection(run, store.read_index(store_dir), meta).splits == meta['data']['splits']

@@ -164,3 +164,25 @@ def test_all_problems_are_reported_at_once(tmp_path):
   with pytest.raises(InputErrors) as e:
     folder(tmp_path, 'images/a.nii.gz', 'labels/b.nii.gz', 'images/c.nii.gz', 'images/d.png')
   assert len(e.value.errors) == 4
+
+
+NFC, NFD = 'M\u00fcller', 'Mu\u0308ller'
+
+
+@pytest.mark.parametrize('scan', [NFC, NFD])
+@pytest.mark.parametrize('label', [NFC, NFD])
+@pytest.mark.parametrize('listed', [NFC, NFD])
+def test_names_in_different_unicode_forms_are_the_same(tmp_path, scan, label, listed):
+  files = [f'imagesTr/{scan}_0000.nii.gz', f'labelsTr/{label}.nii.gz', 'imagesTr/b_0000.nii.gz', 'labelsTr/b.nii.gz']
+  cases = folder(tmp_path, *files, split={'train': ['b'], 'test': [listed]})
+  assert [(c.id, c.split, c.subject) for c in cases] == [(NFC, 'test', NFC), ('b', 'train', 'b')][
+    :: 1 if NFC < 'b' else -1
+  ]
+  case = next(c for c in cases if c.id == NFC)
+  assert case.image == str(tmp_path / files[0]) and case.label == str(tmp_path / files[1])  # as they are on the disk
+
+
+def test_one_case_in_both_unicode_forms(tmp_path):
+  files = [f'{kind}/{name}.nii.gz' for kind in ('images', 'labels') for name in (NFC, NFD)]
+  with pytest.raises(InputErrors, match='exists twice'):
+    folder(tmp_path, *files)

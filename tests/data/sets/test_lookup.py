@@ -83,10 +83,41 @@ def test_folder_in_both_dialects(tmp_path):
   assert folder(tmp_path, split={'train': ['a'], 'test': ['b']}).splits == {'train': ('a',), 'test': ('b',)}
 
 
+def test_the_channel_name_gives_the_modality_and_the_window(tmp_path):
+  for key in ('channel_names', 'modality'):
+    for name, modality in (('CT scan', 'CT'), ('CTA', 'CT'), ('t1_in_phase', 'MR')):
+      s = folder(tmp_path, **{'channel_names': None, key: {'0': name}})
+      assert s.modality == modality and s.in_hu == (modality == 'CT') and s.notes == ()
+      assert s.window_hu == ((-125, 275) if s.in_hu else None)
+  s = folder(tmp_path, channel_names={'0': 'portal'})
+  assert s.modality == 'MR' and s.window_hu is None
+  assert len(s.notes) == 1 and "'portal'" in s.notes[0] and 'treated as MR' in s.notes[0]
+
+
+def test_one_organ_in_two_unicode_forms(tmp_path):
+  nfc, nfd = 'F\u00e9mur', 'Fe\u0301mur'
+  assert folder(tmp_path, labels={'background': 0, nfd: 3}).organs == (nfc,)
+  with pytest.raises(InputError, match='names an organ twice'):
+    folder(tmp_path, labels={'background': 0, nfc: 1, nfd: 2})
+  with pytest.raises(InputError, match='twice'):
+    folder(tmp_path, split={'train': [nfc], 'test': [nfd]})
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le', 'utf-32'])
+@pytest.mark.parametrize('line_end', ['\n', '\r\n', '\r'])
+def test_every_editor_may_have_written_the_description(tmp_path, encoding, line_end):
+  text = json.dumps({**GOOD, 'name': 'Bäuche', 'split': {'train': ['a']}}, indent=2, ensure_ascii=False)
+  (tmp_path / 'dataset.json').write_bytes(text.replace('\n', line_end).encode(encoding))
+  s = get_spec('folder', str(tmp_path))
+  assert s.name == 'Bäuche' and s.output_ids == {'liver': 1, 'spleen': 7} and s.splits == {'train': ('a',)}
+
+
 @pytest.mark.parametrize(
   'changes, message',
   [
     (dict(channel_names={'0': 'CT', '1': 'PET'}), '2 channels'),
+    (dict(channel_names={'0': 'PET/CT'}), "'PET/CT' names several modalities.*Write .CT. if"),
+    (dict(channel_names={'0': 'T1 CT'}), 'several modalities'),
     (dict(channel_names=None), 'no "channel_names"'),
     (dict(labels={'background': 0, 'kidneys': [1, 2]}), 'region'),
     (dict(labels={'background': 0, 'liver': 1, 'ignore': 2}), 'ignore'),

@@ -1,0 +1,85 @@
+"""Padding of scans whose file does not name it, and CT numbers that no tissue has.
+
+Interpolation and percentiles take padding for tissue: beside -32768 a cubic spline rings by hundreds of HU. Here it
+becomes air, so that a scan gives the same result whatever it was padded with.
+"""
+
+import numpy as np
+
+AIR_HU = -1000
+HU_RANGE = (-1024, 3071)  # of 12 bits
+_BORDER = 0.2  # share of the border of a slice; noise that meets a limit of the data type stays far below it
+
+
+def without_padding(scan: np.ndarray, *, in_hu: bool) -> np.ndarray:
+  """The scan with air in place of padding; CT is also clipped to the range of 12-bit scanners.
+
+  In CT, padding is what lies below -1024 HU, and a constant that reaches inwards from the border of a slice at the
+  lowest or, from 3071 HU, at the highest value. It becomes -1000 HU. In MR, padding is the lowest value if it is the
+  only negative one, or negative and along the border, and the highest if it lies along the border and is more than
+  twice the next. It becomes the lowest of the other values, which percentiles leave out.
+
+  Args:
+    scan: (D, H, W) int16 or float32.
+    in_hu: whether the intensities are HU.
+
+  Returns:
+    (D, H, W) int16 or float32; `scan` itself where nothing is to be done.
+  """
+  cleaned = _ct(scan) if in_hu else _mr(scan)
+  if cleaned is scan or cleaned.dtype == np.int16:
+    return cleaned
+  limits = np.iinfo(np.int16)  # with padding of 65535 a scan of integers was read as float32
+  fits = limits.min <= cleaned.min() and cleaned.max() <= limits.max and all(np.all(p == np.rint(p)) for p in cleaned)
+  return cleaned.astype(np.int16) if fits else cleaned
+
+
+def _ct(scan: np.ndarray) -> np.ndarray:
+  lowest, highest = scan.min(), scan.max()
+  low, high = HU_RANGE
+  if lowest >= AIR_HU and highest < high:
+    return scan
+  cleaned = np.clip(scan, low, high)
+  floor = lowest if lowest >= low else scan.min(where=scan >= low, initial=highest)
+  for plane, out in zip(scan, cleaned):
+    air = plane < low
+    if highest >= high:
+      air |= _from_border(plane == highest)
+    if floor == low:  # noise meets the same limit: beside padding of any other value it is treated alike
+      air |= _from_border(air | (plane == floor) | (plane == AIR_HU))
+    elif floor < AIR_HU:
+      air |= _from_border(plane == floor)
+    out[air] = AIR_HU
+  return cleaned
+
+
+def _mr(scan: np.ndarray) -> np.ndarray:
+  lowest, highest = scan.min(), scan.max()
+  if lowest == highest:
+    return scan
+  cleaned, floor = scan, lowest
+  if lowest < 0:
+    above = scan.min(where=scan > lowest, initial=highest)
+    if above >= 0 or _along_border(scan, lowest):
+      cleaned, floor = np.where(scan == lowest, above, scan), above
+  if floor < highest and _along_border(scan, highest):
+    below = scan.max(where=scan < highest, initial=lowest)
+    if below < highest / 2:
+      floor = cleaned.min(where=scan < highest, initial=highest)
+      cleaned = np.where(scan == highest, floor, cleaned)
+  return cleaned
+
+
+def _along_border(scan: np.ndarray, value: float) -> bool:
+  return any(_from_border(plane == value).any() for plane in scan)
+
+
+def _from_border(mask: np.ndarray) -> np.ndarray:
+  """The pixels that a straight line within the mask joins to the border; none where little of the border is in it."""
+  border = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
+  if sum(map(np.count_nonzero, border)) < _BORDER * sum(map(len, border)):
+    return np.zeros_like(mask)
+  runs = np.logical_and.accumulate
+  down, up = runs(mask, 0), runs(mask[::-1], 0)[::-1]
+  right, left = runs(mask, 1), runs(mask[:, ::-1], 1)[:, ::-1]
+  return down | up | right | left

@@ -1,0 +1,208 @@
+"""Segments many scans one after the other: what is done is kept and not done again, and no scan ends the others."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Container, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from afw_jax import terminal
+from afw_jax.data.formats import volumes
+from afw_jax.data.formats.dicom_series import PassedOver
+from afw_jax.data.formats.scans import Scan
+from afw_jax.distributed import runtime
+from afw_jax.errors import InputError
+from afw_jax.inference import outputs, record
+
+_log = logging.getLogger('afw_jax')
+
+
+class Outcome(NamedTuple):
+  """What became of the scans.
+
+  Attributes:
+    rows: {'scan':, 'output':, 'volume_ml': {organ: mL}, ...} of each scan that has a label map.
+    failed: one error for each scan that has none.
+    passed_over: files and folders that are not scans, with the reason.
+    skipped: number of rows that were there already.
+  """
+
+  rows: list[dict]
+  failed: list[InputError]
+  passed_over: list[PassedOver]
+  skipped: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """Scans to segment, and how.
+
+  Attributes:
+    source: the file or folder that they were found in.
+    folder: of the label maps and of their record.
+    scans: with their names.
+    labels: name of each scan -> the file of its label map.
+    made_by: entries of every row that say how it was made: 'checkpoint' (with 'sha256') and 'options'.
+    ids: organ -> its id in the label maps, in the order of the classes 1, 2, ...
+    file_ids: class ids -> those of the label maps.
+    segment: scan -> (labels (D, H, W) class ids, probabilities (D, H, W, C) or None).
+    probabilities: whether these are to be written.
+    overwrite: make every label map again, also in place of files of others.
+  """
+
+  source: str
+  folder: str
+  scans: Sequence[Scan]
+  labels: dict[str, str]
+  made_by: dict
+  ids: dict[str, int]
+  file_ids: Callable[[np.ndarray], np.ndarray]
+  segment: Callable[[volumes.Volume], tuple[np.ndarray, np.ndarray | None]]
+  probabilities: bool = False
+  overwrite: bool = False
+
+
+class _ScanError(Exception):
+  """What is wrong with one scan alone; the others go on."""
+
+  def __init__(self, error: InputError):
+    super().__init__(str(error))
+    self.error = error
+
+
+def run(job: Job, passed_over: Sequence[PassedOver] = ()) -> Outcome:
+  """Segments the scans of a job that have no label map yet; of several processes each takes a part of them.
+
+  Args:
+    job: the same in every process.
+    passed_over: is recorded, and part of the outcome.
+
+  Returns:
+    The outcome, in every process that of all.
+
+  Raises:
+    InputError: the machine is at its end (disk, memory, file handles), or the scans have vanished.
+  """
+  if runtime.process_count() > 1:
+    runtime.check_same('--output', os.path.abspath(job.folder))
+    runtime.on_process_zero(lambda: record.note_rest(job.source, job.folder, [], passed_over))
+    runtime.check_shared(os.path.join(job.folder, record.JSON))
+  there = runtime.from_process_zero(lambda: _all_finished(job))
+  if there and runtime.process_index() == 0:
+    _log.warning('%d of %d scans have their label map already (--overwrite makes it again)', len(there), len(job.scans))
+  taken = {os.path.realpath(scan.path) for scan in job.scans}
+  rows, failed = {}, {}
+  for scan in terminal.progress_bar(
+    runtime.local_items([scan for scan in job.scans if scan.name not in there]),
+    desc='predict',
+    unit='scan',
+    disable=runtime.process_index() > 0 or (len(job.scans) == 1 and not terminal.is_interactive()),
+  ):
+    try:
+      made = _finished(job, scan, record.read(job.folder))  # another process may have made it meanwhile
+      rows[scan.name] = made or _make(job, scan, taken)
+    except _ScanError as problem:
+      if not os.path.exists(job.source):
+        raise InputError(job.source, 'is no longer there', 'Start the same command again: it goes on.') from problem
+      failed[scan.name] = (problem.error.where, problem.error.problem, problem.error.cure)
+      if len(job.scans) > 1:
+        _log.warning('%s failed, the others go on', scan.name)
+  parts = runtime.gather([rows, failed])
+  rows = there | {name: row for part in parts for name, row in part[0].items()}
+  failed = {name: InputError(*error) for part in parts for name, error in part[1].items()}
+  runtime.on_process_zero(lambda: record.note_rest(job.source, job.folder, _failures(job, failed), passed_over))
+  ordered = [_public(job, scan, rows[scan.name]) for scan in job.scans if scan.name in rows]
+  errors = [failed[scan.name] for scan in job.scans if scan.name in failed]
+  return Outcome(ordered, errors, list(passed_over), len(there))
+
+
+def _all_finished(job: Job) -> dict[str, dict]:
+  """Name of a scan -> the row of its label map, where that need not be made again."""
+  content = record.read(job.folder)
+  return {scan.name: row for scan in job.scans if (row := _finished(job, scan, content))}
+
+
+def _finished(job: Job, scan: Scan, content: dict) -> dict | None:
+  """The row of a label map that need not be made again, from the content of the record."""
+  label = job.labels[scan.name]
+  beside = outputs.probability_paths(label, job.ids).values() if job.probabilities else ()
+  return None if job.overwrite else outputs.finished(content, job.folder, label, scan, job.made_by, beside)
+
+
+def _make(job: Job, scan: Scan, taken: Container[str]) -> dict:
+  """Segments a scan, writes its files, and returns its row; `taken` are the real paths of all scans."""
+  label = job.labels[scan.name]
+  probabilities_at = outputs.probability_paths(label, job.ids) if job.probabilities else {}
+  paths = (label, *probabilities_at.values())
+  check = lambda: outputs.check_free(job.folder, paths, scan, taken, overwrite=job.overwrite)
+  try:
+    check()
+    stamp = outputs.stamp(scan)  # before it is read: if it is changed meanwhile, it is segmented again
+    image = _read(scan)
+    labels, probabilities = job.segment(image)
+  except InputError as error:
+    if outputs.ends_everything(error, writing=False):
+      raise
+    raise _ScanError(error) from error
+  except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    if isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    cure = 'Close other programs or lower eval.batch_size, then start the same command again: it goes on.'
+    raise InputError(scan.path, 'the memory was used up while it was segmented', cure) from error
+  counts = np.bincount(labels.ravel(), minlength=len(job.ids) + 1)
+  voxel_ml = float(np.prod(image.spacing_mm)) / 1000
+  row = {
+    'scan': scan.name,
+    'output': os.path.relpath(label, job.folder),
+    'source': os.path.abspath(scan.path),
+    'stamp': stamp,
+    'sha256': image.sha256,
+    'label_ids': job.ids,
+    'volume_ml': {organ: round(float(counts[c]) * voxel_ml, 3) for c, organ in enumerate(job.ids, 1)},
+    **job.made_by,
+  }
+  files = {label: lambda path: volumes.write_label(path, job.file_ids(labels), image.geometry)}
+  if probabilities is not None:
+    for c, path in enumerate(probabilities_at.values(), 1):
+      one = lambda path, c=c: volumes.write_image(path, probabilities[..., c].astype(np.float32), image.geometry)
+      files[path] = one
+  try:
+    return outputs.publish(job.folder, row, files, check)
+  except InputError as error:
+    if outputs.ends_everything(error, writing=True):
+      raise
+    raise _ScanError(error) from error
+
+
+def _read(scan: Scan) -> volumes.Volume:
+  """Reads a scan; whatever its damage makes a library raise becomes an InputError."""
+  try:
+    return volumes.read_image(scan.path, scan.files)
+  except (InputError, MemoryError):
+    raise
+  except Exception as error:
+    _log.warning('%s: an error that reading a scan should not raise', scan.path, exc_info=True)
+    what = f'could not be read ({type(error).__name__}: {str(error)[:200]})'
+    raise InputError(scan.path, what, 'Copy or export it again.') from error
+
+
+def _failures(job: Job, failed: dict[str, InputError]) -> list[dict]:
+  return [
+    {
+      'scan': scan.name,
+      'output': os.path.relpath(job.labels[scan.name], job.folder),
+      'source': os.path.abspath(scan.path),
+      'problem': str(failed[scan.name]),
+    }
+    for scan in job.scans
+    if scan.name in failed
+  ]
+
+
+def _public(job: Job, scan: Scan, row: dict) -> dict:
+  """A row with the label map's path as it was asked for, and the organs in the order of their classes."""
+  volume_ml = {organ: row['volume_ml'][organ] for organ in job.ids}
+  return {**row, 'output': job.labels[scan.name], 'volume_ml': volume_ml}

@@ -1,0 +1,51 @@
+"""A process without standard streams, or with closed ones."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import command, environment
+
+from afw_jax import terminal
+
+
+@pytest.mark.parametrize('stream', [None, 'closed'])
+def test_bars_and_lines_do_without_streams(monkeypatch, tmp_path, stream):
+  if stream:
+    stream = (tmp_path / 'x').open('w')
+    stream.close()
+  monkeypatch.setattr(sys, 'stderr', stream)
+  monkeypatch.setattr(sys, 'stdout', stream)
+  assert not terminal.is_interactive()
+  terminal.say('a line')
+  with terminal.progress_bar(total=2, desc='x') as bar:
+    bar.update(1)
+    bar.set_postfix_str('y')
+  assert list(terminal.progress_bar([1, 2])) == [1, 2]
+
+
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
+  code = f"""
+import os, subprocess
+from afw_jax import terminal
+terminal.open_missing_streams()
+with open({str(tmp_path / 'data')!r}, 'w') as file:
+  assert file.fileno() > 2
+  os.write(2, b'a message of a library')
+  print('a line')
+subprocess.run(['bash', '-c', 'echo a line && echo another >&2'], check=True)
+"""
+  for closed in ('<&-', '>&-', '2>&-', '<&- >&- 2>&-'):
+    script = f'exec "$0" -c "$1" {closed}'
+    subprocess.run(['bash', '-c', script, sys.executable, code], env=environment(), check=True, timeout=60)
+    assert (tmp_path / 'data').read_bytes() == b''
+
+
+def test_a_run_without_streams(demo, trained, tmp_path):
+  store = next((trained.parent / 'stores').iterdir())
+  arguments = command(*demo, f'--workdir={tmp_path}/run', f'--config.data.store={store}', '--config.train.epochs=1')
+  done = subprocess.run(
+    ['bash', '-c', 'exec "$@" <&- >&- 2>&-', 'bash', *arguments], env=environment(), capture_output=True, timeout=300
+  )
+  assert done.returncode == 0, done.stdout[-2000:]
+  assert (tmp_path / 'run' / 'report' / 'report.md').exists()
