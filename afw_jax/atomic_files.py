@@ -35,35 +35,34 @@ def sync(file: int) -> None:
   Raises:
     OSError: the disk is full or failing.
   """
-  with _allowed(_NO_SYNC):
+  try:
     os.fsync(file)
+  except OSError as error:
+    if error.errno not in _NO_SYNC:
+      raise
 
 
-def sync_folder(path: str | os.PathLike) -> None:
-  """Flushes the names in a folder to the disk, where its file system can do so: many mounts of other systems cannot.
+def sync_folder(path: str | os.PathLike) -> bool:
+  """Flushes the names in a folder to the disk; returns whether its file system can, as many mounts cannot.
 
   Raises:
     OSError: the disk is full or failing, or there is no such folder.
   """
-  folder = None
-  with _allowed(_NO_FOLDER_OPEN):
-    folder = os.open(path, os.O_RDONLY)
-  if folder is None:
-    return
   try:
-    with _allowed(_NO_FOLDER_SYNC):
-      os.fsync(folder)
+    folder = os.open(path, os.O_RDONLY)
+  except OSError as error:
+    if error.errno not in _NO_FOLDER_OPEN:
+      raise
+    return False
+  try:
+    os.fsync(folder)
+  except OSError as error:
+    if error.errno not in _NO_FOLDER_SYNC:
+      raise
+    return False
   finally:
     os.close(folder)
-
-
-@contextlib.contextmanager
-def _allowed(codes: tuple[int, ...]) -> Iterator[None]:
-  try:
-    yield
-  except OSError as error:
-    if error.errno not in codes:
-      raise
+  return True
 
 
 @contextlib.contextmanager

@@ -73,7 +73,7 @@ def load(workdir: str | os.PathLike, *, which: str = 'best', mirror_axes: Sequen
     raise InputError('eval.checkpoint', f'{which!r} is not a valid checkpoint', "Use 'best' or 'last'.")
   workdir = os.path.expanduser(workdir)
   folder = os.path.join(workdir, 'checkpoints', which)
-  if which == 'best' and not (os.path.isdir(folder) and os.listdir(folder)):
+  if which == 'best' and not checkpoint.steps_in(folder):  # nothing was validated, or its first save is under way
     folder = os.path.join(workdir, 'checkpoints', 'last')
   meta = checkpoint.read_meta(folder)
   if meta is None:

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 
 import ml_collections
@@ -10,13 +11,16 @@ import ml_collections
 from afw_jax.config import build
 from afw_jax.data import store, usual
 from afw_jax.data.preparation import prepare as preparation
+from afw_jax.data.preparation import publish
 from afw_jax.data.preparation.shard import parse_shard
 from afw_jax.data.selection import SelectionOptions, select
 from afw_jax.data.sets.lookup import get_spec
-from afw_jax.errors import InputError
+from afw_jax.errors import InputError, InputErrors
 from afw_jax.training import checkpoint
 
 _log = logging.getLogger('afw_jax')
+
+_SUCCESSION_S = 1  # for another process that waits, too, and goes on preparing where one was killed
 
 
 def prepare(
@@ -75,20 +79,33 @@ def prepare(
 def check_current(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> None:
   """Compares a store with the files that it was prepared from, for the modes that prepare nothing.
 
+  Where it is not what a run needs and another process is preparing it, this waits for that process.
+
   Args:
     config: `data` names the data set; where its folder is not there, the store is enough.
     workdir: of the run. Of one that has begun training, only its own cases are compared.
     store_dir: folder of the store.
 
   Raises:
-    InputError, InputErrors: the store has other options than the config, a file has changed since it was prepared, or
-      the data set has other cases or another split.
+    InputError, InputErrors: there is no store, or it lacks cases or has other options than the config, a file has
+      changed since it was prepared, or the data set has other cases or another split.
   """
-  data = config.data
-  if not os.path.isdir(data.root) or not os.path.exists(os.path.join(store_dir, 'dataset.json')):
+  while True:
+    try:
+      return _check_current(config, workdir, store_dir)
+    except (InputError, InputErrors):  # of the store that another process may be about to publish
+      if not publish.wait_for_others(store_dir):
+        raise
+    time.sleep(_SUCCESSION_S)
+
+
+def _check_current(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> None:
+  data, index = config.data, store.read_index(store_dir)
+  if not os.path.isdir(data.root):
+    build.selection(config, index, checkpoint.read_meta(os.path.join(workdir, 'checkpoints', 'last')))
     return
   _check_options(config, store_dir)
-  splits, index = _recorded_splits(config.data, workdir), store.read_index(store_dir)
+  splits = _recorded_splits(config.data, workdir)
   if splits:
     complete = set(_all_ids(splits)) <= index['cases'].keys()
     changed = _changed_behind(config, workdir, store_dir, splits) if complete else {}

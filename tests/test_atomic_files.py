@@ -98,7 +98,7 @@ def refusing(folders, code):
 @pytest.mark.parametrize('code', [errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS])
 def test_file_systems_that_cannot_flush_folders(tmp_path, monkeypatch, code):
   monkeypatch.setattr(os, 'fsync', refusing(True, code))
-  atomic_files.sync_folder(tmp_path)
+  assert not atomic_files.sync_folder(tmp_path)
   atomic_files.write_text(tmp_path / 'a.txt', 'new')
   assert (tmp_path / 'a.txt').read_text() == 'new'
 
@@ -107,8 +107,9 @@ def test_folders_that_cannot_be_opened_for_reading_are_not_flushed(tmp_path, mon
   def refuse(*_):
     raise PermissionError(errno.EACCES, 'denied')
 
+  assert atomic_files.sync_folder(tmp_path)
   monkeypatch.setattr(os, 'open', refuse)
-  atomic_files.sync_folder(tmp_path)
+  assert not atomic_files.sync_folder(tmp_path)
 
 
 @pytest.mark.parametrize('code', [errno.EINVAL, errno.ENOTSUP])
@@ -118,7 +119,7 @@ def test_file_systems_that_cannot_flush_files(tmp_path, monkeypatch, code):
   assert (tmp_path / 'a.txt').read_text() == 'new'
 
 
-@pytest.mark.parametrize('code', [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize('code', [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EACCES])
 @pytest.mark.parametrize('folders', [True, False])
 def test_a_full_or_failing_disk_is_an_error_when_it_is_flushed(tmp_path, monkeypatch, folders, code):
   monkeypatch.setattr(os, 'fsync', refusing(folders, code))

@@ -90,7 +90,9 @@ def _sheet(path, image, masks, organs, rows, title, spacing) -> str:
   panel_w, panel_h = _PANEL / max(1, tall), _PANEL * tall / max(1, tall)
   shown = np.unique(np.concatenate([np.unique(m[z]) for m in masks.values() for z, _ in rows]))
   shown = [int(c) for c in shown if 1 <= c <= len(organs)]
-  columns = min(max(1, len(shown)), max(2, int(panel_w * (len(masks) + 1) / 1.75)))
+  labels = {c: label(f'{c} {organs[c - 1]}') for c in shown}
+  label_w = max([1.75, *(0.55 + 0.095 * len(text) for text in labels.values())])  # inches
+  columns = min(max(1, len(shown)), max(1, int(panel_w * (len(masks) + 1) / label_w)))
   legend_rows = -(-len(shown) // columns)
   figure = new_figure(panel_w * (len(masks) + 1), panel_h * len(rows) + 0.45 + 0.26 * legend_rows + 0.3 * bool(title))
   grid = figure.subplots(len(rows), len(masks) + 1, squeeze=False)
@@ -118,7 +120,7 @@ def _sheet(path, image, masks, organs, rows, title, spacing) -> str:
   if title:
     figure.suptitle(title, fontsize=13)
   if shown:
-    handles = [legend_patch(c, f'{c} {label(organs[c - 1])}') for c in shown]
+    handles = [legend_patch(c, text) for c, text in labels.items()]
     figure.legend(
       handles=handles,
       loc='outside lower center',

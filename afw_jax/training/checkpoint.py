@@ -3,17 +3,17 @@
 A checkpoint holds two trees, `model` (net, log_sigma_sq, batch_stats) and `train` (opt_state, step), and a JSON `meta`
 with the config, the description of the data and the fingerprint of every array. Orbax keeps no checksum of the arrays
 (a flipped bit is restored without an error), so every array is fingerprinted on the device when it is saved, and
-compared when it is restored, with whatever sharding. Only this module and `checkpoint_writer` use Orbax.
+compared when it is restored, with whatever sharding. Only this module, `checkpoint_writer` and `checkpoint_disk`
+use Orbax.
 """
 
-import errno
 import hashlib
-import itertools
 import json
 import logging
 import os
 import pathlib
 import re
+import time
 from typing import Any
 
 import jax
@@ -21,15 +21,15 @@ import orbax.checkpoint as ocp
 
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError
+from afw_jax.training import checkpoint_damage, checkpoint_disk
 from afw_jax.training.fingerprint import fingerprint
 from afw_jax.training.step import TrainState
 
 _log = logging.getLogger('afw_jax')
 
 PyTree = Any
-# A file that is missing, or not a file, means corruption; any other error of the system (file handles, permissions, the
-# network) says nothing about the checkpoint.
-_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+
+_MOMENT_S = 0.2
 
 
 def split(state: TrainState) -> dict[str, PyTree]:
@@ -48,11 +48,23 @@ def digest(meta: dict) -> str:
   return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
-def _steps(folder: str) -> list[int]:
-  """Finished checkpoints, newest first (an unfinished one has a temporary name)."""
-  if not os.path.isdir(folder):
+def steps_in(folder: str) -> list[int]:
+  """Steps of the finished checkpoints in a folder, newest first (an unfinished one has a temporary name).
+
+  Raises:
+    InputError: the folder is there, but cannot be read.
+  """
+  try:
+    names = os.listdir(folder)
+  except (FileNotFoundError, NotADirectoryError):
     return []
-  return sorted((int(name) for name in os.listdir(folder) if name.isdigit()), reverse=True)
+  except OSError as error:
+    raise InputError(folder, f'cannot be read ({error.strerror})', 'Check its permissions and its disk.') from error
+  return sorted((int(name) for name in names if re.fullmatch('[0-9]+', name)), reverse=True)
+
+
+def _path(folder: str, step: int) -> pathlib.Path:
+  return checkpoint_disk.literal_path(folder) / str(step)
 
 
 def _read(path: pathlib.Path, item: str, args) -> Any:
@@ -71,16 +83,28 @@ def _read(path: pathlib.Path, item: str, args) -> Any:
     return checkpointer.restore(path / item, args=args)
 
 
+def _verify(path: pathlib.Path) -> None:
+  """Reads a checkpoint as it was saved, whatever is wanted of it; raises what is wrong with it."""
+  meta, device = _read_meta(path), jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  for item in ('model', 'train'):
+    saved = ocp.PyTreeCheckpointHandler().metadata(path / item).tree
+    restore_args = jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=device), saved)
+    found = fingerprint(_read(path, item, ocp.args.PyTreeRestore(restore_args=restore_args)))
+    named = [value for name, value in meta['fingerprint'].items() if name.startswith(f'[{item!r}]')]
+    if sorted(found.values()) != sorted(named):  # a tuple is a list here: the names differ
+      raise checkpoint_damage.Damaged(f'its {item} differs from its fingerprint')
+
+
 def _read_meta(path: pathlib.Path) -> dict:
   meta = _read(path, 'meta', ocp.args.JsonRestore())
   if meta.pop('sha256', None) not in (None, digest(meta)):  # None: an older checkpoint
-    raise ValueError('its meta is damaged (its checksum is wrong)')
+    raise checkpoint_damage.Damaged('its meta is damaged (its checksum is wrong)')
   return meta
 
 
 def _load(folder: str, step: int, wanted: dict[str, PyTree], *, parts: bool = False) -> tuple[dict[str, PyTree], dict]:
   """(trees, meta) of a checkpoint; with `parts` each tree is a part of the saved one, and only that is read."""
-  path = pathlib.Path(os.path.abspath(folder)) / str(step)
+  path = _path(folder, step)
   meta = _read_meta(path)
   _check_same_arrays(path, meta, wanted, parts)
   if parts:
@@ -93,7 +117,7 @@ def _load(folder: str, step: int, wanted: dict[str, PyTree], *, parts: bool = Fa
   found = fingerprint(trees)
   wrong = [k for k, v in found.items() if meta['fingerprint'].get(k) != v]
   if wrong:
-    raise ValueError(f'{len(wrong)} arrays differ from their fingerprint, first {wrong[0]}')
+    raise checkpoint_damage.Damaged(f'{len(wrong)} arrays differ from their fingerprint, first {wrong[0]}')
   return trees, meta
 
 
@@ -112,19 +136,23 @@ def _check_same_arrays(path: pathlib.Path, meta: dict, wanted: dict[str, PyTree]
 
 
 def read_meta(folder: str) -> dict | None:
-  """The meta of the newest checkpoint whose meta can be read; None where there is no checkpoint at all.
+  """The meta of the newest checkpoint whose meta is whole; None where there is no checkpoint at all.
 
   Raises:
-    InputError: there are checkpoints, and the meta of none can be read.
+    InputError: there are checkpoints, and the meta of all is damaged, or one cannot be read for a reason that lies in
+      this machine.
   """
-  problem = None
-  for step in _steps(folder):
+  steps, problem = steps_in(folder), None
+  for step in steps:
+    path = _path(folder, step)
     try:
-      return _read_meta(pathlib.Path(os.path.abspath(folder)) / str(step))
+      return _read_meta(path)
     except Exception as error:  # Orbax raises bare Exception for a torn checkpoint
-      _log.warning(
-        '%s/%d: its meta cannot be read (%s), the checkpoint before it is tried', folder, step, str(error)[:200]
-      )
+      if _replaced(folder, steps):
+        return read_meta(folder)
+      if not checkpoint_damage.is_proven(path, error, _verify):
+        raise checkpoint_damage.unreadable(path, error) from error
+      _log.warning('%s: its meta is damaged (%s), the checkpoint before it is tried', path, str(error)[:200])
       problem = error
   if problem is not None:
     raise InputError(folder, f'no checkpoint in it can be read ({problem})', 'Copy the run again or train anew.')
@@ -134,7 +162,8 @@ def read_meta(folder: str) -> dict | None:
 def restore_state(folder: str, abstract: TrainState) -> tuple[TrainState, dict] | None:
   """The newest intact checkpoint, for training to go on from.
 
-  A torn or altered checkpoint is renamed `<step>.corrupt` and the one before it is taken, with a warning.
+  A checkpoint that is proven to be torn or altered is renamed `<step>.corrupt` and the one before it is taken, with a
+  warning.
 
   Args:
     folder: of the checkpoints.
@@ -145,9 +174,9 @@ def restore_state(folder: str, abstract: TrainState) -> tuple[TrainState, dict] 
 
   Raises:
     InputError: checkpoints exist but none is intact, one is of another network, or one cannot be read for a reason that
-      lies in this machine (memory, file handles, permissions).
+      lies in this machine (memory, file handles, permissions) or in the program.
   """
-  steps = runtime.gather(_steps(folder))[0]
+  steps = runtime.gather(steps_in(folder))[0]
   for step in steps:
     found, problem = None, None
     try:
@@ -155,8 +184,9 @@ def restore_state(folder: str, abstract: TrainState) -> tuple[TrainState, dict] 
     except InputError:
       raise  # intact, but of something else: nothing is set aside
     except Exception as error:  # Orbax raises bare Exception, ValueError, KeyError ... for a torn checkpoint
-      if not _is_damage(error):
-        raise _unreadable(folder, step, error) from error
+      path = _path(folder, step)
+      if not checkpoint_damage.is_proven(path, error, _verify):
+        raise checkpoint_damage.unreadable(path, error) from error
       problem = str(error)
     problems = [p for p in runtime.gather(problem) if p is not None]
     if not problems:
@@ -164,7 +194,7 @@ def restore_state(folder: str, abstract: TrainState) -> tuple[TrainState, dict] 
       return _join(**trees), meta
     broken = os.path.join(folder, str(step))
     _log.warning('%s cannot be used (%s): renamed to .corrupt, the one before it is tried', broken, problems[0][:300])
-    runtime.on_process_zero(lambda: _set_aside(broken))  # noqa: B023 (called at once)
+    runtime.on_process_zero(lambda: checkpoint_damage.set_aside(broken))  # noqa: B023 (called at once)
   if steps:
     raise InputError(
       folder, f'none of its {len(steps)} checkpoints is whole', 'Restore a copy, or start in a new --workdir.'
@@ -187,7 +217,7 @@ def restore_variables(folder: str, abstract: PyTree) -> tuple[PyTree, dict]:
   Raises:
     InputError: no checkpoint, or it is torn, altered or of another network.
   """
-  steps = _steps(folder)
+  steps = steps_in(folder)
   if not steps:
     raise InputError(
       folder, 'there is no checkpoint', 'Train first: --mode=train, or give the --workdir of a finished run.'
@@ -198,33 +228,21 @@ def restore_variables(folder: str, abstract: PyTree) -> tuple[PyTree, dict]:
   except InputError:
     raise
   except Exception as error:  # as above; an older checkpoint is not the one that was asked for
-    if not _is_damage(error):
-      raise _unreadable(folder, steps[0], error) from error
+    if _replaced(folder, steps):
+      return restore_variables(folder, abstract)
+    path = _path(folder, steps[0])
+    other_arrays = isinstance(error, ValueError) and not checkpoint_damage.lies_in_machine(error)
+    if not (other_arrays or checkpoint_damage.is_proven(path, error, _verify)):
+      raise checkpoint_damage.unreadable(path, error) from error
     raise InputError(
-      os.path.join(folder, str(steps[0])),
+      path,
       f'this checkpoint is torn, altered or of another network ({str(error)[:200]})',
       'Restore a copy of it, or train again.',
     ) from error
   return {'params': trees['model']['net'], 'batch_stats': trees['model']['batch_stats']}, meta
 
 
-def _is_damage(error: Exception) -> bool:
-  """Whether a read error means corruption, rather than too little memory or file handles, or missing permissions."""
-  if isinstance(error, (MemoryError, jax.errors.JaxRuntimeError)):
-    return False
-  by_tensorstore = re.search(r"os_error_code='(\d+)'", str(error))
-  code = error.errno if isinstance(error, OSError) else by_tensorstore and int(by_tensorstore[1])
-  return code is None or code in _DAMAGE
-
-
-def _unreadable(folder: str, step: int, error: Exception) -> InputError:
-  return InputError(
-    os.path.join(folder, str(step)),
-    f'this checkpoint could not be read here ({str(error)[:300]})',
-    'It may be whole. Free memory or file handles, or mend the permissions, then start the same command again.',
-  )
-
-
-def _set_aside(path: str) -> None:
-  names = itertools.chain([f'{path}.corrupt'], (f'{path}.corrupt-{i}' for i in itertools.count(2)))
-  os.rename(path, next(name for name in names if not os.path.exists(name)))
+def _replaced(folder: str, steps: list[int]) -> bool:
+  """Whether another process, which is training, has replaced checkpoints since their steps were listed."""
+  time.sleep(_MOMENT_S)
+  return steps_in(folder) != steps

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from afw_jax import atomic_files
 from afw_jax.distributed import termination
 from afw_jax.errors import InputError
-from afw_jax.training import checkpoint
+from afw_jax.training import checkpoint, checkpoint_disk
 from afw_jax.training.fingerprint import fingerprint
 from afw_jax.training.step import TrainState
 
@@ -39,27 +39,29 @@ def opened(folder: str, *, keep: int) -> Iterator[ocp.CheckpointManager]:
   Raises:
     InputError: a checkpoint cannot be written.
   """
-  try:
-    manager = ocp.CheckpointManager(
-      os.path.abspath(folder),
-      item_names=('model', 'train', 'meta'),
-      options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
-    )
-  except OSError as error:
-    raise InputError(
-      folder, f'checkpoints cannot be kept here ({error})', 'Free space or choose another --workdir.'
-    ) from error
-  try:
-    yield manager
-  except BaseException as error:
-    if not (isinstance(error, KeyboardInterrupt) or termination.lost_another(error)):
-      try:
-        finish(manager)
-      except InputError as second:  # the first error is the one to report
-        _log.warning('%s', second)
-    raise
-  finish(manager)
-  manager.close()
+  path = checkpoint_disk.literal_path(folder)
+  with checkpoint_disk.usable(folder):
+    try:
+      manager = ocp.CheckpointManager(
+        path,
+        item_names=('model', 'train', 'meta'),
+        options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+      )
+    except OSError as error:
+      raise InputError(
+        folder, f'checkpoints cannot be kept here ({error})', 'Free space or choose another --workdir.'
+      ) from error
+    try:
+      yield manager
+    except BaseException as error:
+      if not (isinstance(error, KeyboardInterrupt) or termination.lost_another(error)):
+        try:
+          finish(manager)
+        except InputError as second:  # the first error is the one to report
+          _log.warning('%s', second)
+      raise
+    finish(manager)
+    manager.close()
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, meta: dict) -> None:

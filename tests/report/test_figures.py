@@ -3,7 +3,7 @@ import sys
 import figure_checks
 import numpy as np
 import pytest
-from figure_checks import legend_labels, png
+from figure_checks import inside, legend_labels, png
 
 from afw_jax.errors import InputError
 from afw_jax.report import figures, style
@@ -124,3 +124,29 @@ def test_a_figure_that_cannot_be_drawn_leaves_no_file(tmp_path):
   with pytest.raises(ZeroDivisionError):
     style.save(figure, str(tmp_path / 'f.png'))
   assert not list(tmp_path.iterdir())
+
+
+ODD_NAMES = ('a$b$', '_hidden', r'\frac{', 'x' * 60, 'y' * 200)
+
+
+@pytest.mark.parametrize(
+  'names', [[f'vertebrae_L{i:03d}_right' for i in range(n)] for n in (8, 23, 40, 104)] + [ODD_NAMES]
+)
+def test_legends_show_every_organ_inside_the_figure(tmp_path, drawn, names):
+  rows = [
+    {'step': s, 'train/loss': 1.0, 'val/dsc': 0.5, 'weight/background': 1.0}
+    | {f'val/dsc/{name}': 0.5 for name in names}
+    | {f'weight/{name}': 1.5 for name in names}
+    for s in (1, 2)
+  ]
+  figures.curves(str(tmp_path / 'c.png'), rows)
+  figures.learned_weights(str(tmp_path / 'w.png'), rows)
+  for figure in drawn:
+    axes = figure.axes[-1]
+    assert len(axes.get_legend().get_texts()) == len(names) + 1
+    inside(figure, axes.get_legend())
+    plot = axes.get_window_extent().size / figure.dpi
+    assert plot[0] > 3.5 and plot[1] > 3
+  looks = [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in drawn[0].axes[-1].lines[:-1]]
+  dashes = [line._dash_pattern for line in drawn[0].axes[-1].lines[:-1]]
+  assert len({(str(dash), *look) for dash, look in zip(dashes, looks)}) == len(names)

@@ -1,7 +1,7 @@
 import figure_checks
 import numpy as np
 import pytest
-from figure_checks import legend_labels, png
+from figure_checks import inside, legend_labels, png
 
 from afw_jax.errors import InputError
 from afw_jax.report import overlays, style
@@ -103,3 +103,15 @@ def test_many_organs_keep_a_readable_legend(tmp_path, drawn):
   box = drawn[0].legends[0].get_window_extent(drawn[0].canvas.get_renderer())
   assert box.x0 >= 0 and box.x1 <= drawn[0].bbox.x1 and box.y0 >= 0
   assert not overlaps(drawn[0], [*drawn[0].axes, *drawn[0].legends])
+
+
+@pytest.mark.parametrize('organs', [[f'vertebrae_L{i:03d}_right' for i in range(104)], ['a$b$', '_x', 'y' * 200]])
+def test_the_legend_of_many_or_long_names_is_inside_the_sheet(tmp_path, drawn, organs):
+  mask = np.arange(32 * 32).reshape(1, 32, 32) % (len(organs) + 1)
+  image = np.zeros((1, 32, 32))
+  overlays.case_sheet(str(tmp_path / 'o.png'), image, {'truth': mask}, organs, title='case')
+  (figure,) = drawn
+  assert len(legend_labels(figure)) == len(organs)
+  inside(figure, figure.legends[0])
+  inside(figure, figure._suptitle)
+  assert not overlaps(figure, [*figure.axes, *figure.legends])

@@ -31,3 +31,9 @@ def png(path: str) -> np.ndarray:
   with Image.open(path) as image:
     assert image.format == 'PNG'
     return np.asarray(image.convert('RGB'))
+
+
+def inside(figure, part) -> None:
+  """Fails where a part of a figure, such as its legend, is cut off."""
+  box, whole = part.get_window_extent(figure.canvas.get_renderer()), figure.bbox
+  assert box.x0 >= whole.x0 and box.y0 >= whole.y0 and box.x1 <= whole.x1 and box.y1 <= whole.y1, (box, whole)

@@ -75,7 +75,7 @@ def _read_h5(path: str | os.PathLike, key: str) -> tuple[np.ndarray, str]:
     with open(path, 'rb') as raw:
       sha256 = hashlib.file_digest(raw, 'sha256').hexdigest()
       n_file = raw.tell()
-    with h5py.File(path, 'r') as f:
+    with h5py.File(path, 'r', locking=False) as f:
       shapes = {name: _check_dataset(path, f, name, n_file) for name in ('image', 'label')}
       if shapes['image'] != shapes['label']:
         raise InputError(path, f'its image is {shapes["image"]}, its label {shapes["label"]}', COPY)

@@ -34,16 +34,21 @@ def lock(store_dir: str | os.PathLike, *, shared: bool = False) -> Iterator[bool
     InputError: the folder cannot be created or written.
   """
   path = pathlib.Path(store_dir)
-  say = lambda holder: _log.warning('%s is being prepared by another process (%s): waiting for it', path, holder)
-  with locks.locked(path / _LOCK, shared=shared, waiting=say) as held:
+  with locks.locked(path / _LOCK, shared=shared, waiting=lambda holder: _say_waiting(path, holder)) as held:
     yield held
 
 
-def wait_for_others(store_dir: str | os.PathLike) -> None:
-  """Waits until no other process prepares a store; at once where none does, or nothing was ever prepared."""
-  if os.access(pathlib.Path(store_dir) / _LOCK, os.W_OK):
-    with lock(store_dir):
-      pass
+def wait_for_others(store_dir: str | os.PathLike) -> bool:
+  """Waits until no other process prepares a store; returns whether one did."""
+  path, holders = pathlib.Path(store_dir) / _LOCK, []
+  if not os.access(path, os.W_OK):  # nothing was ever prepared, or it is for reading only
+    return False
+  with locks.locked(path, waiting=lambda holder: (holders.append(holder), _say_waiting(path.parent, holder))):
+    return bool(holders)
+
+
+def _say_waiting(path: pathlib.Path, holder: str) -> None:
+  _log.warning('%s is being prepared by another process (%s): waiting for it', path, holder)
 
 
 def check_folder(store_dir: str | os.PathLike) -> None:

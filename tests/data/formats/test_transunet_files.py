@@ -1,5 +1,6 @@
 """TransUNet's npz slices and h5 volumes: read as they are, or refused; never unpickled."""
 
+import fcntl
 import io
 import os
 import zipfile
@@ -36,6 +37,14 @@ def refused(path, match, read=volumes.read_image):
     read(path)
   assert str(path).removesuffix('_slice*.npz') in str(e.value)
   assert '\n' not in str(e.value)
+
+
+def test_reading_needs_no_lock(tmp_path):
+  """As on a disk that has none: another process holds the lock that h5py would ask for."""
+  path = write_h5(tmp_path / 'case0001.npy.h5')
+  with open(path, 'rb') as other:
+    fcntl.flock(other, fcntl.LOCK_EX)
+    np.testing.assert_array_equal(volumes.read_image(path).array, IMAGE)
 
 
 @pytest.mark.parametrize('kind', ['npz', 'h5', 'h5 packed', 'npz float64'])

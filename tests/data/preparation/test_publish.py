@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from tiny_dataset import SMALL, contents, make, prepare_store
 
-from afw_jax import atomic_files
+from afw_jax import atomic_files, locks
+from afw_jax import prepare as prepare_mode
+from afw_jax.config import default_config
 from afw_jax.data import store
 from afw_jax.data.preparation import load_case, publish
 from afw_jax.errors import InputError
@@ -119,6 +121,38 @@ def test_those_that_wait_prepare_nothing_again_and_follow_one_that_failed(tmp_pa
 def test_waiting_for_a_store_that_nobody_prepares_makes_no_file(tmp_path):
   publish.wait_for_others(tmp_path / 'none')
   assert not list(tmp_path.iterdir())
+
+
+def until(what, seconds=60):
+  end = time.monotonic() + seconds
+  while not what():
+    assert time.monotonic() < end, 'waited in vain'
+    time.sleep(0.01)
+
+
+def test_training_waits_for_a_preparation_and_for_the_one_that_takes_it_over(tmp_path, monkeypatch, caplog):
+  root = make(tmp_path / 'raw', n=4)
+  config, store_dir = default_config(), str(tmp_path / 's')
+  config.data.update({'dataset': 'folder', 'root': str(root), 'size': (32, 32), 'spacing_mm': (1.0, 1.0)})
+  monkeypatch.setattr(prepare_mode, '_SUCCESSION_S', 1)
+  monkeypatch.setattr(locks, '_LONGEST_PAUSE_S', 0.02)
+  wait = lambda: prepare_mode.check_current(config, str(tmp_path / 'run'), store_dir)
+  with pytest.raises(InputError, match='no prepared store'):  # nobody prepares
+    wait()
+  assert not (tmp_path / 's').exists()
+  waiting = threading.Thread(target=wait)
+  with publish.lock(store_dir):  # by one that ends without a store
+    waiting.start()
+    until(lambda: 'waiting for it' in caplog.text)
+  time.sleep(0.3)
+  with publish.lock(store_dir):  # by its successor
+    until(lambda: caplog.text.count('waiting for it') == 2)
+    assert waiting.is_alive()
+  prepare_store('folder', root, store_dir, **QUIET)
+  waiting.join(30)
+  assert not waiting.is_alive()
+  with publish.lock(store_dir):  # one that adds cases which this run does not use
+    wait()
 
 
 def test_an_index_that_appears_while_it_is_looked_for_is_taken(tmp_path, monkeypatch):
