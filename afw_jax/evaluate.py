@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import ml_collections
 import numpy as np
 
-from afw_jax import atomic_files, metrics, predict, preprocess, terminal
+from afw_jax import metrics, predict, preprocess
 from afw_jax.config import build
 from afw_jax.data import resample, run_record, store, usual, working_grid
 from afw_jax.data.formats import volumes
@@ -18,9 +18,10 @@ from afw_jax.data.formats.geometry import Geometry
 from afw_jax.data.selection import Selection, scored_split
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError
-from afw_jax.file_names import file_name
 from afw_jax.inference import segmentation
 from afw_jax.report import overlays, runs, style
+from afw_jax.system import atomic_files, terminal
+from afw_jax.system.file_names import file_name
 
 _log = logging.getLogger('afw_jax')
 

@@ -9,9 +9,9 @@ import logging
 import os
 import sys
 
-from afw_jax import terminal
 from afw_jax.distributed import xla_flags
 from afw_jax.errors import InputError, InputErrors
+from afw_jax.system import terminal
 
 terminal.open_missing_streams()
 # Before jax is imported: it reads these variables then.
@@ -28,13 +28,14 @@ from absl import app, flags  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from afw_jax import atomic_files, command_line, evaluate, import_run, predict, prepare, train  # noqa: E402
+from afw_jax import command_line, evaluate, import_run, predict, prepare, train  # noqa: E402
 from afw_jax import workdir as run_folder  # noqa: E402
 from afw_jax.config.check import check_config  # noqa: E402
 from afw_jax.data.selection import scored_split  # noqa: E402
 from afw_jax.distributed import launchers, runtime  # noqa: E402
 from afw_jax.planning import plan  # noqa: E402
 from afw_jax.report import comparison, report  # noqa: E402
+from afw_jax.system import atomic_files  # noqa: E402
 
 MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'compare', 'predict', 'convert', 'plan')
 _TRAINING_MODES = ('all', 'prepare', 'train', 'evaluate')

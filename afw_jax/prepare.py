@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 import ml_collections
 
 from afw_jax.config import build
-from afw_jax.data import store, usual
+from afw_jax.data import run_record, store, usual
 from afw_jax.data.preparation import prepare as preparation
 from afw_jax.data.preparation import publish
 from afw_jax.data.preparation.shard import parse_shard
 from afw_jax.data.selection import SelectionOptions, select
+from afw_jax.data.sets.case_files import abbreviate
 from afw_jax.data.sets.lookup import get_spec
 from afw_jax.errors import InputError, InputErrors
 from afw_jax.training import checkpoint
@@ -72,7 +73,11 @@ def prepare(
     scheduler=scheduler,
     shard=parse_shard(shard, os.environ) if anew else None,
   )
-  if index is not None and not splits:  # else other shards are still at work, or the cases are known
+  if index is None:  # other shards are still at work
+    return
+  if splits:
+    _warn_of_other_content(index, workdir)
+  else:
     _log_selection(index, selected, store_dir)
 
 
@@ -143,6 +148,22 @@ def _changed_behind(
     if not path:
       _log.warning('%s has no case %s any more; its prepared copy is used as a test case', config.data.root, case_id)
   return found.changed
+
+
+def _warn_of_other_content(index: Mapping, workdir: str) -> None:
+  """Says which training and validation cases of a run are no longer what it began with."""
+  recorded = (checkpoint.read_meta(os.path.join(workdir, 'checkpoints', 'last')) or {}).get('data')
+  selection = recorded and run_record.recorded_selection(index, recorded)
+  if not selection:
+    return
+  changed = run_record.changed_cases(recorded, run_record.data_record(index, selection), ('train', 'val'))
+  if changed:
+    _log.warning(
+      'the run in %s cannot be trained further: it began with other content of %s. Choose another --workdir for the '
+      'changed data; to go on with this run, restore the files and prepare again',
+      workdir,
+      abbreviate(changed),
+    )
 
 
 def _recorded_splits(data: ml_collections.ConfigDict, workdir: str) -> dict[str, list[str]] | None:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 import jax
 import ml_collections
 
-from afw_jax.atomic_files import write_json
 from afw_jax.config import build
 from afw_jax.config.program import Program, make_program
 from afw_jax.data import pipeline, run_record, store, usual
@@ -21,6 +20,7 @@ from afw_jax.data.sets.case_files import abbreviate
 from afw_jax.distributed import runtime, sharding, signals
 from afw_jax.errors import InputError
 from afw_jax.inference import forward, segmentation, validation
+from afw_jax.system.atomic_files import write_json
 from afw_jax.training import checkpoint, checkpoint_writer, metric_writer, progress, step
 from afw_jax.weights import pretrained
 

@@ -12,9 +12,9 @@ import jax
 import ml_collections
 
 import afw_jax
-from afw_jax import atomic_files, locks
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError, did_you_mean
+from afw_jax.system import atomic_files, locks
 
 PACKAGES = (
   'afw_jax',

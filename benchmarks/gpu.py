@@ -25,7 +25,7 @@ from gpu_parts.item import Item, Work  # noqa: E402
 from gpu_parts.processes import DRY_FLAGS, Runner, measure  # noqa: E402
 from gpu_parts.sizes import FULL  # noqa: E402
 
-from afw_jax.atomic_files import write_json, write_text  # noqa: E402
+from afw_jax.system.atomic_files import write_json, write_text  # noqa: E402
 
 # The most important first; each is a module of gpu_parts.
 PARTS = {

@@ -17,10 +17,7 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 LAYERS = {
   'pure': (
     'errors',
-    'atomic_files',
-    'file_names',
-    'terminal',
-    'locks',
+    'system',
     'preprocess',
     'losses',
     'models',
@@ -77,7 +74,7 @@ OWNERS = {
   'grain': ('data.pipeline',),
   'nibabel': ('data.formats.nifti_header',),
   'pydicom': ('data.formats.dicom', 'data.formats.dicom_series'),
-  'tqdm': ('terminal',),
+  'tqdm': ('system.terminal',),
   'PIL': ('data.formats.png_masks',),
   'h5py': ('data.formats.transunet_files',),
   'matplotlib': ('report.style',),

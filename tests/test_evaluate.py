@@ -3,7 +3,7 @@
 import json
 import shutil
 
-from afw_jax import atomic_files
+from afw_jax.system import atomic_files
 
 
 def test_cases_of_the_training_are_not_scored_as_unseen(trained, phantoms, demo, run_main, tmp_path):

@@ -220,6 +220,18 @@ def test_a_run_that_has_begun_is_refused_changed_cases(begun, loaded, part, chan
   assert store.read_index(store_dir) == before and not loaded
 
 
+@pytest.mark.parametrize('part', ['train', 'val', 'test'])
+def test_preparing_anew_says_which_cases_of_a_begun_run_have_changed(begun, caplog, part):
+  root, run, folder = begun
+  case_id = SPLIT[part][0]
+  touch(root, int(case_id[1:]))
+  prepare_run(run, folder, anew=True)
+  assert 'cannot be trained further' not in caplog.text
+  replace_scan(root, int(case_id[1:]))
+  prepare_run(run, folder, anew=True)
+  assert (f'cannot be trained further: it began with other content of {case_id}.' in caplog.text) is (part != 'test')
+
+
 def test_a_changed_test_case_is_prepared_again_for_a_run_that_has_begun(begun, loaded):
   root, run, folder = begun
   correct_label(root, 3)

@@ -8,9 +8,10 @@ import time
 
 import pytest
 
-from afw_jax import locks, workdir
-from afw_jax.atomic_files import process_name
+from afw_jax import workdir
 from afw_jax.errors import InputError
+from afw_jax.system import locks
+from afw_jax.system.atomic_files import process_name
 from configs import demo
 
 

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from afw_jax import terminal
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.dicom_series import PassedOver
 from afw_jax.data.formats.scans import Scan
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError
 from afw_jax.inference import outputs, record
+from afw_jax.system import terminal
 
 _log = logging.getLogger('afw_jax')
 
@@ -86,7 +86,7 @@ def run(job: Job, passed_over: Sequence[PassedOver] = ()) -> Outcome:
     The outcome, in every process that of all.
 
   Raises:
-    InputError: the machine is at its end (disk, memory, file handles), or the scans have vanished.
+    InputError: the disk is full or failing, there are no more file handles, or the scans have vanished.
   """
   if runtime.process_count() > 1:
     runtime.check_same('--output', os.path.abspath(job.folder))
@@ -153,8 +153,9 @@ def _make(job: Job, scan: Scan, taken: Container[str]) -> dict:
   except (MemoryError, jax.errors.JaxRuntimeError) as error:
     if isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' not in str(error):
       raise
-    cure = 'Close other programs or lower eval.batch_size, then start the same command again: it goes on.'
-    raise InputError(scan.path, 'the memory was used up while it was segmented', cure) from error
+    what, cure = 'the memory was used up while it was segmented', 'Close other programs, lower eval.batch_size, or use '
+    cure += 'a machine with more memory, then start the same command again: it goes on.'
+    raise _ScanError(InputError(scan.path, what, cure)) from error  # the others may be smaller
   counts = np.bincount(labels.ravel(), minlength=len(job.ids) + 1)
   voxel_ml = float(np.prod(image.spacing_mm)) / 1000
   row = {

@@ -5,26 +5,17 @@ import hashlib
 import os
 from collections.abc import Callable, Container, Iterable
 
-from afw_jax import atomic_files
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.scans import Scan
 from afw_jax.errors import InputError
-from afw_jax.file_names import MAX_BYTES, file_names, shortened
 from afw_jax.inference import record
+from afw_jax.system import atomic_files
+from afw_jax.system.file_names import MAX_BYTES, file_names, shortened
 
 _NIFTI = ('.nii.gz', '.nii')
 _CURE = 'Choose another --output, or replace it with --overwrite.'
 # Errors of the whole machine, which the next scan meets as well.
-_MACHINE = [
-  errno.ENOSPC,
-  errno.EDQUOT,
-  errno.EFBIG,
-  errno.EROFS,
-  errno.ENOMEM,
-  errno.EMFILE,
-  errno.ENFILE,
-  errno.ENODEV,
-]
+_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENODEV)
 # Errors of one file name, where a file is written; all others there are of the machine.
 _NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
@@ -191,10 +182,11 @@ def _set_aside(paths: Iterable[str]) -> dict[str, str]:
 
 
 def ends_everything(error: BaseException | None, *, writing: bool) -> bool:
-  """Whether an error of one scan is one of the machine (disk, memory, file handles), which the others meet as well."""
+  """Whether an error of one scan is one of the machine (disk, file handles), which the others meet as well.
+
+  Memory is not: a scan can be larger than the others.
+  """
   while error is not None:
-    if isinstance(error, MemoryError):
-      return True
     if isinstance(error, OSError):
       return error.errno not in _NAME if writing else error.errno in _MACHINE
     error = error.__cause__

@@ -9,9 +9,9 @@ import csv
 import os
 from collections.abc import Iterable
 
-from afw_jax import atomic_files, locks
 from afw_jax.data.formats.dicom_series import PassedOver
 from afw_jax.errors import InputError
+from afw_jax.system import atomic_files, locks
 
 JSON, CSV = 'volumes.json', 'volumes.csv'
 _LOCK = '.volumes.lock'

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from afw_jax import terminal
 from afw_jax.data.crops import darkest, read_crop
 from afw_jax.errors import InputError
 from afw_jax.inference.forward import Array, PredictStep, PyTree
+from afw_jax.system import terminal
 
 _BLOCK = 8  # slices passed on at a time
 _PATIENCE_S = 3  # a prediction that takes longer shows a progress bar

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from afw_jax import metrics, terminal
+from afw_jax import metrics
 from afw_jax.data import field_of_view, store, working_grid
 from afw_jax.distributed import runtime
 from afw_jax.inference import segmentation
 from afw_jax.inference.forward import PredictStep, PyTree
+from afw_jax.system import terminal
 
 
 def validate(

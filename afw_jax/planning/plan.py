@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 import ml_collections
 
-from afw_jax import models, terminal
+from afw_jax import models
 from afw_jax.config import build
 from afw_jax.errors import InputError
 from afw_jax.planning import accelerators, isolated, table
+from afw_jax.system import terminal
 from afw_jax.training import accumulation
 
 Mesh = tuple[int, int]  # parts of the batch, parts of a sample

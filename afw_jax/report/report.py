@@ -8,12 +8,12 @@ import urllib.parse
 
 import numpy as np
 
-from afw_jax import atomic_files
-from afw_jax.file_names import file_name
 from afw_jax.report import figures, tables
 from afw_jax.report.notes import RULES, SPLITS, caution, unusual
 from afw_jax.report.runs import SETTINGS, Run, read_run
 from afw_jax.report.tables import format_table, heading, markdown, number
+from afw_jax.system import atomic_files
+from afw_jax.system.file_names import file_name
 from afw_jax.training import metric_writer
 
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from afw_jax import atomic_files
 from afw_jax.errors import InputError
 from afw_jax.metrics import SCORES, UNITS
+from afw_jax.system import atomic_files
 
 FLAGS = ('missed', 'false_positive', 'absent')
 VOLUMES = ('true_voxels', 'pred_voxels', 'true_ml', 'pred_ml')

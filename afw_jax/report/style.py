@@ -3,9 +3,9 @@
 import contextlib
 import os
 
-from afw_jax.atomic_files import process_name, write_errors
 from afw_jax.errors import InputError
-from afw_jax.file_names import temporary_name
+from afw_jax.system.atomic_files import process_name, write_errors
+from afw_jax.system.file_names import temporary_name
 
 # Thirteen colours that stay distinct in normal vision, deuteranopia, protanopia and tritanopia, on black and on white.
 COLOURS = (

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from etils.epath import gpath
 from orbax.checkpoint._src.serialization import tensorstore_utils  # it has no public way to these options
 
-from afw_jax.atomic_files import sync_folder, write_errors
 from afw_jax.errors import InputError
-from afw_jax.locks import WITHOUT_LOCKS
+from afw_jax.system.atomic_files import sync_folder, write_errors
+from afw_jax.system.locks import WITHOUT_LOCKS
 
 
 class LiteralPath(gpath.PosixGPath):

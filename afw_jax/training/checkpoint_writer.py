@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import jax
 import orbax.checkpoint as ocp
 
-from afw_jax import atomic_files
 from afw_jax.distributed import termination
 from afw_jax.errors import InputError
+from afw_jax.system import atomic_files
 from afw_jax.training import checkpoint, checkpoint_disk
 from afw_jax.training.fingerprint import fingerprint
 from afw_jax.training.step import TrainState

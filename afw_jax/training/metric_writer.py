@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 
-from afw_jax import atomic_files
 from afw_jax.distributed import runtime
+from afw_jax.system import atomic_files
 
 
 def read_metrics(workdir: str) -> list[dict]:

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from afw_jax import terminal
 from afw_jax.distributed import runtime
+from afw_jax.system import terminal
 from afw_jax.training.metric_writer import MetricWriter
 
 

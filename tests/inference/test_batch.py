@@ -8,6 +8,7 @@ import os
 import shutil
 
 import dicom_series
+import jax
 import numpy as np
 import pytest
 from tiny_dataset import geometry, scan
@@ -223,16 +224,28 @@ def test_no_scan_is_overwritten_whatever_is_asked_for(scans):
   assert all((scans / name).read_bytes() == before[name] for name in ('b.nii.gz', 'c.nii.gz'))
 
 
-@pytest.mark.parametrize('error', [MemoryError(), OSError(errno.ENOSPC, 'full'), OSError(errno.EMFILE, 'too many')])
-@pytest.mark.parametrize('wrapped', [False, True])
-def test_a_machine_at_its_end_ends_everything_and_keeps_what_is_done(scans, folder, error, wrapped):
-  if isinstance(error, OSError) or wrapped:
-    inner, error = error, InputError('b', 'cannot be read', 'Check')
-    error.__cause__ = inner
+@pytest.mark.parametrize('code', [errno.ENOSPC, errno.EMFILE])
+def test_a_machine_at_its_end_ends_everything_and_keeps_what_is_done(scans, folder, code):
+  error = InputError('b', 'cannot be read', 'Check')
+  error.__cause__ = OSError(code, 'at its end')
   with pytest.raises(InputError):
     run(scans, folder, fails=lambda name: error if name == 'b' else None)
   assert [row['scan'] for row in tables(folder)[1]] == ['a']
   assert run(scans, folder)[1] == ['b', 'c']
+
+
+@pytest.mark.parametrize('wrapped', [False, True])
+@pytest.mark.parametrize('kind', [MemoryError, jax.errors.JaxRuntimeError])
+def test_a_scan_too_large_for_the_memory_does_not_end_the_others(scans, folder, kind, wrapped):
+  error = kind('RESOURCE_EXHAUSTED: Out of memory')
+  if wrapped:
+    inner, error = error, InputError('b', 'the memory was used up', 'Lower eval.batch_size')
+    error.__cause__ = inner
+  outcome, _ = run(scans, folder, fails=lambda name: error if name == 'b' else None)
+  assert [row['scan'] for row in outcome.rows] == ['a', 'c'] and 'memory was used up' in str(outcome.failed[0])
+  assert 'eval.batch_size' in outcome.failed[0].cure
+  with pytest.raises(jax.errors.JaxRuntimeError):  # not of the scan
+    run(scans, folder, fails=lambda name: jax.errors.JaxRuntimeError('INTERNAL'), sha256='y')
 
 
 @pytest.mark.parametrize('code, goes_on', [(errno.ENOSPC, False), (errno.EIO, False), (errno.ENAMETOOLONG, True)])

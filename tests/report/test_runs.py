@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scored_run import make_run
 
-from afw_jax import atomic_files
 from afw_jax.errors import InputError
 from afw_jax.metrics import SCORES, UNITS, score_case
 from afw_jax.report.report import report
 from afw_jax.report.runs import check_unseen, read_run
+from afw_jax.system import atomic_files
 
 LABELS = {'found': 1, 'missed': 2, 'false': 3, 'absent': 4}
 

@@ -3,7 +3,7 @@
 import math
 import pathlib
 
-from afw_jax import atomic_files
+from afw_jax.system import atomic_files
 
 ORGANS = ('liver', 'gall_bladder')
 DSC = {'a': (0.9, 0.5), 'b': (0.8, 0.0), 'c': (0.7, None)}  # None: in neither

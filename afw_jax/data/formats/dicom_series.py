@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pydicom
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
-from afw_jax.file_names import file_name, file_names
+from afw_jax.system.file_names import file_name, file_names
 
 ENDINGS = ('.dcm', '.dicom', '.ima')  # many DICOM files have none
 _TAGS = (

@@ -16,12 +16,12 @@ from typing import BinaryIO
 
 import numpy as np
 
-from afw_jax.atomic_files import process_name, sync, write_errors
 from afw_jax.data.formats import nifti_header
 from afw_jax.data.formats.geometry import Geometry, check_memory
 from afw_jax.data.formats.label_ids import whole_ids
 from afw_jax.errors import InputError
-from afw_jax.file_names import temporary_name
+from afw_jax.system.atomic_files import process_name, sync, write_errors
+from afw_jax.system.file_names import temporary_name
 
 CHUNK = 1 << 22  # bytes read at a time
 INT16 = np.iinfo(np.int16)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from afw_jax.data.formats.dicom_series import PassedOver, find_series
 from afw_jax.errors import InputError
-from afw_jax.file_names import same_on_disk
+from afw_jax.system.file_names import same_on_disk
 
 ENDINGS = ('.nii.gz', '.nii', '.npy.h5')  # of files with one scan, in upper or lower case
 GIVE = 'Give a scan (.nii, .nii.gz), a DICOM series folder, or a folder of scans.'

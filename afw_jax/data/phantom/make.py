@@ -7,12 +7,12 @@ from concurrent import futures
 import numpy as np
 from scipy import ndimage
 
-from afw_jax.atomic_files import write_json
 from afw_jax.data import resources
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.geometry import Geometry
 from afw_jax.data.phantom.anatomy import ORGANS, draw
 from afw_jax.errors import InputError
+from afw_jax.system.atomic_files import write_json
 
 AXIS_CODES = ('RAS', 'LPS', 'LAS', 'RPI', 'LPI', 'PIR', 'SAL', 'ARS')  # orientations of the files, used in turn
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 
 from afw_jax.errors import InputError
-from afw_jax.terminal import progress_bar
+from afw_jax.system.terminal import progress_bar
 
 _log = logging.getLogger('afw_jax')
 CONNECT_S = 30  # seconds to wait for the scheduler

@@ -8,10 +8,10 @@ import pathlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 
-from afw_jax import locks
-from afw_jax.atomic_files import process_name, to_json, write_errors
 from afw_jax.data import store
 from afw_jax.errors import InputError
+from afw_jax.system import locks
+from afw_jax.system.atomic_files import process_name, to_json, write_errors
 
 _log = logging.getLogger('afw_jax')
 

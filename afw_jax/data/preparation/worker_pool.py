@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from afw_jax.data import resources
 from afw_jax.errors import InputError
-from afw_jax.terminal import progress_bar
+from afw_jax.system.terminal import progress_bar
 
 DEATHS = 3  # a job that has killed so many workers is given up
 _BYTES_PER_WORKER = 2 << 30  # several copies of a 512 x 512 x 600 scan and its label map

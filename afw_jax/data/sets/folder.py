@@ -2,13 +2,13 @@
 
 import pathlib
 
-from afw_jax.atomic_files import read_json
 from afw_jax.data.sets.case_files import normal_name
 from afw_jax.data.sets.modality import modality_of
 from afw_jax.data.sets.public import FOLDER_WHERE
 from afw_jax.data.sets.spec import PARTS, DatasetSpec
 from afw_jax.data.sets.window import NAMED_HU
 from afw_jax.errors import InputError
+from afw_jax.system.atomic_files import read_json
 
 _UNKNOWN_CHANNEL = (
   'the channel name {!r} in dataset.json is neither of CT nor of MR: the scans are treated as MR, with a window from '

@@ -9,7 +9,7 @@ from afw_jax.data.sets import challenge_layouts, nifti_layouts
 from afw_jax.data.sets.case_files import CaseFiles, abbreviate, where_to_get
 from afw_jax.data.sets.spec import PARTS, DatasetSpec
 from afw_jax.errors import InputError, InputErrors
-from afw_jax.file_names import file_name, same_on_disk
+from afw_jax.system.file_names import file_name, same_on_disk
 
 _FINDERS = {
   'btcv': nifti_layouts.find_btcv,

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from tiny_dataset import SMALL, contents, make, prepare_store
 
-from afw_jax import atomic_files, locks
 from afw_jax import prepare as prepare_mode
 from afw_jax.config import default_config
 from afw_jax.data import store
 from afw_jax.data.preparation import load_case, publish
 from afw_jax.errors import InputError
+from afw_jax.system import atomic_files, locks
 
 REFUSALS = [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP]
 QUIET = {**SMALL, 'workers': 0, 'progress': False}

@@ -6,13 +6,13 @@ import time
 import pytest
 from tiny_dataset import SMALL, add, contents, describe, geometry, make, prepare_and_select, prepare_store, scan
 
-from afw_jax.atomic_files import process_name
 from afw_jax.data import pipeline, store
 from afw_jax.data.formats import volumes
 from afw_jax.data.preparation import load_case, prepare, publish
 from afw_jax.data.preparation.options import StoreOptions
 from afw_jax.data.run_record import data_record, recorded_selection
 from afw_jax.data.selection import SelectionOptions, select
+from afw_jax.system.atomic_files import process_name
 
 SIZE = StoreOptions('folder', size=(32, 32))
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from afw_jax import atomic_files
 from afw_jax.errors import InputError, did_you_mean
+from afw_jax.system import atomic_files
 
 
 def strict(text):

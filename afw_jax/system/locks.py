@@ -10,8 +10,8 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
-from afw_jax.atomic_files import process_name, write_errors
 from afw_jax.errors import InputError
+from afw_jax.system.atomic_files import process_name, write_errors
 
 _log = logging.getLogger('afw_jax')
 

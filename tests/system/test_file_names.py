@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from afw_jax import atomic_files
-from afw_jax.file_names import MAX_BYTES, file_name, file_names, same_on_disk, shortened, temporary_name
+from afw_jax.system import atomic_files
+from afw_jax.system.file_names import MAX_BYTES, file_name, file_names, same_on_disk, shortened, temporary_name
 
 ODD = (
   'prostate/uterus', 'a\\b', 'a:b', 'a*b?', '"a"', '<a|b>', 'a\0b', 'line\nbreak', '.', '..', '.hidden', 'dot.',

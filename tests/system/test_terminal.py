@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import command, environment
 
-from afw_jax import terminal
+from afw_jax.system import terminal
 
 
 @pytest.mark.parametrize('stream', [None, 'closed'])
@@ -27,7 +27,7 @@ def test_bars_and_lines_do_without_streams(monkeypatch, tmp_path, stream):
 def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
   code = f"""
 import os, subprocess
-from afw_jax import terminal
+from afw_jax.system import terminal
 terminal.open_missing_streams()
 with open({str(tmp_path / 'data')!r}, 'w') as file:
   assert file.fileno() > 2

@@ -12,13 +12,13 @@ import time
 import pytest
 from conftest import ROOT
 
-from afw_jax import locks
-from afw_jax.atomic_files import process_name
 from afw_jax.errors import InputError
+from afw_jax.system import locks
+from afw_jax.system.atomic_files import process_name
 
 HOLDER = """
 import sys, time
-from afw_jax import locks
+from afw_jax.system import locks
 with locks.locked(sys.argv[1]):
   print('held', flush=True)
   time.sleep(60)

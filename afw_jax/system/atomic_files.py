@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from afw_jax.errors import InputError
-from afw_jax.file_names import temporary_name
+from afw_jax.system.file_names import temporary_name
 
 _CURES = {
   errno.ENOSPC: 'Free some disk space and run the same command again: finished work is kept',
