@@ -39,7 +39,7 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path):
 
 def test_every_locale(tmp_path):
   program = (
-    'import sys; from afw_jax import atomic_files as a; assert sys.flags.utf8_mode == 0; '
+    'import sys; from afw_jax.system import atomic_files as a; assert sys.flags.utf8_mode == 0; '
     'a.write_json(sys.argv[1], {"\\u813e": "\\xb1"}); assert a.read_json(sys.argv[1], cure="") == {"\\u813e": "\\xb1"}'
   )
   environment = {**os.environ, 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0', 'LC_ALL': 'C', 'PYTHONPATH': str(ROOT)}
