@@ -50,8 +50,9 @@ def _flips(key, axes: Sequence[int], p: float, rank: int):
   return jax.random.bernoulli(key, float(p), (rank,)) & jnp.array([axis in axes for axis in range(rank)])
 
 
-def _mirror(key, axes: tuple[int, ...], p: float):
-  return jnp.diag(jnp.where(_flips(key, axes, p, 2), -1.0, 1.0))
+def _signs(key, axes: Sequence[int], p: float):
+  """(2,) the diagonal of a random mirror, to be multiplied entry by entry: accelerators round the factors of a dot."""
+  return jnp.where(_flips(key, axes, p, 2), -1.0, 1.0)
 
 
 def _none():
@@ -68,7 +69,7 @@ def _paper(*, mirror_axes=(0, 1), p_mirror=0.5, max_angle_deg=30.0, p_rotate=1.0
     mirror_key, angle_key, choice_key = jax.random.split(key, 3)
     angle = jax.random.uniform(angle_key, (), minval=-max_angle_deg, maxval=max_angle_deg)
     angle = jnp.where(jax.random.bernoulli(choice_key, float(p_rotate)), angle, 0.0)
-    return affine2d.resample(image, label, _mirror(mirror_key, axes, p_mirror) @ affine2d.rotation(angle))
+    return affine2d.resample(image, label, _signs(mirror_key, axes, p_mirror)[:, None] * affine2d.rotation(angle))
 
   return sample
 
@@ -88,10 +89,10 @@ def _released(*, p_flip=0.5, p_rotate=0.5):
     # Quarter turns from a table: cos(90 degrees) is not quite 0 in float32 and these must be exact permutations.
     turn = jnp.array([[[1, 0], [0, 1]], [[0, 1], [-1, 0]], [[-1, 0], [0, -1]], [[0, -1], [1, 0]]], jnp.float32)
     turn = turn[jax.random.randint(turn_key, (), 0, 4)]
-    flip = jnp.array([[[-1, 0], [0, 1]], [[1, 0], [0, -1]]], jnp.float32)[jax.random.randint(axis_key, (), 0, 2)]
+    flip = jnp.array([[-1, 1], [1, -1]], jnp.float32)[jax.random.randint(axis_key, (), 0, 2)]
     angle = jax.random.randint(angle_key, (), -20, 20).astype(jnp.float32)
     angle = jnp.where(jax.random.bernoulli(choice_key, float(p_rotate)), angle, 0.0)
-    matrix = jnp.where(jax.random.bernoulli(flip_key, float(p_flip)), turn @ flip, affine2d.rotation(angle))
+    matrix = jnp.where(jax.random.bernoulli(flip_key, float(p_flip)), turn * flip, affine2d.rotation(angle))
     return affine2d.resample(image, label, matrix, order=0)
 
   return sample
@@ -122,7 +123,8 @@ def _extended(
     exponent, gain = _log_uniform(keys[3], gamma), _log_uniform(keys[4], contrast)
     offset = jax.random.uniform(keys[5], (), minval=-brightness, maxval=brightness)
     image = _intensity(image, exponent, gain, offset)
-    return affine2d.resample(image, label, _mirror(keys[6], axes, p_mirror) @ affine2d.rotation(angle) / zoom, shift)
+    matrix = _signs(keys[6], axes, p_mirror)[:, None] * affine2d.rotation(angle) / zoom
+    return affine2d.resample(image, label, matrix, shift)
 
   return sample
 
