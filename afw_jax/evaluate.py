@@ -44,7 +44,12 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   """
   workdir, store_dir = os.path.expanduser(workdir), os.path.expanduser(store_dir)
   options = config.eval
-  trained = predict.load(workdir, which=options.checkpoint, mirror_axes=tuple(options.mirror_axes))
+  trained = predict.load(
+    workdir,
+    which=options.checkpoint,
+    mirror_axes=tuple(options.mirror_axes),
+    matmul_precision=config.runtime.matmul_precision,
+  )
   runtime.check_same('eval.checkpoint', trained.meta['step'])
   index = runtime.from_process_zero(lambda: store.read_index(store_dir))
   selection = _selection_of(config, workdir, store_dir, trained, index)

@@ -271,6 +271,7 @@ def _predict(workdir: str) -> None:
     save_probabilities=_PROBABILITIES.value,
     overlap=_OVERLAP.value,
     overwrite=_OVERWRITE.value,
+    matmul_precision=_CONFIG.value and _CONFIG.value.runtime.matmul_precision,
   )
   if runtime.process_index() == 0:
     print(command_line.prediction_text(outcome))

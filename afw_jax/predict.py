@@ -58,16 +58,23 @@ class Trained:
     return np.array(ids, np.min_scalar_type(max(ids)))[labels]
 
 
-def load(workdir: str | os.PathLike, *, which: str = 'best', mirror_axes: Sequence[int] = ()) -> Trained:
+def load(
+  workdir: str | os.PathLike,
+  *,
+  which: str = 'best',
+  mirror_axes: Sequence[int] = (),
+  matmul_precision: str | None = None,
+) -> Trained:
   """Loads the network of a trained run onto all devices of this process.
 
   Args:
     workdir: of the run.
     which: 'best' (by validation DSC; the last one where nothing was validated) or 'last' checkpoint.
     mirror_axes: spatial axes to average predictions over; see `forward.mirror_averaged`.
+    matmul_precision: of the products in the network, one of `models.PRECISIONS`; None: that of the run.
 
   Raises:
-    InputError: there is no checkpoint, it is torn or altered, or it is of another network.
+    InputError: an option is not valid, there is no checkpoint, it is torn or altered, or it is of another network.
   """
   if which not in ('best', 'last'):
     raise InputError('eval.checkpoint', f'{which!r} is not a valid checkpoint', "Use 'best' or 'last'.")
@@ -91,7 +98,13 @@ def load(workdir: str | os.PathLike, *, which: str = 'best', mirror_axes: Sequen
   abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), abstract)
   variables, meta = checkpoint.restore_variables(folder, abstract)
   predict_step = forward.mirror_averaged(forward.make_predict_step(model), mirror_axes)
+  predict_step = models.at_precision(matmul_precision or _precision_of(meta), predict_step)
   return Trained(sharding.jit_over_mesh(mesh, predict_step), variables, meta)
+
+
+def _precision_of(meta: dict) -> str:
+  """The precision of the products in a run; runs that have no such option used JAX's default."""
+  return meta['config'].get('runtime', {}).get('matmul_precision', 'default')
 
 
 def predict_volume(
@@ -188,6 +201,7 @@ def predict_all(
   batch_size: int | None = None,
   overlap: float | None = None,
   overwrite: bool = False,
+  matmul_precision: str | None = None,
 ) -> batch.Outcome:
   """Segments one scan or a folder of scans; of several processes each takes a part of them.
 
@@ -199,7 +213,7 @@ def predict_all(
     input_path: a file with one scan, or a folder, with files and DICOM series at any depth.
     output: a folder, or a .nii.gz file where the input is one scan. Tables of all label maps in the folder are
       volumes.csv and volumes.json; the latter also names what failed and what was passed over.
-    which, mirror_axes, largest_component, batch_size, overlap: as in `load` and `predict_volume`.
+    which, mirror_axes, largest_component, batch_size, overlap, matmul_precision: as in `load` and `predict_volume`.
     save_probabilities: also write <scan>_probability_<organ>.nii.gz.
     overwrite: make every label map again, also in place of files that were not made from this scan.
 
@@ -216,7 +230,8 @@ def predict_all(
   if to_file and len(scans) > 1:
     raise InputError(output, f'{len(scans)} scans cannot go into one file', 'Give a folder as --output.')
   record.check(folder)
-  trained = load(workdir, which=which, mirror_axes=mirror_axes)
+  trained = load(workdir, which=which, mirror_axes=mirror_axes, matmul_precision=matmul_precision)
+  precision = matmul_precision or _precision_of(trained.meta)
   overlap = trained.meta['config']['eval'].get('overlap', 0.5) if overlap is None else overlap
   used = {'step': trained.meta['step'], 'sha256': checkpoint.digest(trained.meta), 'workdir': workdir}
   job = batch.Job(
@@ -226,7 +241,12 @@ def predict_all(
     labels={scan.name: output if to_file else outputs.label_path(folder, scan) for scan in scans},
     made_by={
       'checkpoint': used,
-      'options': {'mirror_axes': list(mirror_axes), 'overlap': overlap, 'largest_component': largest_component},
+      'options': {
+        'mirror_axes': list(mirror_axes),
+        'overlap': overlap,
+        'largest_component': largest_component,
+        'matmul_precision': precision,
+      },
     },
     ids={organ: trained.meta['data']['output_ids'][organ] for organ in trained.organs},
     file_ids=trained.file_ids,

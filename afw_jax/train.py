@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import ml_collections
 
+from afw_jax import models
 from afw_jax.config import build
 from afw_jax.config.program import Program, make_program
 from afw_jax.data import pipeline, run_record, store, usual
@@ -232,7 +233,8 @@ def _make_score(
   """state -> scores of the validation cases; every process scores a part of them on its own devices."""
   own = runtime.local_mesh(program.mesh.shape['spatial'])
   model = program.model.clone(constrain=sharding.make_constrain(own))
-  predict_step = sharding.jit_over_mesh(own, forward.make_predict_step(model))
+  predict_step = models.at_precision(config.runtime.matmul_precision, forward.make_predict_step(model))
+  predict_step = sharding.jit_over_mesh(own, predict_step)
   options = segmentation.Options(program.input_size, config.eval.batch_size, config.eval.overlap)
   return lambda state: validation.validate(
     predict_step,

@@ -12,8 +12,14 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 from jaxpr_products import rounded_products
+from marks import SLOW
+from small_config import small
 
-from afw_jax import losses
+from afw_jax import losses, models, predict
+from afw_jax.config.check import check_config
+from afw_jax.config.program import make_program
+from afw_jax.distributed import sharding
+from afw_jax.errors import InputError
 from afw_jax.inference import forward, segmentation, sliding_window
 from afw_jax.preprocess import make_preprocess
 from afw_jax.training import optimizer, step
@@ -95,3 +101,33 @@ def test_everything_of_inference_but_the_network():
   windows = (of(8, 32, 32, 3), of(2, 8, 16, 16, 3), index, index, index, index, of(8), of(16), of(16))
   assert not rounded_products(sliding_window._add, *windows)
   assert not rounded_products(sliding_window._means, of(8, 32, 32, 3), index, of(4), of(32), of(32))
+
+
+NETWORKS = [
+  name if name in ('unet', 'unetr', 'vatransunet') else pytest.param(name, marks=SLOW) for name in models.MODELS
+]
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_every_product_of_a_network_has_the_precision_that_was_asked_for(name):
+  sides = (32, 32) if models.module_of(name).SPATIAL_DIMS == 2 else (32, 64, 64)
+  changes = {'model.name': name, 'model.size': 'testing', 'data.size': sides, 'model.unet.features': ()}
+  for precision in ('default', 'high') if name == 'unet' else ('high',):
+    config = small(**changes, **{'augment.name': 'none', 'runtime.matmul_precision': precision})
+    program = make_program(config, sharding.make_mesh(1, 1, jax.devices()[:1]), ('background', 'liver'), 1)
+    products = rounded_products(program.train_step, program.abstract_state(), raw_batch(*sides), KEY)
+    assert products and all(('Precision.HIGH' in text) == (precision == 'high') for text in products)
+
+
+def test_a_run_predicts_with_its_own_precision_or_another(trained):
+  window, image = of(1, 2), of(1, 32, 32, 1, dtype=jnp.int16)
+  for precision, exact in ((None, False), ('default', False), ('highest', True)):
+    network = predict.load(str(trained), matmul_precision=precision)
+    assert (not rounded_products(network.predict_step, network.variables, image, window)) == exact
+
+
+def test_an_unknown_precision_is_refused(trained):
+  with pytest.raises(InputError, match="matmul_precision: 'hihgest' is unknown. Did you mean 'highest'.*default, high"):
+    check_config(small(**{'runtime.matmul_precision': 'hihgest'}))
+  with pytest.raises(InputError, match="matmul_precision: 'tf32' is unknown"):
+    predict.load(str(trained), matmul_precision='tf32')

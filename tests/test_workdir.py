@@ -36,6 +36,7 @@ def begun(tmp_path):
 def test_options_that_do_not_affect_training_may_change(begun):
   config = demo.get_config()
   config.eval.overlap, config.mesh.spatial, config.runtime.prefetch, config.data.root = 0.25, 2, 5, 'elsewhere'
+  config.runtime.matmul_precision = 'highest'
   config.model.unetr.feature_size, config.loss.ce_dice.recipe, config.augment.volume.brightness = 32, 'released', 0.5
   claim(begun, config)
   older = json.loads((begun / 'config.json').read_text(encoding='utf-8'))

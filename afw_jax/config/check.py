@@ -35,6 +35,7 @@ def check_config(config: ml_collections.ConfigDict, *, fresh: bool = True) -> No
   _check_choice(config, 'convention', tuple(metrics.UNITS))
   _check_choice(config, 'split', ('train', 'val', 'test'))
   _check_choice(config, 'checkpoint', ('best', 'last'))
+  models.check_precision(config.runtime.matmul_precision)
   if not 0 <= config.train.foreground <= 1:
     raise InputError('train.foreground', f'is {config.train.foreground}', 'Give a fraction from 0 to 1.')
   if not 0 <= config.eval.overlap < 1:

@@ -175,9 +175,12 @@ def _mesh() -> ConfigDict:
 
 
 def _runtime() -> ConfigDict:
-  runtime = ConfigDict()  # never changes a result
+  runtime = ConfigDict()  # may differ between starts in one workdir; changes results by rounding at most
   runtime.workers = 0  # processes that prepare scans; 0 = as many as CPUs and memory allow
   runtime.deterministic = False  # GPU: bit-identical repetitions, slower (CPUs and TPUs are deterministic anyway)
+  # Products of float32 numbers in networks: default | high | highest. default: factors in bfloat16 on TPUs, in TF32 on
+  # NVIDIA GPUs; high: in three bfloat16 parts, in TF32; highest: float32. CPUs always compute in float32.
+  runtime.matmul_precision = 'default'
   runtime.prefetch = 2  # batches read ahead
   runtime.compilation_cache = '~/.cache/afw_jax/xla'  # folder of compiled programs; '' = none
   return runtime

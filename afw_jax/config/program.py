@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from afw_jax import models
 from afw_jax.config import build
 from afw_jax.distributed import sharding
 from afw_jax.training import accumulation, step
@@ -88,6 +89,7 @@ def make_program(
     micro_batches=micro_batches,
     unroll=unroll,
   )
+  train_step = models.at_precision(config.runtime.matmul_precision, train_step)
   everywhere = sharding.replicated(mesh)
   return Program(
     mesh=mesh,

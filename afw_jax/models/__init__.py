@@ -29,8 +29,10 @@ A network with deep supervision returns a list of logits. Its attributes are the
 prediction in the list, and `head_weights`, the weights of the heads' losses in training.
 """
 
+import functools
 import importlib
 import inspect
+from collections.abc import Callable
 from types import ModuleType
 
 import flax.linen as nn
@@ -40,6 +42,7 @@ import jax.numpy as jnp
 from afw_jax.errors import InputError, did_you_mean
 
 MODELS = ('unet', 'unetpp', 'transunet', 'vatransunet', 'unet3d', 'unetr', 'unetrpp')
+PRECISIONS = ('default', 'high', 'highest')
 
 
 def module_of(name: str) -> ModuleType:
@@ -131,3 +134,35 @@ def abstract_variables(model: nn.Module, image_shape: tuple[int, ...]) -> dict:
   """
   image = jax.ShapeDtypeStruct(image_shape, jnp.float32)
   return jax.eval_shape(lambda image: model.init(jax.random.key(0), image), image)
+
+
+def at_precision(name: str, function: Callable) -> Callable:
+  """A function whose products and convolutions of float32 numbers have the precision `runtime.matmul_precision`.
+
+  Products that ask for a precision themselves keep it. 'default' leaves the function as it is: JAX's own default, or
+  that of the environment variable JAX_DEFAULT_MATMUL_PRECISION.
+
+  Args:
+    name: one of `PRECISIONS`.
+    function: not yet jitted; the precision becomes part of its program.
+
+  Raises:
+    InputError: an unknown precision.
+  """
+  check_precision(name)
+  if name == 'default':
+    return function
+
+  @functools.wraps(function)
+  def precise(*args, **kwargs):
+    with jax.default_matmul_precision(name):
+      return function(*args, **kwargs)
+
+  return precise
+
+
+def check_precision(name: str) -> None:
+  """Raises InputError if `runtime.matmul_precision` is not one of `PRECISIONS`."""
+  if name not in PRECISIONS:
+    hint = f'{did_you_mean(name, PRECISIONS)}Use one of {", ".join(PRECISIONS)}.'
+    raise InputError('runtime.matmul_precision', f'{name!r} is unknown', hint)
