@@ -32,7 +32,7 @@ from afw_jax import command_line, evaluate, import_run, predict, prepare, train 
 from afw_jax import workdir as run_folder  # noqa: E402
 from afw_jax.config.check import check_config  # noqa: E402
 from afw_jax.data.selection import scored_split  # noqa: E402
-from afw_jax.distributed import launchers, runtime  # noqa: E402
+from afw_jax.distributed import devices, launchers, runtime  # noqa: E402
 from afw_jax.planning import plan  # noqa: E402
 from afw_jax.report import comparison, report  # noqa: E402
 from afw_jax.system import atomic_files  # noqa: E402
@@ -41,6 +41,7 @@ MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'compare', 'predict', 
 _TRAINING_MODES = ('all', 'prepare', 'train', 'evaluate')
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 _DEFAULT_CACHE = '~/.cache/afw_jax/xla'
+_log = logging.getLogger('afw_jax')
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Name of a shipped config, or path of a config file.')
 _WORKDIR = flags.DEFINE_string(
@@ -166,10 +167,15 @@ def _dispatch() -> None:
     )
   workdir = _workdir()
   process = launchers.resolve_process(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-  if mode in ('all', 'train', 'evaluate', 'predict') or (process and process.process_id is None):
-    runtime.start(process)
+  computes = mode in ('all', 'train', 'evaluate', 'predict')
+  if computes or (process and process.process_id is None):
+    runtime.start(process, config.runtime.platform if computes and config is not None else '')
   elif process and process.process_id:
     return  # process 0 does the work of these modes alone
+  elif mode in ('prepare', 'convert'):
+    devices.start()  # any will do
+  if computes:
+    _log.info('running on %s', devices.describe())
   _keep_compiled_programs(config.runtime.compilation_cache if config is not None else _DEFAULT_CACHE)
   if mode in _TRAINING_MODES:
     _train_and_score(mode, config, workdir)

@@ -4,3 +4,4 @@ if ! .venv/bin/python -c 'import sys, importlib.util as u; sys.exit(u.find_spec(
   .venv/bin/python -m pip install --quiet --disable-pip-version-check \
     "jax[cuda12]==$(sed -n 's/^jax==\([0-9.]*\).*/\1/p' requirements.txt)" || exit 1
 fi
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cuda,cpu}" # without a GPU the program says so instead of training on the CPU

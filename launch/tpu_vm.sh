@@ -7,4 +7,5 @@ if ! .venv/bin/python -c 'import sys, importlib.util as u; sys.exit(u.find_spec(
   .venv/bin/python -m pip install --quiet --disable-pip-version-check \
     "jax[tpu]==$(sed -n 's/^jax==\([0-9.]*\).*/\1/p' requirements.txt)"
 fi
+export JAX_PLATFORMS="${JAX_PLATFORMS:-tpu,cpu}" # without a TPU the program says so instead of training on the CPU
 exec .venv/bin/python -m afw_jax.main --coordinator=auto "$@"

@@ -4,6 +4,7 @@ import ml_collections
 
 from afw_jax import losses, metrics, models
 from afw_jax.config import build
+from afw_jax.distributed import devices
 from afw_jax.errors import InputError, did_you_mean
 from afw_jax.training import accumulation
 from afw_jax.weights import pretrained
@@ -35,6 +36,7 @@ def check_config(config: ml_collections.ConfigDict, *, fresh: bool = True) -> No
   _check_choice(config, 'convention', tuple(metrics.UNITS))
   _check_choice(config, 'split', ('train', 'val', 'test'))
   _check_choice(config, 'checkpoint', ('best', 'last'))
+  devices.check_platform(config.runtime.platform)
   models.check_precision(config.runtime.matmul_precision)
   if not 0 <= config.train.foreground <= 1:
     raise InputError('train.foreground', f'is {config.train.foreground}', 'Give a fraction from 0 to 1.')

@@ -177,6 +177,7 @@ def _mesh() -> ConfigDict:
 def _runtime() -> ConfigDict:
   runtime = ConfigDict()  # may differ between starts in one workdir; changes results by rounding at most
   runtime.workers = 0  # processes that prepare scans; 0 = as many as CPUs and memory allow
+  runtime.platform = ''  # cpu | gpu | tpu: refuse to run on anything else; '' = whatever JAX finds
   runtime.deterministic = False  # GPU: bit-identical repetitions, slower (CPUs and TPUs are deterministic anyway)
   # Products of float32 numbers in networks: default | high | highest. default: factors in bfloat16 on TPUs, in TF32 on
   # NVIDIA GPUs; high: in three bfloat16 parts, in TF32; highest: float32. CPUs always compute in float32.

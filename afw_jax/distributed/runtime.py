@@ -18,30 +18,34 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from afw_jax.distributed import coordination, sharding, termination, waiting
+from afw_jax.distributed import coordination, devices, sharding, termination, waiting
 from afw_jax.distributed.launchers import AUTO, Process
 from afw_jax.errors import InputError
 
 PyTree = Any
+_log = logging.getLogger('afw_jax')
 # JAX's defaults leave the other processes waiting for minutes when one is killed or hangs.
 HEARTBEAT_SECONDS = 15
 SHUTDOWN_SECONDS = 15
 _SHARED_FILE_SECONDS = 10  # a network file system may show a new file to other hosts late
 
 
-def start(process: Process | None) -> None:
-  """Connects this process to the others; call it before anything uses a device. Does nothing for a single process.
+def start(process: Process | None, platform: str = '') -> None:
+  """Connects this process to the others and starts its devices; call it before anything uses a device.
 
   Where not all processes connect in time, this one ends with an error (see `waiting`). Once connected, an uncaught
   exception ends the process at once (see `termination`), and all processes but process 0 log errors only.
 
   Args:
     process: from `launchers.resolve_process`; None for a single process.
+    platform: `runtime.platform`, that the devices must be of; '' for any.
 
   Raises:
-    InputError: the coordinator cannot be used, or this version of JAX is not supported.
+    InputError: the coordinator cannot be used, this version of JAX is not supported, or the devices are not those that
+      were asked for.
   """
   if process is None:
+    _start_devices(platform)
     return
   # The service catches SIGTERM, which has to end the process except in training: `signals` starts it there.
   jax.config.update('jax_enable_preemption_service', False)
@@ -49,10 +53,16 @@ def start(process: Process | None) -> None:
     _connect(process)
   coordination.check()
   sys.excepthook = termination.end_all
+  _start_devices(platform)
   multihost_utils.sync_global_devices('start')  # gloo connects for its first collective within 30 s or never
   if jax.process_index():
     for library in ('afw_jax', 'jax', 'absl'):
       logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def _start_devices(platform: str) -> None:
+  if warning := devices.check(platform, devices.start()):
+    _log.warning('%s', warning)
 
 
 def _connect(process: Process) -> None:

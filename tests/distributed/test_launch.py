@@ -65,7 +65,8 @@ def project(tmp_path):
   for path, text in (
     (
       '.venv/bin/python',
-      '[ "$1" = -c ] && exit "${MISSING:-0}"\necho "python $*" >> log\n[ "$2" = pip ] || exit "${CODE:-0}"',
+      '[ "$1" = -c ] && exit "${MISSING:-0}"\necho "python $*" >> log\necho "$JAX_PLATFORMS" > platforms\n'
+      '[ "$2" = pip ] || exit "${CODE:-0}"',
     ),
     ('bin/srun', 'echo "srun $*" >> log\nshift\nexec "$@"'),
     ('bin/scontrol', 'echo "scontrol $*" >> log'),
@@ -103,6 +104,16 @@ def test_slurm_requeues_what_was_interrupted_and_nothing_else(project):
     143,
     [f'srun --kill-on-bad-exit=1 .venv/bin/{main}', main, 'scontrol requeue 7'],
   )
+
+
+@pytest.mark.parametrize(
+  'name, platforms', [('gpu.sh', 'cuda,cpu'), ('slurm.sbatch', 'cuda,cpu'), ('tpu_vm.sh', 'tpu,cpu')]
+)
+def test_accelerator_scripts_ask_for_the_accelerator(project, name, platforms):
+  run(project, name)
+  assert (project / 'platforms').read_text().strip() == platforms
+  run(project, name, JAX_PLATFORMS='cpu')
+  assert (project / 'platforms').read_text().strip() == 'cpu'
 
 
 @pytest.mark.parametrize('name, extra, more', [('gpu.sh', 'cuda12', ''), ('tpu_vm.sh', 'tpu', '--coordinator=auto ')])
