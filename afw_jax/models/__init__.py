@@ -24,6 +24,7 @@ Every network takes the options
 - `dtype`: the compute dtype; parameters, statistics of the norms and logits are float32 with any;
 - `remat`: whether activations are recomputed in the backward pass: less memory, more time;
 - `constrain`: a function applied to the features after each block, which sharding in space uses.
+Those with self-attention also take `attend`, the function that computes it (`layers.attention`).
 
 A network with deep supervision returns a list of logits. Its attributes are then `main_output`, the index of its
 prediction in the list, and `head_weights`, the weights of the heads' losses in training.

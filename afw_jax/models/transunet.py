@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from afw_jax.errors import InputError
 from afw_jax.models.layers import options
+from afw_jax.models.layers.attention import attend
 from afw_jax.models.layers.conv import Conv
 from afw_jax.models.layers.decoder import ConvBnRelu, DecoderBlock
 from afw_jax.models.layers.norm import LayerNorm
@@ -66,6 +67,7 @@ class TransUNet(nn.Module):
   dtype: jnp.dtype = jnp.float32
   remat: bool = False
   constrain: Callable = options.identity
+  attend: Callable = attend
 
   @nn.compact
   def __call__(self, image, train: bool = False):
@@ -110,6 +112,7 @@ class TransUNet(nn.Module):
         mlp_bias_init=nn.initializers.normal(1e-6),
         dtype=self.dtype,
         divided=self.constrain is not options.identity,
+        attend=self.attend,
         names=BLOCK_NAMES,
         name=f'layer{i}',
       )(x, train)
@@ -130,6 +133,7 @@ def make(
   dtype=jnp.float32,
   remat: bool = False,
   constrain: Callable = options.identity,
+  attend: Callable = attend,
 ) -> TransUNet:
   """Makes a TransUNet: image (B, H, W, Cin) -> logits (B, H, W, num_classes), H and W divisible by 16.
 
@@ -151,6 +155,7 @@ def make(
     remat: whether activations inside units, transformer layers and decoder blocks are recomputed in the backward pass.
     constrain: function applied to the features after each unit or block and to the tokens (B, N, hidden), for sharding
       in space.
+    attend: computes the attention; `layers.attention.attend` chooses the kernel.
 
   Returns:
     The Linen module; in training it needs the rng 'dropout' unless dropout_rate is 0.
@@ -180,6 +185,7 @@ def make(
     dtype=options.compute_dtype(dtype),
     remat=remat,
     constrain=constrain,
+    attend=attend,
   )
 
 

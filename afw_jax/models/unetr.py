@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from afw_jax.errors import InputError
 from afw_jax.models.layers import options
+from afw_jax.models.layers.attention import attend
 from afw_jax.models.layers.conv import Conv, uniform_fan_in
 from afw_jax.models.layers.norm import LayerNorm
 from afw_jax.models.layers.positions import position_table
@@ -105,6 +106,7 @@ class UNETR(nn.Module):
   remat: bool = False
   dtype: jnp.dtype = jnp.float32
   constrain: Callable = options.identity
+  attend: Callable = attend
 
   @nn.compact
   def __call__(self, image, train: bool = False):
@@ -130,6 +132,7 @@ class UNETR(nn.Module):
           attention_dropout=drop,
           dtype=self.dtype,
           divided=self.constrain is not options.identity,
+          attend=self.attend,
           name=f'blocks_{i}',
         )(tokens, train)
       )
@@ -175,6 +178,7 @@ def make(
   remat: bool = False,
   dtype=jnp.float32,
   constrain: Callable = options.identity,
+  attend: Callable = attend,
 ) -> UNETR:
   """Makes a UNETR: image (B, D, H, W, Cin) -> logits (B, D, H, W, num_classes), sides divisible by 16.
 
@@ -196,6 +200,7 @@ def make(
     remat: whether activations inside the blocks are recomputed in the backward pass: less memory, more time.
     dtype: compute dtype; parameters, the norms' statistics and logits are float32.
     constrain: function applied to the tokens and features after each block, for sharding in space.
+    attend: computes the attention, where its weights have no dropout; `layers.attention.attend` chooses the kernel.
 
   Returns:
     The Linen module.
@@ -231,6 +236,7 @@ def make(
     remat,
     options.compute_dtype(dtype),
     constrain,
+    attend,
   )
 
 

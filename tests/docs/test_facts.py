@@ -13,7 +13,8 @@ from afw_jax import losses, main, metrics, models
 from afw_jax.config import default_config, shipped
 from afw_jax.data.sets import lookup, public, window
 
-COMMON = ('num_classes', 'size', 'dtype', 'remat', 'constrain')  # options of every network
+# Options of every network, and the kernel of attention, which no config holds.
+COMMON = ('num_classes', 'size', 'dtype', 'remat', 'constrain', 'attend')
 
 
 def comment_of(key: str) -> str:

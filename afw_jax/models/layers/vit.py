@@ -29,6 +29,7 @@ class SelfAttention(nn.Module):
     attention_dropout: rate on the attention weights.
     dtype: compute dtype.
     divided: whether the tokens of a sample may lie on several devices.
+    attend: computes the attention, as `layers.attention.attend`.
   """
 
   heads: int
@@ -38,6 +39,7 @@ class SelfAttention(nn.Module):
   attention_dropout: float = 0.0
   dtype: jnp.dtype = jnp.float32
   divided: bool = False
+  attend: Callable = attend
 
   @nn.compact
   def __call__(self, x, train: bool = False):
@@ -58,7 +60,7 @@ class SelfAttention(nn.Module):
       weights = nn.Dropout(self.attention_dropout, deterministic=False)(jax.nn.softmax(logits)).astype(value.dtype)
       x = jnp.einsum('bhqk,bkhd->bqhd', weights, value)
     else:
-      x = attend(query, key, value, divided=self.divided)
+      x = self.attend(query, key, value, divided=self.divided)
     x = Linear(features, dtype=self.dtype, name='out_proj')(x.reshape(*x.shape[:2], features))
     return nn.Dropout(self.dropout, deterministic=not train)(x)
 
@@ -90,7 +92,7 @@ class Block(nn.Module):
   """Pre-norm transformer block: x + attn(norm1(x)), then x + mlp(norm2(x)).
 
   Args:
-    heads, fused, qkv_bias, attention_dropout, dtype, divided: as in `SelfAttention`.
+    heads, fused, qkv_bias, attention_dropout, dtype, divided, attend: as in `SelfAttention`.
     mlp_features: channels between the two linear layers of the MLP.
     eps: of both LayerNorms.
     dropout: rate after both linear layers of the MLP.
@@ -113,6 +115,7 @@ class Block(nn.Module):
   mlp_bias_init: Callable | None = None
   dtype: jnp.dtype = jnp.float32
   divided: bool = False
+  attend: Callable = attend
   names: Names = Names()
 
   @nn.compact
@@ -127,6 +130,7 @@ class Block(nn.Module):
       self.attention_dropout,
       self.dtype,
       self.divided,
+      self.attend,
       name='attn',
     )
 

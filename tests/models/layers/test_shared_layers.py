@@ -105,21 +105,42 @@ def test_attention_is_the_formula(dtype):
   np.testing.assert_allclose(y.astype(np.float32), wanted, atol=1e-5 if dtype == 'float32' else 0.05)
 
 
+DETERMINISTIC = '--xla_gpu_deterministic_ops'
+H200 = ('NVIDIA H200', '9.0')
+
+
 @pytest.mark.parametrize(
-  'kind, capability, dtype, channels, wanted',
+  'kind, capability, dtype, channels, flags, wanted',
   [
-    ('NVIDIA H200', '9.0', 'bfloat16', 64, 'cudnn'),
-    ('NVIDIA H200', '9.0', 'float32', 64, 'xla'),
-    ('NVIDIA H200', '9.0', 'bfloat16', 12, 'xla'),
-    ('NVIDIA H200', '9.0', 'bfloat16', 256, 'xla'),
-    ('Tesla T4, NVIDIA', '7.5', 'bfloat16', 64, 'xla'),
-    ('AMD MI300', '9.4', 'bfloat16', 64, 'xla'),
+    (*H200, 'bfloat16', 64, '', 'cudnn'),
+    (*H200, 'float16', 128, '--xla_dump_to=x', 'cudnn'),
+    (*H200, 'float32', 64, '', 'xla'),
+    (*H200, 'bfloat16', 12, '', 'xla'),
+    (*H200, 'bfloat16', 256, '', 'xla'),
+    ('Tesla T4, NVIDIA', '7.5', 'bfloat16', 64, '', 'xla'),
+    ('AMD MI300', '9.4', 'bfloat16', 64, '', 'xla'),
+    # XLA may use deterministic kernels only
+    (*H200, 'bfloat16', 64, f'{DETERMINISTIC}=true', 'xla'),
+    (*H200, 'bfloat16', 64, f'--xla_dump_to=x {DETERMINISTIC}', 'xla'),
+    (*H200, 'bfloat16', 64, '--xla_gpu_exclude_nondeterministic_ops=1', 'xla'),
+    (*H200, 'bfloat16', 64, f'{DETERMINISTIC}=false', 'cudnn'),
+    (*H200, 'bfloat16', 64, f'{DETERMINISTIC}=true {DETERMINISTIC}=false', 'cudnn'),
   ],
 )
-def test_flash_attention_is_asked_for_only_where_it_exists(monkeypatch, kind, capability, dtype, channels, wanted):
+def test_flash_attention_is_asked_for_only_where_it_exists(
+  monkeypatch, kind, capability, dtype, channels, flags, wanted
+):
   device = types.SimpleNamespace(platform='gpu', device_kind=kind, compute_capability=capability)
+  assert attention.kernel(jnp.dtype(dtype), channels, device, flags) == wanted
+  monkeypatch.setenv('XLA_FLAGS', flags)
   monkeypatch.setattr(jax, 'devices', lambda: [device])
-  assert attention.kernel(jnp.dtype(dtype), channels) == wanted
+  used = []
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', lambda q, k, v, implementation: used.append(implementation))
+  token = jnp.zeros((1, 1, 1, channels), dtype)
+  attention.attend(token, token, token)
+  attention.attend(token, token, token, divided=True)
+  attention.plain_attend(token, token, token)
+  assert used == [wanted, 'xla', 'xla']
 
 
 def test_linear_starts_as_pytorch_does():
