@@ -40,6 +40,18 @@ def environment(**extra: str) -> dict[str, str]:
   return {**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': flags, **extra}
 
 
+@pytest.fixture(scope='module')
+def float32_products():
+  """Products in float32, for comparisons with references on any device: accelerators round the factors otherwise.
+
+  Of the module, so that it holds for fixtures of the module, too.
+  """
+  import jax
+
+  with jax.default_matmul_precision('highest'):
+    yield
+
+
 @pytest.fixture(scope='session')
 def phantoms(tmp_path_factory):
   """Seven tiny abdomens: four to train, one to validate, two to test; one new scan."""

@@ -18,6 +18,8 @@ from afw_jax.models import transunet
 from afw_jax.models.layers import resnet
 from afw_jax.weights import convert
 
+pytestmark = pytest.mark.usefixtures('float32_products')
+
 
 def small(**options):
   return transunet.make(3, size='testing', **options)

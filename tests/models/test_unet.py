@@ -10,6 +10,8 @@ from network_checks import count, trained
 from afw_jax import models
 from afw_jax.weights import convert
 
+pytestmark = pytest.mark.usefixtures('float32_products')
+
 FEATURES = (4, 8, 16)
 
 

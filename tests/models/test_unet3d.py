@@ -11,6 +11,8 @@ from afw_jax import models
 from afw_jax.models import unet3d
 from afw_jax.weights import convert
 
+pytestmark = pytest.mark.usefixtures('float32_products')
+
 FEATURES = (2, 3, 4, 5)
 
 

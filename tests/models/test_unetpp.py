@@ -12,6 +12,8 @@ from afw_jax.errors import InputError
 from afw_jax.models import unetpp
 from afw_jax.weights import convert
 
+pytestmark = pytest.mark.usefixtures('float32_products')
+
 FEATURES = (4, 8, 16)
 
 

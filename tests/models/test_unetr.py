@@ -13,6 +13,8 @@ from afw_jax.models import unetr
 from afw_jax.models.layers.positions import resize_table
 from afw_jax.weights import convert
 
+pytestmark = pytest.mark.usefixtures('float32_products')
+
 SMALL = (2, 16, 32, 16, 2)
 DEAD_IN_MONAI = 18_432  # norm_cross_attn
 

@@ -16,6 +16,8 @@ from afw_jax.errors import InputError
 from afw_jax.models import unetrpp
 from afw_jax.weights import convert
 
+pytestmark = pytest.mark.usefixtures('float32_products')
+
 SMALL = (1, 8, 16, 32, 1)  # two tokens in the deepest stage
 STILL = {'size': 'testing', 'attention_dropout': 0, 'channel_dropout': 0}
 

@@ -10,6 +10,8 @@ from network_checks import count, jit, trained
 from afw_jax import models
 from afw_jax.weights import convert
 
+pytestmark = pytest.mark.usefixtures('float32_products')
+
 
 def draw(shape, seed=0, dtype=np.float32):
   return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
