@@ -60,6 +60,7 @@ def make_program(
   *,
   micro_batches: int | None = None,
   unroll: bool | None = None,
+  attend: Callable | None = None,
 ) -> Program:
   """Builds the program that `train.train` runs and `planning.plan` compiles.
 
@@ -70,12 +71,14 @@ def make_program(
     steps_per_epoch: for the learning rate.
     micro_batches: instead of train.micro_batches.
     unroll: of `accumulation.value_and_grad`.
+    attend: computes self-attention, instead of `layers.attention.attend`.
 
   Raises:
     InputError: the config cannot be trained on this mesh.
   """
   micro_batches = micro_batches or config.train.micro_batches
-  model, model_options = build.network(config, len(class_names), constrain=sharding.make_constrain(mesh))
+  more = {'attend': attend} if attend is not None and models.takes(config.model.name, 'attend') else {}
+  model, model_options = build.network(config, len(class_names), constrain=sharding.make_constrain(mesh), **more)
   build.check_mesh(config, mesh, model)
   accumulation.check(micro_batches, config.train.batch_size, mesh.shape['data'])
   input_size = build.input_size(config)

@@ -71,6 +71,11 @@ def check_options(name: str, options: dict) -> None:
       raise InputError(f'model option {option!r}', f'{name} has no such option', cure)
 
 
+def takes(name: str, option: str) -> bool:
+  """Whether the network `name` has an option."""
+  return option in inspect.signature(module_of(name).make).parameters
+
+
 def reduction(name: str, model: nn.Module) -> int:
   """How many rows of an image (along its first axis) make one row at the deepest level of the network `name`."""
   module = module_of(name)

@@ -11,6 +11,7 @@ import dataclasses
 import importlib.metadata
 import re
 import sys
+import types
 from collections.abc import Mapping
 
 import jax
@@ -21,6 +22,7 @@ from afw_jax.distributed import xla_flags
 from afw_jax.errors import InputError, did_you_mean
 
 GIB = 2**30
+_LONGEST_REASON = 300  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,13 @@ class Target:
   memory_gib: float | None
   usable: float
   chip: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+  @property
+  def device(self) -> types.SimpleNamespace:
+    """What the choice of kernels asks of a device, as JAX describes one that is there."""
+    if self.platform != 'cuda':
+      return types.SimpleNamespace(platform=self.platform, device_kind=self.platform)
+    return types.SimpleNamespace(platform='gpu', device_kind='NVIDIA', compute_capability=f'{self.chip["major"]}.0')
 
 
 _AMPERE = dict(major=8, cores=108, fpus=64, shared=167936, shared_optin=166912, l2=41943040, clock=1.41)
@@ -174,6 +183,13 @@ def exhausted(message: str) -> float | None:
     return None
   used = re.search(r'(?:[Uu]sed |required for HLO temporaries \()([\d.]+)([KMGT])', message)
   return float(used[1]) * {'K': 2**-20, 'M': 2**-10, 'G': 1, 'T': 2**10}[used[2]] if used else float('inf')
+
+
+def reason(message: str) -> str:
+  """The first line of a compiler's error, without the operands and metadata of the operation that it names."""
+  first = next((line.strip() for line in message.splitlines() if line.strip()), 'the compiler gave no reason')
+  first = first.split(', metadata=')[0]
+  return first if len(first) <= _LONGEST_REASON else f'{first[:_LONGEST_REASON]} ...'
 
 
 def _installed(package: str) -> bool:

@@ -7,6 +7,8 @@ import contextlib
 import os
 import pathlib
 import pickle
+import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +28,9 @@ def measure_in_subprocess(job: Mapping, target: accelerators.Target, on_wait: Ca
     target: of the job.
     on_wait: called about twice a second while the process runs.
 
+  Returns:
+    As `measure.measure`; {'refused': why} where the compiler ended its process.
+
   Raises:
     InputError: the config cannot be trained on this mesh, or the compiler was killed for want of memory.
     RuntimeError: the process failed otherwise; with the end of its output.
@@ -44,8 +49,10 @@ def measure_in_subprocess(job: Mapping, target: accelerators.Target, on_wait: Ca
         f'the compiler was killed at the mesh {data}x{spatial}, most likely because this machine ran out of memory',
         'Plan for fewer devices, or on a machine with more memory.',
       )
+    log = pathlib.Path(log_path).read_text(encoding='utf-8', errors='replace')
+    if code < 0:
+      return {'refused': _last_words(log, -code)}
     if code:
-      log = pathlib.Path(log_path).read_text(encoding='utf-8', errors='replace')
       raise RuntimeError(
         f'compiling for {job["target_name"]}, mesh {data}x{spatial}, ended with exit code {code}:\n{log[-4000:]}'
       )
@@ -54,6 +61,14 @@ def measure_in_subprocess(job: Mapping, target: accelerators.Target, on_wait: Ca
   if isinstance(result, Exception):
     raise result
   return result
+
+
+def _last_words(log: str, number: int) -> str:
+  """Why a compiler ended its process by a signal: the failed check that it logged last, where there is one."""
+  checks = re.findall(r'^F\d{4} \S+ +\d+ (\S+\] .*)$', log, re.MULTILINE)
+  return f'the compiler ended by {signal.Signals(number).name}' + (
+    f': {accelerators.reason(checks[-1])}' if checks else ''
+  )
 
 
 def _run(command: list[str], environment: dict[str, str], log_path: str, on_wait: Callable[[], None]) -> int:

@@ -1,6 +1,7 @@
 """Compiles the training step of a config for one mesh; reads memory, communication and operations from the program."""
 
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from afw_jax.config import build
 from afw_jax.config.program import make_program
 from afw_jax.data.sets.lookup import get_spec
 from afw_jax.distributed import sharding
+from afw_jax.models.layers import attention
 from afw_jax.planning import accelerators, collectives
 
 
@@ -33,7 +35,8 @@ def measure(
   Returns:
     'flops': floating point operations of one step of the whole batch; 'seconds' to compile; and either 'memory', see
     `accelerators.memory`, and 'traffic', see `collectives.traffic`, or 'exhausted': the GiB per device that the
-    compiler refused to allocate.
+    compiler refused to allocate, or 'refused': why the program does not compile. 'fused_attention' says whether on the
+    hardware attention has another kernel, which cannot be compiled without it.
 
   Raises:
     InputError: the config cannot be trained on this mesh.
@@ -41,28 +44,36 @@ def measure(
   target = accelerators.get(target_name, memory_gib)
   data, spatial = mesh_shape
   mesh = sharding.make_mesh(data, spatial, accelerators.devices(target_name, target, data * spatial))
+  fused = []
+
+  def attend(query, key, value, *, divided=False):
+    if not divided and attention.kernel(query.dtype, query.shape[-1], target.device) == 'cudnn':
+      fused.append(query.shape)
+    return attention.plain_attend(query, key, value)
+
   train_step, arguments = program(
-    config, mesh, micro_batches=config.train.micro_batches, unroll=target.platform == 'cpu'
+    config, mesh, micro_batches=config.train.micro_batches, unroll=target.platform == 'cpu', attend=attend
   )
-  lowered = train_step.lower(*arguments)
-  flops = flops or count_flops(config)
+  result = {'flops': flops or count_flops(config)}
   start = time.perf_counter()
   try:
+    lowered = train_step.lower(*arguments)
     compiled = lowered.compile()
-  except jax.errors.JaxRuntimeError as error:
+    result |= {'memory': accelerators.memory(compiled), 'traffic': collectives.traffic(compiled.as_text())}
+  except (jax.errors.JaxRuntimeError, NotImplementedError) as error:  # of the compiler, and of JAX's lowering to it
     needed = accelerators.exhausted(str(error))
-    if needed is None:
-      raise
-    return {'flops': flops, 'exhausted': needed, 'seconds': time.perf_counter() - start}
-  return {
-    'flops': flops,
-    'memory': accelerators.memory(compiled),
-    'traffic': collectives.traffic(compiled.as_text()),
-    'seconds': time.perf_counter() - start,
-  }
+    result |= {'refused': accelerators.reason(str(error))} if needed is None else {'exhausted': needed}
+  return {**result, 'fused_attention': bool(fused), 'seconds': time.perf_counter() - start}
 
 
-def program(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, *, micro_batches: int, unroll: bool):
+def program(
+  config: ml_collections.ConfigDict,
+  mesh: jax.sharding.Mesh,
+  *,
+  micro_batches: int,
+  unroll: bool,
+  attend: Callable | None = None,
+):
   """Returns the training step that `train.train` runs for a config, not yet compiled, and its arguments.
 
   Args:
@@ -70,6 +81,7 @@ def program(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, *, micro
     mesh: data x spatial.
     micro_batches: the number of parts of the batch whose gradients are summed.
     unroll: whether these parts are unrolled in the program instead of a loop.
+    attend: computes self-attention, instead of `layers.attention.attend`.
 
   Returns:
     (the jitted step, (state, batch, key) as `jax.ShapeDtypeStruct`s with shardings on the mesh).
@@ -85,6 +97,7 @@ def program(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, *, micro
     max(config.train.steps_per_epoch, 1),
     micro_batches=micro_batches,
     unroll=unroll,
+    attend=attend,
   )
   key = jax.eval_shape(lambda: jax.random.key(0))
   key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))

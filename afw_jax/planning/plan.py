@@ -38,7 +38,7 @@ def plan(
     write: called with one line at a time.
 
   Returns:
-    For each choice: 'mesh' (None where there is none), 'fits', and what `measure.measure` returns.
+    For each choice: 'mesh' (None where there is none), 'fits', and what `isolated.measure_in_subprocess` returns.
 
   Raises:
     InputError: the config cannot be trained, a choice is not valid, or the target's compiler is not installed.
@@ -61,7 +61,7 @@ def plan(
       bar.set_description(f'compile {choice} for {target_name}')
       row = {'mesh': mesh}
       if mesh:
-        flops = next((other['flops'] for other in rows if other['mesh']), None)
+        flops = next((other['flops'] for other in rows if other.get('flops')), None)
         job = {'config': config, 'target_name': target_name, 'memory_gib': memory_gib}
         row |= isolated.measure_in_subprocess({**job, 'mesh_shape': mesh, 'flops': flops}, target, lambda: _tick(bar))
       row['fits'] = row.get('memory', {}).get('total', math.inf) <= limit * accelerators.GIB

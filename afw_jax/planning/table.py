@@ -26,6 +26,8 @@ def row(
   memory: dict[str, int] | None = None,
   traffic: Sequence[tuple[str, int, int]] = (),
   exhausted: float = 0,
+  refused: str = '',
+  fused_attention: bool = False,
   seconds: float = 0,
 ) -> str:
   """One line of the table.
@@ -38,11 +40,15 @@ def row(
     memory: see `accelerators.memory`; None where the compiler refused the program.
     traffic: see `collectives.traffic`.
     exhausted: the GiB per device that the compiler refused to allocate.
+    refused: why the program does not compile.
+    fused_attention: see `measure.measure`; not shown.
     seconds: to compile; not shown.
   """
   if mesh is None:
     return f'{choice:>7}  {_NO_MESH}'
   devices = math.prod(mesh)
+  if refused:
+    return f'{devices:>7} {"{} x {}".format(*mesh):>15}  does not compile: {refused}'
   total, temporary = (f'{memory[k] / accelerators.GIB:.3g}' if memory else '' for k in ('total', 'temporary'))
   line = (
     f'{devices:>7} {"{} x {}".format(*mesh):>15} {total or f"{exhausted:.3g}":>11} {temporary:>10} '
@@ -71,9 +77,22 @@ def advice(rows: list[dict], target: accelerators.Target) -> list[str]:
     rows: the keyword arguments of `row` for each choice.
     target: the kind of device.
   """
-  flops = [row['flops'] for row in rows if row['mesh']]
+  flops = [row['flops'] for row in rows if row.get('flops')]
   lines = [f'One step of the whole batch: {flops[0] / 1e12:.3g} TFLOP, forward and backward.'] if flops else []
+  if any(row.get('fused_attention') for row in rows):
+    lines.append(
+      'On the GPU attention runs in a fused kernel of cuDNN, which cannot be compiled without the GPU. Here it is that '
+      'of XLA: the real program may need less memory.'
+    )
+  refused = [row for row in rows if row.get('refused')]
+  if refused and target.platform == 'cuda':
+    lines.append(
+      'What does not compile here may compile on the GPU, where kernels are chosen by timing them. To plan with other '
+      'kernels: XLA_FLAGS=--xla_gpu_enable_triton_gemm=false.'
+    )
   fitting = [row for row in rows if row['fits']]
+  if refused and len(refused) == sum(row['mesh'] is not None for row in rows):
+    return [*lines, 'None of these compiles.']
   if not fitting:
     return [
       *lines,

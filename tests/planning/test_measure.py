@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
+from small_config import small
 
-from afw_jax.planning import accelerators
+from afw_jax.planning import accelerators, measure
 
 KNOWN = """
 import json
@@ -64,3 +66,63 @@ def test_memory_is_of_one_device(known):
   for program in known.values():
     m = program['memory']
     assert m['total'] == m['arguments'] + m['outputs'] - m['aliased'] + m['temporary']
+
+
+class Step:
+  """In place of a jitted step: fails where it is lowered or compiled."""
+
+  def __init__(self, lower=None, compile=None):
+    self.errors = {'lower': lower, 'compile': compile}
+
+  def lower(self, *_):
+    return self._fail('lower')
+
+  def compile(self):
+    return self._fail('compile')
+
+  def _fail(self, when):
+    if self.errors[when]:
+      raise self.errors[when]
+    return self
+
+
+INTERNAL = jax.errors.JaxRuntimeError('INTERNAL: no tile sizes for %dot.1 = dot(), metadata={op}\n\tSymbolic tile')
+
+
+@pytest.mark.parametrize(
+  'step, wanted',
+  [
+    (Step(compile=INTERNAL), {'refused': 'INTERNAL: no tile sizes for %dot.1 = dot()'}),
+    (Step(lower=NotImplementedError('no rule for tpu')), {'refused': 'no rule for tpu'}),
+    (Step(compile=jax.errors.JaxRuntimeError('x' * 1000)), {'refused': 'x' * 300 + ' ...'}),
+    (Step(compile=jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Used 2G of hbm')), {'exhausted': 2.0}),
+  ],
+)
+def test_a_program_that_does_not_compile_is_a_result(monkeypatch, step, wanted):
+  monkeypatch.setattr(measure, 'program', lambda *_, **__: (step, ()))
+  result = measure.measure(small(), 'cpu', (1, 1), flops=7.0)
+  assert result.pop('seconds') >= 0
+  assert result == {'flops': 7.0, 'fused_attention': False, **wanted}
+
+
+def test_a_mistake_of_the_program_is_no_result(monkeypatch):
+  monkeypatch.setattr(measure, 'program', lambda *_, **__: (Step(lower=TypeError('shapes')), ()))
+  with pytest.raises(TypeError, match='shapes'):
+    measure.measure(small(), 'cpu', (1, 1), flops=7.0)
+
+
+@pytest.mark.parametrize(
+  'target, flags, fused',
+  [
+    ('h100', '', True),
+    ('h100', '--xla_gpu_deterministic_ops=true', False),
+    ('v5e', '', False),
+  ],
+)
+def test_the_kernel_of_attention_is_that_of_the_target(monkeypatch, target, flags, fused):
+  monkeypatch.setattr(accelerators, 'devices', lambda *_: jax.devices()[:1])
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', lambda *_: (_ for _ in ()).throw(INTERNAL))
+  monkeypatch.setenv('XLA_FLAGS', flags)
+  changes = {'model.name': 'unetr', 'data.size': (16, 16, 16), 'model.dtype': 'bfloat16', 'augment.name': 'none'}
+  result = measure.measure(small(**changes), target, (1, 1), flops=7.0)
+  assert result['fused_attention'] == fused and 'no tile sizes' in result['refused']

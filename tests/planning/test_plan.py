@@ -131,6 +131,47 @@ def test_a_compiler_that_is_killed_or_fails_says_so(monkeypatch):
     run(1)
 
 
+def test_what_does_not_compile_is_a_row_with_the_reason(one, monkeypatch):
+  refused = {'flops': 4e12, 'refused': 'INTERNAL: no tile sizes', 'fused_attention': True, 'seconds': 1.0}
+  ended = {'refused': 'the compiler ended by SIGABRT'}
+  results = {(2, 1): refused, (1, 2): ended, (1, 1): one}
+  monkeypatch.setattr(isolated, 'measure_in_subprocess', lambda job, *_: results[job['mesh_shape']])
+  monkeypatch.setattr(accelerators, 'check', lambda *_: None)
+  written = []
+  rows = plan.plan(small(), 'h100', '2x1,1x2,1,3', write=written.append)
+  assert [row['fits'] for row in rows] == [False, False, True, False]
+  assert written[2].split(maxsplit=4) == ['2', '2', 'x', '1', 'does not compile: INTERNAL: no tile sizes']
+  assert written[3].split(maxsplit=4) == ['2', '1', 'x', '2', 'does not compile: the compiler ended by SIGABRT']
+  assert '4 TFLOP' in written[-1] and 'fused kernel of cuDNN' in written[-1]
+  assert 'may compile on the GPU' in written[-1] and 'smallest of these that fits: 1 device,' in written[-1]
+  plan.plan(small(), 'h100', '1x2,3', write=written.append)
+  assert written[-1].endswith('None of these compiles.') and 'TFLOP' not in written[-1]
+  monkeypatch.setattr(isolated, 'measure_in_subprocess', lambda *_: one)
+  plan.plan(small(), 'h100', '1', write=written.append)
+  assert 'compile' not in written[-1] and 'cuDNN' not in written[-1]
+
+
+@pytest.mark.parametrize(
+  'log, said',
+  [
+    (
+      'a\nF1126 10:59:22.604329   27248 parse_flags.cc:234] Unknown flag: --x\n*** b',
+      ': parse_flags.cc:234] Unknown flag: --x',
+    ),
+    ('no check failed', ''),
+  ],
+)
+def test_a_compiler_that_ends_its_process_is_a_row(monkeypatch, log, said):
+  def run(command, environment, log_path, on_wait):
+    Path(log_path).write_text(log, encoding='utf-8')
+    return -6
+
+  monkeypatch.setattr(isolated, '_run', run)
+  job = {'target_name': 'cpu', 'mesh_shape': (1, 1)}
+  result = isolated.measure_in_subprocess(job, accelerators.get('cpu'), lambda: None)
+  assert result == {'refused': f'the compiler ended by SIGABRT{said}'}
+
+
 def test_plan_from_the_command_line(run_main):
   done = run_main(
     '--mode=plan',
