@@ -50,8 +50,10 @@ def measure_in_subprocess(job: Mapping, target: accelerators.Target, on_wait: Ca
         'Plan for fewer devices, or on a machine with more memory.',
       )
     log = pathlib.Path(log_path).read_text(encoding='utf-8', errors='replace')
-    if code < 0:
-      return {'refused': _last_words(log, -code)}
+    checks = re.findall(r'^F\d{4} \S+ +\d+ (\S+\] .*)$', log, re.MULTILINE)  # that failed in XLA
+    if code < 0 or (code and checks):
+      how = signal.Signals(-code).name if code < 0 else f'exit code {code}'
+      return {'refused': f'the compiler ended by {how}' + (f': {accelerators.reason(checks[-1])}' if checks else '')}
     if code:
       raise RuntimeError(
         f'compiling for {job["target_name"]}, mesh {data}x{spatial}, ended with exit code {code}:\n{log[-4000:]}'
@@ -61,14 +63,6 @@ def measure_in_subprocess(job: Mapping, target: accelerators.Target, on_wait: Ca
   if isinstance(result, Exception):
     raise result
   return result
-
-
-def _last_words(log: str, number: int) -> str:
-  """Why a compiler ended its process by a signal: the failed check that it logged last, where there is one."""
-  checks = re.findall(r'^F\d{4} \S+ +\d+ (\S+\] .*)$', log, re.MULTILINE)
-  return f'the compiler ended by {signal.Signals(number).name}' + (
-    f': {accelerators.reason(checks[-1])}' if checks else ''
-  )
 
 
 def _run(command: list[str], environment: dict[str, str], log_path: str, on_wait: Callable[[], None]) -> int:

@@ -151,35 +151,23 @@ def test_what_does_not_compile_is_a_row_with_the_reason(one, monkeypatch):
   assert 'compile' not in written[-1] and 'cuDNN' not in written[-1]
 
 
+CHECK = 'F1126 10:59:22.604329   27248 parse_flags.cc:234] Unknown flag: --x'
+
+
 @pytest.mark.parametrize(
-  'log, said',
+  'code, log, said',
   [
-    (
-      'a\nF1126 10:59:22.604329   27248 parse_flags.cc:234] Unknown flag: --x\n*** b',
-      ': parse_flags.cc:234] Unknown flag: --x',
-    ),
-    ('no check failed', ''),
+    (-6, f'a\n{CHECK}\n*** b', 'SIGABRT: parse_flags.cc:234] Unknown flag: --x'),
+    (1, CHECK, 'exit code 1: parse_flags.cc:234] Unknown flag: --x'),
+    (-11, 'no check failed', 'SIGSEGV'),
   ],
 )
-def test_a_compiler_that_ends_its_process_is_a_row(monkeypatch, log, said):
+def test_a_compiler_that_ends_its_process_is_a_row(monkeypatch, code, log, said):
   def run(command, environment, log_path, on_wait):
     Path(log_path).write_text(log, encoding='utf-8')
-    return -6
+    return code
 
   monkeypatch.setattr(isolated, '_run', run)
   job = {'target_name': 'cpu', 'mesh_shape': (1, 1)}
   result = isolated.measure_in_subprocess(job, accelerators.get('cpu'), lambda: None)
-  assert result == {'refused': f'the compiler ended by SIGABRT{said}'}
-
-
-def test_plan_from_the_command_line(run_main):
-  done = run_main(
-    '--mode=plan',
-    '--config=configs/synapse.py',
-    '--config.data.size=(32, 32)',
-    '--config.model.unet.features=(4, 6, 8, 10, 12)',
-    '--config.train.batch_size=4',
-    '--devices=4',
-  )
-  assert '4 x 1' in done.stdout and 'smallest of these that fits: 4 devices' in done.stdout
-  assert '--config: is not given' in run_main('--mode=plan', check=2).stderr
+  assert result == {'refused': f'the compiler ended by {said}'}
