@@ -96,24 +96,26 @@ def check_current(config: ml_collections.ConfigDict, workdir: str, store_dir: st
       changed since it was prepared, or the data set has other cases or another split.
   """
   while True:
+    before = publish.state(store_dir)
     try:
       return _check_current(config, workdir, store_dir)
-    except (InputError, InputErrors):  # of the store that another process may be about to publish
-      if not publish.wait_for_others(store_dir):
+    except (InputError, InputErrors) as error:  # perhaps another process is about to publish what is missing
+      if publish.wait_for_others(store_dir, reason=str(error)):
+        time.sleep(_SUCCESSION_S)
+      elif publish.state(store_dir) == before:
         raise
-    time.sleep(_SUCCESSION_S)
 
 
 def _check_current(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> None:
   data, index = config.data, store.read_index(store_dir)
+  if os.path.isdir(data.root):
+    _check_options(config, store_dir)
+  build.selection(config, index, checkpoint.read_meta(os.path.join(workdir, 'checkpoints', 'last')))
   if not os.path.isdir(data.root):
-    build.selection(config, index, checkpoint.read_meta(os.path.join(workdir, 'checkpoints', 'last')))
     return
-  _check_options(config, store_dir)
   splits = _recorded_splits(config.data, workdir)
   if splits:
-    complete = set(_all_ids(splits)) <= index['cases'].keys()
-    changed = _changed_behind(config, workdir, store_dir, splits) if complete else {}
+    changed = _changed_behind(config, workdir, store_dir, splits)
     problem = ', '.join(f'{path} (case {case_id})' for case_id, path in sorted(changed.items())[:8])
     problem = problem and f'{problem} changed after it was prepared'
   else:

@@ -15,8 +15,8 @@ from afw_jax.data.resample import Resampling
 
 # (low, high) along each axis, in voxels at the target spacing
 Box = Sequence[Sequence[float]]
-# voxels that bodies reach beyond the low and the high end of the grid, and by which they are off its middle, per axis
-Usual = Sequence[Sequence[float]]
+# (low, high) of bodies: the shares of their width that are beyond the two ends of the grid; some pairs for each axis
+Usual = Sequence[Sequence[Sequence[float]]]
 
 _COARSE_MM = 4.0  # the body is found on a grid about as fine as this
 _THIN_MM = 12.0  # couches and cables are thinner
@@ -95,7 +95,7 @@ def placed(centre: Resampling, body: Box | None, usual: Usual | None) -> Resampl
   Args:
     centre: of the scan, from `make_resampling`.
     body: from `find_body`.
-    usual: of the training scans, from `usual_of`; None: no body may reach beyond the grid.
+    usual: of the training scans, from `usual_of`; None: no body may be beyond the grid.
 
   Returns:
     `centre` where the body lies in the grid, or as it does in training; the same moved to the body where that suffices;
@@ -104,30 +104,42 @@ def placed(centre: Resampling, body: Box | None, usual: Usual | None) -> Resampl
   if body is None:
     return centre
   spans = []
-  for (cut, low, width, ends, size), limits in zip(_axes(centre, body), usual or ((0, 0, 0),) * 3):
+  for (cut, low, width, ends, size), pairs in zip(_axes(centre, body), usual or (((0, 0),),) * 3):
     span = (low, low + width)
-    if cut and not _as_usual(span, ends, limits):
+    if cut and not _as_usual(span, ends, pairs):
       moved = _around(ends, width, size)
       span = (moved, moved + width)
-      if not _as_usual(span, ends, (*limits[:2], np.inf)):
+      if not _as_usual(span, ends, pairs):
         span = (int(min(ends[0], moved)), int(max(ends[1], moved + width)))
     spans.append(span if cut else None)
   return _with(centre, spans)
 
 
 def overhang(grid: Resampling, body: Box | None) -> list[list[float]]:
-  """For each axis the voxels by which a body reaches beyond a grid at its low and its high end; negative inside."""
+  """For each axis the shares of a body's width that are beyond a grid at its low and its high end; 0: none is."""
   if body is None:
     return [[0.0, 0.0]] * 3
   return [
-    [low - ends[0], ends[1] - low - width] if cut else [0.0, 0.0] for cut, low, width, ends, _ in _axes(grid, body)
+    [max(0.0, low - ends[0]) / (ends[1] - ends[0]), max(0.0, ends[1] - low - width) / (ends[1] - ends[0])]
+    if cut
+    else [0.0, 0.0]
+    for cut, low, width, ends, _ in _axes(grid, body)
   ]
 
 
-def usual_of(overhangs: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
+def usual_of(overhangs: Sequence[Sequence[Sequence[float]]]) -> list[list[list[float]]]:
   """What `placed` takes as usual, from the `overhang` of the training cases of which no organ was cut."""
-  rows = np.array([[[max(a, 0), max(b, 0), abs(b - a) / 2] for a, b in axes] for axes in overhangs])
-  return rows.max(0).tolist() if len(rows) else [[0.0, 0.0, 0.0]] * 3
+  usual = []
+  for axis in range(3):
+    pairs = {(round(a, 4), round(b, 4)) for a, b in (case[axis] for case in overhangs)} | {(0.0, 0.0)}
+    usual.append([list(p) for p in sorted(pairs) if not any(_allows(q, p) for q in pairs - {p})])
+  return usual
+
+
+def _allows(usual: Sequence[float], other: Sequence[float], more: float = 0.0) -> bool:
+  """Whether a body is beyond both ends by no more than another is, and no less evenly."""
+  uneven = abs(other[0] - other[1]) - abs(usual[0] - usual[1])
+  return other[0] <= usual[0] + more and other[1] <= usual[1] + more and uneven <= 2 * more
 
 
 def crop(array: np.ndarray, grid: Resampling, part: Resampling) -> np.ndarray:
@@ -168,13 +180,10 @@ def _around(ends: Sequence[float], width: int, size: int) -> int:
   return int(np.clip(round((ends[0] + ends[1] - width) / 2), 0, size - width))
 
 
-def _as_usual(span: tuple[int, int], ends: Sequence[float], limits: Sequence[float]) -> bool:
-  low, high = span[0] - ends[0], ends[1] - span[1]
-  more = _TOLERANCE * (span[1] - span[0])
-  inside = low <= 0 and high <= 0
-  return inside or bool(
-    low <= limits[0] + more and high <= limits[1] + more and abs(high - low) / 2 <= limits[2] + more
-  )
+def _as_usual(span: tuple[int, int], ends: Sequence[float], pairs: Sequence[Sequence[float]]) -> bool:
+  width = ends[1] - ends[0]
+  beyond = (max(0.0, span[0] - ends[0]) / width, max(0.0, ends[1] - span[1]) / width)
+  return any(_allows(pair, beyond, _TOLERANCE * (span[1] - span[0]) / width) for pair in pairs)
 
 
 def _with(centre: Resampling, spans: Sequence[tuple[int, int] | None]) -> Resampling:

@@ -66,7 +66,7 @@ def test_a_body_larger_than_the_grid_extends_it():
 
 
 def test_bodies_that_reach_as_far_as_in_training_leave_the_grid_in_the_middle():
-  usual = [[0, 0, 0], [8, 6, 3], [10, 10, 0]]
+  usual = [[[0, 0]], [[0.1, 0.08]], [[0.12, 0.12]]]
   assert place([[0, 8], [10, 88], [18, 102]], usual) == ((18, 28), (64, 64))
   assert place([[0, 8], [10, 88], [18, 110]], usual) == ((18, 18), (64, 92))  # farther than there
   assert place([[0, 8], [10, 88], [33, 97]], usual) == ((18, 33), (64, 64))  # no farther, but off the middle
@@ -74,20 +74,37 @@ def test_bodies_that_reach_as_far_as_in_training_leave_the_grid_in_the_middle():
   assert place(off, usual) == ((18, 46), (64, 64))
 
 
-def test_what_is_usual_is_the_farthest_of_the_training_cases():
-  overhangs = [[[0, 0], [3, -5], [2, 2]], [[0, 0], [-1, 4], [0, 6]]]
-  assert field_of_view.usual_of(overhangs) == [[0, 0, 0], [3, 4, 4], [2, 6, 3]]
-  assert field_of_view.usual_of([]) == [[0, 0, 0]] * 3
+def test_a_wide_body_and_a_narrow_one_off_the_middle_do_not_excuse_a_body_that_is_both():
+  centre = grid()
+  wide, narrow = ([[0, 8], [4, 96], [14, 106]], [[0, 8], [18, 64], [46, 92]])
+  usual = field_of_view.usual_of([field_of_view.overhang(centre, body) for body in (wide, narrow)])
+  assert place(wide, usual) == place(narrow, usual) == ((18, 28), (64, 64))
+  thin = [[0, 8], [20, 80], [34, 94]]  # 60 voxels wide, beyond the grid by 2 at one end
+  assert place(thin, usual)[1] == (64, 64)
+  off = [[0, 8], [8, 78], [22, 92]]
+  assert place(off, usual) == ((11, 25), (64, 64))
+
+
+def test_the_share_of_a_body_that_is_beyond_the_grid():
+  assert field_of_view.overhang(grid(), [[0, 8], [10, 90], [36, 100]]) == [[0, 0], [0.1, 0.1], [0, 0.125]]
+  assert field_of_view.overhang(grid(), None) == [[0, 0]] * 3
+
+
+def test_what_is_usual_are_the_training_cases_that_are_farthest_beyond_the_grid():
+  overhangs = [[[0, 0], [0.3, 0], [0.2, 0.2]], [[0, 0], [0.2, 0], [0, 0.2]], [[0, 0], [0, 0.4], [0.1, 0.1]]]
+  expected = [[[0, 0]], [[0, 0.4], [0.3, 0]], [[0, 0.2], [0.2, 0.2]]]
+  assert field_of_view.usual_of(overhangs) == expected
+  assert field_of_view.usual_of([]) == [[[0, 0]]] * 3
 
 
 bounds = st.tuples(st.integers(0, 89), st.integers(1, 90)).map(lambda t: [t[0], min(t[0] + t[1], 90)])
 
 
 @settings(max_examples=200, deadline=None)
-@given(bounds, bounds, bounds, st.integers(5, 100), st.integers(5, 100), st.floats(0, 20))
+@given(bounds, bounds, bounds, st.integers(5, 100), st.integers(5, 100), st.floats(0, 0.4))
 def test_every_place_is_within_the_covering_grid_and_holds_the_body(z, y, x, depth, side, limit):
   centre = grid((90, 90, 90), (depth, side, side + 3), (1.0, 1.0, 1.0), mm=(1.0, 1.0, 1.0))
-  body, usual = [z, y, x], [[limit, limit / 2, limit]] * 3
+  body, usual = [z, y, x], [[[limit, limit / 2], [limit / 3, limit]]] * 3
   whole, complete = field_of_view.covering(centre, body), field_of_view.complete(centre)
   around = field_of_view.around_body(centre, body)
   assert around.working == centre.working and field_of_view.centre_of(around) == centre
@@ -98,8 +115,8 @@ def test_every_place_is_within_the_covering_grid_and_holds_the_body(z, y, x, dep
       assert field_of_view.crop(image, whole, part).shape == part.working
       field_of_view.crop(np.empty(complete.working), complete, part)
     for axis, (a, b) in enumerate(field_of_view.overhang(placed, body)):
-      allowed = 0.02 * placed.working[axis] + (limit if known else 0)
-      assert max(a, b) <= allowed
+      tolerance = 0.02 * placed.working[axis] / (body[axis][1] - body[axis][0])
+      assert max(a, b) <= tolerance + (limit if known else 0)
 
 
 def test_a_part_beyond_the_grid_is_an_error():

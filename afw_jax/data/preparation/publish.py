@@ -38,17 +38,33 @@ def lock(store_dir: str | os.PathLike, *, shared: bool = False) -> Iterator[bool
     yield held
 
 
-def wait_for_others(store_dir: str | os.PathLike) -> bool:
-  """Waits until no other process prepares a store; returns whether one did."""
+def wait_for_others(store_dir: str | os.PathLike, *, reason: str = '') -> bool:
+  """Waits until no other process prepares a store; returns whether one did.
+
+  Args:
+    store_dir: folder of the store.
+    reason: why this process waits; is said with it.
+  """
   path, holders = pathlib.Path(store_dir) / _LOCK, []
   if not os.access(path, os.W_OK):  # nothing was ever prepared, or it is for reading only
     return False
-  with locks.locked(path, waiting=lambda holder: (holders.append(holder), _say_waiting(path.parent, holder))):
+  say = lambda holder: (holders.append(holder), _say_waiting(path.parent, holder, reason))
+  with locks.locked(path, named=False, waiting=say):
     return bool(holders)
 
 
-def _say_waiting(path: pathlib.Path, holder: str) -> None:
-  _log.warning('%s is being prepared by another process (%s): waiting for it', path, holder)
+def state(store_dir: str | os.PathLike) -> tuple | None:
+  """What changes when an index is published in a store; None where there is none."""
+  try:
+    found = os.stat(pathlib.Path(store_dir) / 'dataset.json')
+  except OSError:
+    return None
+  return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _say_waiting(path: pathlib.Path, holder: str, reason: str = '') -> None:
+  because = f' (without it: {reason})' if reason else ''
+  _log.warning('%s is being prepared by another process (%s): waiting for it%s', path, holder, because)
 
 
 def check_folder(store_dir: str | os.PathLike) -> None:
