@@ -73,7 +73,9 @@ NETWORKS = {
   'volumes that hold the body': network((16, 48, 61)),
   'volumes smaller than the body': network((8, 32, 40)),
   'crops': network((), input_size=(8, 32, 40)),
-  'bodies beyond the grid in training': network((40, 54), [[[0, 0]], [[0.12, 0.12], [0, 0.1], [0.1, 0]], [[0.11, 0.11]]]),
+  'bodies beyond the grid in training': network(
+    (40, 54), [[[0, 0]], [[0.12, 0.12], [0, 0.1], [0.1, 0]], [[0.11, 0.11]]]
+  ),
 }
 
 

@@ -87,7 +87,8 @@ def _acquire(file: int, path: str, kind: int, patience_s: float, cure: str, wait
       waiting(holder)
       waiting = None
     time.sleep(pause_s)
-    pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
+    if math.isinf(patience_s):  # who waits for seconds only must not sleep through the moment when it is free
+      pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
 
 
 @functools.cache  # once for each folder

@@ -34,6 +34,14 @@ def test_a_case_unlike_the_training_cases_is_noted_when_preparing(odd):
   assert not any('unlike' in note for note in selection.notes)
 
 
+def test_a_training_case_is_compared_with_the_others(odd):
+  index, selection = odd
+  everything = type(selection)(
+    **{**vars(selection), 'splits': {'train': [f'c{i}' for i in range(5)], 'val': [], 'test': []}}
+  )
+  assert [note.split(':')[0] for note in usual.notes_on_training(index, everything)] == ['c4']
+
+
 def test_too_few_cases_say_nothing(odd):
   index, selection = odd
   few = type(selection)(**{**vars(selection), 'splits': {**SPLIT, 'train': ['c0', 'c1']}})

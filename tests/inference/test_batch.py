@@ -35,7 +35,7 @@ def folder(tmp_path):
   return tmp_path / 'out'
 
 
-def job(source, folder, seen, *, names=None, fails=lambda name: None, sha256='x', ids=None, overlap=0.5, notes={}, **options):
+def job(source, folder, seen, *, names=None, fails=lambda name: None, sha256='x', ids=None, overlap=0.5, **options):
   """A job whose network marks voxels above 100; the names of these scans are added to `seen`."""
   ids = ids or IDS
   paths = sorted(source.glob('*.nii*'))
@@ -47,7 +47,7 @@ def job(source, folder, seen, *, names=None, fails=lambda name: None, sha256='x'
       raise error
     labels = (image.array > 100).astype(np.uint8)
     shares = np.stack([labels] * (1 + len(ids)), -1).astype(np.float16) if options.get('probabilities') else None
-    return batch.Segmented(labels, shares, notes.get(seen[-1], []))
+    return batch.Segmented(labels, shares, [f'of {seen[-1]}'] if seen[-1] == 'b' else [])
 
   table = np.array([0, *ids.values()], np.uint8)
   made_by = {'checkpoint': {'workdir': 'runs/x', 'step': 3, 'sha256': sha256}, 'options': {'overlap': overlap}}
