@@ -14,7 +14,7 @@ _WORTH_MOVING = 0.005  # sum of the shares of organs
 
 
 def prepare_case(job: dict) -> dict:
-  """Prepares a case, unless it has been prepared with the same options from the same files.
+  """Prepares a case, unless it has been prepared with the same options from the same files, and is whole.
 
   Args:
     job: 'id', 'case' (`CaseFiles`), 'stamps' (of its files), 'spec' (`DatasetSpec`), 'options', 'options_hash' and
@@ -28,7 +28,7 @@ def prepare_case(job: dict) -> dict:
   result = {'id': case.id, 'problems': [], 'meta': None, 'staged': True}
   try:
     digests = sources.digests(case)
-    for meta, staged in publish.prepared(job['store'], case.id, job['options_hash']):
+    for meta, staged in publish.prepared(job['store'], case.id, job['options_hash'], verify=True):
       if meta['source_sha256'] == digests:
         return {**result, 'meta': meta, 'staged': staged}
     loaded = load_case.load_and_validate(case, spec)
