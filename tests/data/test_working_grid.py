@@ -13,7 +13,7 @@ from afw_jax.data.padding import without_padding
 
 SPACING = (14.0, 6.0, 6.0)
 IMAGE, LABEL = phantom.make_phantom(3, (16, 60, 64), SPACING)
-WIDER = [[[0, 0]], [[0.05, 0.02], [0, 0.1]], [[0.06, 0.06]]]
+WIDER = [[[[0, 0]], 0], [[[0.05, 0.02], [0, 0.1]], 0.05], [[[0.06, 0.06]], 0]]
 PLACES = {  # ((before, after) of rows, of columns) of air beside the body
   'in the middle': ((0, 0), (0, 0)),
   'to the left': ((0, 0), (50, 0)),
