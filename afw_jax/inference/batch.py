@@ -166,7 +166,7 @@ def _make(job: Job, scan: Scan, taken: Container[str]) -> dict:
     if outputs.ends_everything(error, writing=False):
       raise
     raise _ScanError(error) from error
-  counts = sum(np.bincount(plane.ravel(), minlength=len(job.ids) + 1) for plane in labels)
+  counts = np.sum([np.bincount(plane.ravel(), minlength=len(job.ids) + 1) for plane in labels], 0)
   voxel_ml = float(np.prod(image.spacing_mm)) / 1000
   row = {
     'scan': scan.name,
