@@ -23,7 +23,7 @@ _COARSE_MM = 4.0  # the body is found on a grid about as fine as this
 _THIN_MM = 12.0  # couches and cables are thinner
 _SMALL = 0.02  # parts of less than this share of the largest one are no part of the body
 _TOLERANCE = 0.02  # of the side of the grid
-_OFF = 0.05  # of the side of the grid; patients do not lie more exactly in the middle of the scanner
+OFF = 0.05  # of the side of the grid; patients do not lie more exactly in the middle of the scanner
 _CENTRED = (((0.0, 0.0),), 0.0)
 
 
@@ -109,7 +109,7 @@ def placed(centre: Resampling, body: Box | None, usual: Usual | None) -> Resampl
   spans = []
   for (cut, low, width, ends, _), (pairs, off) in zip(_axes(centre, body), usual or (_CENTRED,) * 3):
     span = (low, low + width)
-    off_middle = abs(sum(ends) / 2 - low - width / 2) > (max(off, _OFF) + _TOLERANCE) * width
+    off_middle = abs(sum(ends) / 2 - low - width / 2) > (max(off, OFF) + _TOLERANCE) * width
     if cut and (off_middle or not _as_usual(span, ends, pairs)):
       moved = _around(ends, width)
       span = (moved, moved + width)

@@ -45,9 +45,11 @@ def prepare_case(job: dict) -> dict:
   voxels = load_case.count_organs(whole_label, spec.organs)
   kept = lambda grid: load_case.count_organs(field_of_view.crop(whole_label, complete, grid), spec.organs)
   lost = lambda grid: sum(field_of_view.cut_off(voxels, kept(grid)).values())
-  # The central one unless it loses more: data sets are centred by eye, bodies are found by a rule.
+  # The central one unless the body is clearly off it, and it loses more: data sets are centred by eye, bodies are found
+  # by a rule.
   resampling, moved = centre, field_of_view.around_body(centre, body)
-  if moved != centre and lost(centre) - lost(moved) > _WORTH_MOVING:
+  off = max(off for *_, off in field_of_view.overhang(centre, body))
+  if off > field_of_view.OFF and lost(centre) - lost(moved) > _WORTH_MOVING:
     resampling = moved
   image, label = (
     np.ascontiguousarray(field_of_view.crop(array, grid, resampling))
