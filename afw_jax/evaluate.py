@@ -62,7 +62,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   runtime.on_process_zero(lambda: _make_anew(staging, folders.values()))
   runtime.check_shared(folders['pictures'])
 
-  mean_dsc = {}
+  mean_dsc, unusual = {}, {}
   for case_id in terminal.progress_bar(
     runtime.local_items(case_ids),
     desc='evaluate',
@@ -76,14 +76,15 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
     geometry = Geometry.from_json(case.meta['geometry'])
     name = file_name(case_id)
     volumes.write_label(os.path.join(folders['predictions'], f'{name}.nii.gz'), trained.file_ids(labels), geometry)
-    notes = usual.notes_on(case.meta['intensities'], selection.windows[case_id], trained.meta['data'])
-    for note in notes:
-      _log.warning('%s: %s', case_id, note)
-    scored |= {'split': split, 'training_split': used[case_id], 'notes': notes}
+    unusual[case_id] = usual.notes_on(case.meta['intensities'], selection.windows[case_id], trained.meta['data'])
+    scored |= {'split': split, 'training_split': used[case_id], 'notes': unusual[case_id]}
     atomic_files.write_json(os.path.join(folders['cases'], f'{name}.json'), scored)
     counted = [s['dsc'] for s in scored['scores'].values() if not math.isnan(s['dsc'])]
     mean_dsc[case_id] = float(np.mean(counted)) if counted else math.nan
 
+  for case_id, notes in (entry for part in runtime.gather(unusual) for entry in part.items()):
+    for note in notes:
+      _log.warning('%s: %s', case_id, note)
   if importlib.util.find_spec('matplotlib'):
     mean_dsc = {case_id: dsc for part in runtime.gather(mean_dsc) for case_id, dsc in part.items()}
     mean_dsc = {case_id: mean_dsc[case_id] for case_id in case_ids}

@@ -4,6 +4,7 @@ afw-jax --config=synapse --workdir=runs/synapse              (installed; `afw-ja
 python -m afw_jax.main --config=configs/synapse.py ...       (the same, in a clone)
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -95,8 +96,7 @@ _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Distributed: rank of thi
 
 def main() -> None:
   """Runs the command line. A user error ends in one line on stderr and exit code 2."""
-  for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character shows its code instead
-    stream.reconfigure(errors='backslashreplace')
+  terminal.keep_streams_open()
   if len(sys.argv) == 1 or {'-h', '-help', '--help'} & set(sys.argv[1:]):
     print(command_line.help_text(), end='')
     sys.exit(0 if sys.argv[1:] else 2)
@@ -123,6 +123,10 @@ def _run(argv: list[str]) -> None:
     if argv[1:]:
       raise InputError(argv[1], 'is not an option', 'Options start with --; see --help.')
     _dispatch()
+    if lost := terminal.lost_output():
+      _fail(
+        f'what was printed could not be written ({lost}). Free space on the disk; the files of the run are complete.'
+      )
   except (InputError, InputErrors, FloatingPointError) as error:
     _fail(str(error))
   except KeyboardInterrupt:
@@ -141,9 +145,10 @@ def _fail(message: str) -> None:
   sys.stdout.flush()
   sys.stderr.flush()
   # Threads that still read or write (checkpoints, events) could print into this line: their stderr is closed first.
-  terminal = os.dup(2)
+  stderr = os.dup(2)
   os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-  os.write(terminal, f'\nerror: {message}\n'.encode(sys.stderr.encoding or 'utf-8', 'backslashreplace'))
+  with contextlib.suppress(OSError):  # the disk of a log is full, perhaps: the exit code says it
+    os.write(stderr, f'\nerror: {message}\n'.encode(sys.stderr.encoding or 'utf-8', 'backslashreplace'))
   os._exit(2)
 
 

@@ -132,9 +132,34 @@ def predict_volume(
   Raises:
     InputError: the scan carries no voxel size and the working grid needs one.
   """
-  config = trained.meta['config']['eval']
+  return _segment(
+    trained,
+    *_cleaned(trained, scan),
+    batch_size=batch_size,
+    overlap=overlap,
+    largest_component=largest_component,
+    keep_probabilities=keep_probabilities,
+  )
+
+
+def _cleaned(trained: Trained, scan: volumes.Volume) -> tuple[volumes.Volume, tuple[float, float]]:
+  """The scan without padding, and its intensity window."""
   data = trained.meta['data']
-  scan = _without_padding(trained, scan)
+  scan = dataclasses.replace(scan, array=without_padding(scan.array, in_hu=intensities.is_hu(data['options'])))
+  return scan, scan_window(scan.array, data['window'])
+
+
+def _segment(
+  trained: Trained,
+  scan: volumes.Volume,
+  window: tuple[float, float],
+  *,
+  batch_size: int | None,
+  overlap: float | None,
+  largest_component: bool,
+  keep_probabilities: bool,
+) -> tuple[np.ndarray, np.ndarray | None]:
+  config, data = trained.meta['config']['eval'], trained.meta['data']
   resampling, image = working_grid.to_working_grid(scan, data['options'], usual.overhang_of(data))
   options = segmentation.Options(
     trained.input_size,
@@ -146,7 +171,7 @@ def predict_volume(
     trained.predict_step,
     trained.variables,
     image,
-    scan_window(scan.array, data['window']),
+    window,
     resampling,
     options,
     keep_probabilities=keep_probabilities,
@@ -163,15 +188,12 @@ def scan_notes(trained: Trained, scan: volumes.Volume) -> list[str]:
   Returns:
     Sentences without a full stop; empty for a scan like those of the training.
   """
-  data, array = trained.meta['data'], _without_padding(trained, scan).array
-  described = intensities.describe(array, intensities.is_hu(data['options']))
-  return usual.notes_on(described, scan_window(array, data['window']), data)
+  return _notes(trained, *_cleaned(trained, scan))
 
 
-def _without_padding(trained: Trained, scan: volumes.Volume) -> volumes.Volume:
-  return dataclasses.replace(
-    scan, array=without_padding(scan.array, in_hu=intensities.is_hu(trained.meta['data']['options']))
-  )
+def _notes(trained: Trained, scan: volumes.Volume, window: tuple[float, float]) -> list[str]:
+  data = trained.meta['data']
+  return usual.notes_on(intensities.describe(scan.array, intensities.is_hu(data['options'])), window, data)
 
 
 def predict(
@@ -234,6 +256,19 @@ def predict_all(
   precision = matmul_precision or _precision_of(trained.meta)
   overlap = trained.meta['config']['eval'].get('overlap', 0.5) if overlap is None else overlap
   used = {'step': trained.meta['step'], 'sha256': checkpoint.digest(trained.meta), 'workdir': workdir}
+
+  def segment(scan: volumes.Volume) -> batch.Segmented:
+    cleaned = _cleaned(trained, scan)
+    labels, probabilities = _segment(
+      trained,
+      *cleaned,
+      batch_size=batch_size,
+      overlap=overlap,
+      largest_component=largest_component,
+      keep_probabilities=save_probabilities,
+    )
+    return batch.Segmented(labels, probabilities, _notes(trained, *cleaned))
+
   job = batch.Job(
     input_path,
     folder,
@@ -250,15 +285,7 @@ def predict_all(
     },
     ids={organ: trained.meta['data']['output_ids'][organ] for organ in trained.organs},
     file_ids=trained.file_ids,
-    segment=lambda scan: predict_volume(
-      trained,
-      scan,
-      batch_size=batch_size,
-      overlap=overlap,
-      largest_component=largest_component,
-      keep_probabilities=save_probabilities,
-    ),
-    notes=lambda scan: scan_notes(trained, scan),
+    segment=segment,
     probabilities=save_probabilities,
     overwrite=overwrite,
   )

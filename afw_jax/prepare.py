@@ -55,7 +55,7 @@ def prepare(
       changed = _changed_behind(config, workdir, store_dir, splits)
       if not changed:
         return
-      selected, reason = dataclasses.replace(selected, cases=sorted(changed)), 'files of test cases have changed'
+      selected, reason = dataclasses.replace(selected, cases=sorted(changed)), 'files have changed'
     else:
       reason = preparation.outdated(store_dir, options, data.root, selected) if os.path.isdir(data.root) else ''
     if not reason:
@@ -96,24 +96,26 @@ def check_current(config: ml_collections.ConfigDict, workdir: str, store_dir: st
       changed since it was prepared, or the data set has other cases or another split.
   """
   while True:
+    before = publish.state(store_dir)
     try:
       return _check_current(config, workdir, store_dir)
-    except (InputError, InputErrors):  # of the store that another process may be about to publish
-      if not publish.wait_for_others(store_dir):
+    except (InputError, InputErrors) as error:  # perhaps another process is about to publish what is missing
+      if publish.wait_for_others(store_dir, reason=str(error)):
+        time.sleep(_SUCCESSION_S)
+      elif publish.state(store_dir) == before:
         raise
-    time.sleep(_SUCCESSION_S)
 
 
 def _check_current(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> None:
   data, index = config.data, store.read_index(store_dir)
+  if os.path.isdir(data.root):
+    _check_options(config, store_dir)
+  build.selection(config, index, checkpoint.read_meta(os.path.join(workdir, 'checkpoints', 'last')))
   if not os.path.isdir(data.root):
-    build.selection(config, index, checkpoint.read_meta(os.path.join(workdir, 'checkpoints', 'last')))
     return
-  _check_options(config, store_dir)
   splits = _recorded_splits(config.data, workdir)
   if splits:
-    complete = set(_all_ids(splits)) <= index['cases'].keys()
-    changed = _changed_behind(config, workdir, store_dir, splits) if complete else {}
+    changed = _changed_behind(config, workdir, store_dir, splits)
     problem = ', '.join(f'{path} (case {case_id})' for case_id, path in sorted(changed.items())[:8])
     problem = problem and f'{problem} changed after it was prepared'
   else:
@@ -125,18 +127,20 @@ def _check_current(config: ml_collections.ConfigDict, workdir: str, store_dir: s
 def _changed_behind(
   config: ml_collections.ConfigDict, workdir: str, store_dir: str, splits: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
-  """The test cases of a run that has begun whose files have changed, and the file.
+  """The cases of a run that has begun whose files have changed and are to be prepared again, and the file.
 
   Raises:
-    InputError: a case that the run trains or validates on has changed, or is no longer in the data set.
+    InputError: a case that the run trains or validates on has changed since it began, or is no longer in the data set.
   """
   if not os.path.isdir(config.data.root):
     return {}
   found = preparation.changes(store_dir, build.store_options(config.data), config.data.root, _all_ids(splits))
   part_of = {case_id: part for part, ids in splits.items() for case_id in ids}
+  # Another run has prepared other files since this run began: these may be the ones that it began with again.
+  unlike = _of_other_content(store.read_index(store_dir), workdir)
   for case_id in sorted(found.changed | dict.fromkeys(found.gone)):
     path, part = found.changed.get(case_id), part_of[case_id]
-    if part != 'test':
+    if part != 'test' and not (path and case_id in unlike):
       raise InputError(
         path or config.data.root,
         f'has changed since the run in {workdir} began: it is in the {part} part (case {case_id})'
@@ -150,13 +154,18 @@ def _changed_behind(
   return found.changed
 
 
-def _warn_of_other_content(index: Mapping, workdir: str) -> None:
-  """Says which training and validation cases of a run are no longer what it began with."""
+def _of_other_content(index: Mapping, workdir: str) -> list[str]:
+  """The training and validation cases of a run that the store has with other content than the run began with."""
   recorded = (checkpoint.read_meta(os.path.join(workdir, 'checkpoints', 'last')) or {}).get('data')
   selection = recorded and run_record.recorded_selection(index, recorded)
   if not selection:
-    return
-  changed = run_record.changed_cases(recorded, run_record.data_record(index, selection), ('train', 'val'))
+    return []
+  return run_record.changed_cases(recorded, run_record.data_record(index, selection), ('train', 'val'))
+
+
+def _warn_of_other_content(index: Mapping, workdir: str) -> None:
+  """Says which training and validation cases of a run are no longer what it began with."""
+  changed = _of_other_content(index, workdir)
   if changed:
     _log.warning(
       'the run in %s cannot be trained further: it began with other content of %s. Choose another --workdir for the '

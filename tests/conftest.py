@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from afw_jax.data import phantom
+from afw_jax.data.preparation import load_case
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = (
@@ -109,3 +110,14 @@ def trained(tmp_path_factory, demo, run_main):
 def stored(trained, demo):
   """Arguments of the run `trained`, with its store."""
   return (*demo, f'--config.data.store={next((trained.parent / "stores").iterdir())}')
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+  """Ids of the cases whose files were decoded."""
+  load, ids = load_case.load_and_validate, []
+  monkeypatch.setattr(load_case, 'load_and_validate', lambda case, spec: ids.append(case.id) or load(case, spec))
+  monkeypatch.setattr(
+    'afw_jax.data.preparation.worker_pool.run_jobs', lambda function, jobs, **_: [function(job) for job in jobs]
+  )
+  return ids

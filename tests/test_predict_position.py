@@ -61,6 +61,7 @@ def organ_ml(trained, image):
 
 
 AIR = {
+  'a little at the left': ((0, 0), (15, 0)),
   'left': ((0, 0), (50, 0)),
   'right': ((0, 0), (0, 53)),
   'front and back': ((51, 62), (0, 0)),
@@ -73,7 +74,9 @@ NETWORKS = {
   'volumes that hold the body': network((16, 48, 61)),
   'volumes smaller than the body': network((8, 32, 40)),
   'crops': network((), input_size=(8, 32, 40)),
-  'bodies beyond the grid in training': network((40, 54), [[0, 0, 0], [6, 6, 4], [6, 6, 4]]),
+  'bodies beyond the grid in training': network(
+    (40, 54), [[[[0, 0]], 0], [[[0.12, 0.12], [0, 0.1], [0.1, 0]], 0.05], [[[0.11, 0.11]], 0.05]]
+  ),
 }
 
 

@@ -15,13 +15,16 @@ from afw_jax.data.resample import Resampling
 
 # (low, high) along each axis, in voxels at the target spacing
 Box = Sequence[Sequence[float]]
-# voxels that bodies reach beyond the low and the high end of the grid, and by which they are off its middle, per axis
-Usual = Sequence[Sequence[float]]
+# For each axis (pairs, off): pairs are the shares of the width of some bodies that are beyond the two ends of the grid;
+# off is how far the middles of bodies are from that of the grid, as a share of its side.
+Usual = Sequence[Sequence]
 
 _COARSE_MM = 4.0  # the body is found on a grid about as fine as this
 _THIN_MM = 12.0  # couches and cables are thinner
 _SMALL = 0.02  # parts of less than this share of the largest one are no part of the body
 _TOLERANCE = 0.02  # of the side of the grid
+OFF = 0.05  # of the side of the grid; patients do not lie more exactly in the middle of the scanner
+_CENTRED = (((0.0, 0.0),), 0.0)
 
 
 def find_body(scan: np.ndarray, threshold: float, resampling: Resampling) -> list[list[float]] | None:
@@ -72,19 +75,19 @@ def covering(centre: Resampling, body: Box | None) -> Resampling:
   if body is None:
     return centre
   spans = []
-  for cut, low, width, ends, size in _axes(centre, body):
-    moved = _around(ends, width, size)
+  for cut, low, width, ends, _ in _axes(centre, body):
+    moved = _around(ends, width)
     spans.append((int(min(low, moved, ends[0])), int(max(low + width, moved + width, ends[1]))) if cut else None)
   return _with(centre, spans)
 
 
 def around_body(centre: Resampling, body: Box | None) -> Resampling:
-  """The grid of `make_resampling`, moved so that its middle is that of the body."""
+  """The grid of `make_resampling`, moved within the scan so that its middle is that of the body."""
   if body is None:
     return centre
   spans = []
   for cut, low, width, ends, size in _axes(centre, body):
-    low = low if low <= ends[0] and ends[1] <= low + width else _around(ends, width, size)
+    low = low if low <= ends[0] and ends[1] <= low + width else int(np.clip(_around(ends, width), 0, size - width))
     spans.append((low, low + width) if cut else None)
   return _with(centre, spans)
 
@@ -95,39 +98,58 @@ def placed(centre: Resampling, body: Box | None, usual: Usual | None) -> Resampl
   Args:
     centre: of the scan, from `make_resampling`.
     body: from `find_body`.
-    usual: of the training scans, from `usual_of`; None: no body may reach beyond the grid.
+    usual: of the training scans, from `usual_of`; None: no body may be beyond the grid.
 
   Returns:
-    `centre` where the body lies in the grid, or as it does in training; the same moved to the body where that suffices;
-    else a larger grid with the whole body.
+    `centre` where the body lies in it as it does in training; the same moved to the body, beyond the end of the scan if
+    need be, where that suffices; else a larger grid with the whole body.
   """
   if body is None:
     return centre
   spans = []
-  for (cut, low, width, ends, size), limits in zip(_axes(centre, body), usual or ((0, 0, 0),) * 3):
+  for (cut, low, width, ends, _), (pairs, off) in zip(_axes(centre, body), usual or (_CENTRED,) * 3):
     span = (low, low + width)
-    if cut and not _as_usual(span, ends, limits):
-      moved = _around(ends, width, size)
+    off_middle = abs(sum(ends) / 2 - low - width / 2) > (max(off, OFF) + _TOLERANCE) * width
+    if cut and (off_middle or not _as_usual(span, ends, pairs)):
+      moved = _around(ends, width)
       span = (moved, moved + width)
-      if not _as_usual(span, ends, (*limits[:2], np.inf)):
+      if not _as_usual(span, ends, pairs):
         span = (int(min(ends[0], moved)), int(max(ends[1], moved + width)))
     spans.append(span if cut else None)
   return _with(centre, spans)
 
 
 def overhang(grid: Resampling, body: Box | None) -> list[list[float]]:
-  """For each axis the voxels by which a body reaches beyond a grid at its low and its high end; negative inside."""
-  if body is None:
-    return [[0.0, 0.0]] * 3
-  return [
-    [low - ends[0], ends[1] - low - width] if cut else [0.0, 0.0] for cut, low, width, ends, _ in _axes(grid, body)
-  ]
+  """For each axis how a body lies in a grid: what is beyond its low and its high end, and how far it is off the middle.
+
+  Returns:
+    (low, high, off) for each axis: shares of the width of the body, and a share of the side of the grid.
+  """
+  found = []
+  for cut, low, width, ends, _ in _axes(grid, body) if body is not None else [(False,) * 5] * 3:
+    if not cut:
+      found.append([0.0, 0.0, 0.0])
+      continue
+    beyond = (max(0.0, low - ends[0]), max(0.0, ends[1] - low - width))
+    off = abs(sum(ends) / 2 - low - width / 2) / width
+    found.append([*(float(b / (ends[1] - ends[0])) for b in beyond), float(off)])
+  return found
 
 
-def usual_of(overhangs: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
+def usual_of(overhangs: Sequence[Sequence[Sequence[float]]]) -> list[list]:
   """What `placed` takes as usual, from the `overhang` of the training cases of which no organ was cut."""
-  rows = np.array([[[max(a, 0), max(b, 0), abs(b - a) / 2] for a, b in axes] for axes in overhangs])
-  return rows.max(0).tolist() if len(rows) else [[0.0, 0.0, 0.0]] * 3
+  usual = []
+  for axis in range(3):
+    pairs = {(round(a, 4), round(b, 4)) for a, b, _ in (case[axis] for case in overhangs)} | {(0.0, 0.0)}
+    outermost = [list(p) for p in sorted(pairs) if not any(_allows(q, p) for q in pairs - {p})]
+    usual.append([outermost, max((case[axis][2] for case in overhangs), default=0.0)])
+  return usual
+
+
+def _allows(usual: Sequence[float], other: Sequence[float], more: float = 0.0) -> bool:
+  """Whether a body is beyond both ends by no more than another is, and no less evenly."""
+  uneven = abs(other[0] - other[1]) - abs(usual[0] - usual[1])
+  return other[0] <= usual[0] + more and other[1] <= usual[1] + more and uneven <= 2 * more
 
 
 def crop(array: np.ndarray, grid: Resampling, part: Resampling) -> np.ndarray:
@@ -163,18 +185,15 @@ def _axes(grid: Resampling, body: Box):
   return list(zip(is_cut(grid), grid.offset, grid.working, body, grid.resampled))
 
 
-def _around(ends: Sequence[float], width: int, size: int) -> int:
-  """First voxel of a grid around the middle of the body, within the scan."""
-  return int(np.clip(round((ends[0] + ends[1] - width) / 2), 0, size - width))
+def _around(ends: Sequence[float], width: int) -> int:
+  """First voxel of a grid around the middle of the body; it may begin before the scan, or end behind it."""
+  return round((ends[0] + ends[1] - width) / 2)
 
 
-def _as_usual(span: tuple[int, int], ends: Sequence[float], limits: Sequence[float]) -> bool:
-  low, high = span[0] - ends[0], ends[1] - span[1]
-  more = _TOLERANCE * (span[1] - span[0])
-  inside = low <= 0 and high <= 0
-  return inside or bool(
-    low <= limits[0] + more and high <= limits[1] + more and abs(high - low) / 2 <= limits[2] + more
-  )
+def _as_usual(span: tuple[int, int], ends: Sequence[float], pairs: Sequence[Sequence[float]]) -> bool:
+  width = ends[1] - ends[0]
+  beyond = (max(0.0, span[0] - ends[0]) / width, max(0.0, ends[1] - span[1]) / width)
+  return any(_allows(pair, beyond, _TOLERANCE * (span[1] - span[0]) / width) for pair in pairs)
 
 
 def _with(centre: Resampling, spans: Sequence[tuple[int, int] | None]) -> Resampling:

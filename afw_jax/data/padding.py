@@ -9,6 +9,8 @@ import numpy as np
 AIR_HU = -1000
 HU_RANGE = (-1024, 3071)  # of 12 bits
 _BORDER = 0.2  # share of the border of a slice; noise that meets a limit of the data type stays far below it
+_APART = 0.05  # share of the range; saturated tissue is not apart from the other values
+_EQUAL = 0.5  # share of neighbours; noise of 5 HU leaves one of twenty equal
 
 
 def without_padding(scan: np.ndarray, *, in_hu: bool) -> np.ndarray:
@@ -16,8 +18,9 @@ def without_padding(scan: np.ndarray, *, in_hu: bool) -> np.ndarray:
 
   In CT, padding is what lies below -1024 HU, and a constant that reaches inwards from the border of a slice at the
   lowest or, from 3071 HU, at the highest value. It becomes -1000 HU. In MR, padding is the lowest value if it is the
-  only negative one, or negative and along the border, and the highest if it lies along the border and is more than
-  twice the next. It becomes the lowest of the other values, which percentiles leave out.
+  only negative one, or negative and along the border, and the highest if it lies along the border, apart from the
+  others. It becomes the lowest of the other values, which percentiles leave out. In both, padding is also any other
+  constant that reaches inwards from the border, such as 0 HU, if the rest of the scan has noise.
 
   Args:
     scan: (D, H, W) int16 or float32.
@@ -26,7 +29,8 @@ def without_padding(scan: np.ndarray, *, in_hu: bool) -> np.ndarray:
   Returns:
     (D, H, W) int16 or float32; `scan` itself where nothing is to be done.
   """
-  cleaned = _ct(scan) if in_hu else _mr(scan)
+  cleaned = _without_fill(scan, AIR_HU, np.inf) if in_hu else _without_fill(scan, scan.min(), scan.max())
+  cleaned = _ct(cleaned) if in_hu else _mr(cleaned)
   if cleaned is scan or cleaned.dtype == np.int16:
     return cleaned
   limits = np.iinfo(np.int16)  # with padding of 65535 a scan of integers was read as float32
@@ -64,10 +68,38 @@ def _mr(scan: np.ndarray) -> np.ndarray:
       cleaned, floor = np.where(scan == lowest, above, scan), above
   if floor < highest and _along_border(scan, highest):
     below = scan.max(where=scan < highest, initial=lowest)
-    if below < highest / 2:
+    apart = highest - below > _APART * (highest - lowest) and _has_noise(scan, highest, lowest)
+    if apart or below < highest / 2:
       floor = cleaned.min(where=scan < highest, initial=highest)
       cleaned = np.where(scan == highest, floor, cleaned)
   return cleaned
+
+
+def _without_fill(scan: np.ndarray, air: float, below: float) -> np.ndarray:
+  """The scan with air in place of a constant along the border that is above its lowest value and air, and `below`."""
+  edges = np.concatenate([scan[:, 0], scan[:, -1], scan[:, :, 0], scan[:, :, -1]], 1)
+  inner = edges[(edges > max(scan.min(), air)) & (edges < below)]
+  if not inner.size:
+    return scan
+  values, counts = np.unique(inner, return_counts=True)
+  fill = values[counts.argmax()]
+  if np.mean(edges == fill, 1).max() < _BORDER or not _has_noise(scan, fill, air):
+    return scan
+  cleaned = scan.copy()
+  for plane, out in zip(scan, cleaned):
+    out[_from_border(plane == fill)] = air
+  return cleaned
+
+
+def _has_noise(scan: np.ndarray, fill: float, air: float) -> bool:
+  """Whether neighbours differ in what is neither padding nor air: in drawn scans a constant may be tissue."""
+  pairs = equal = 0
+  for plane in scan:
+    left, right = plane[:, :-1], plane[:, 1:]
+    tissue = (left != fill) & (left > air)
+    pairs += np.count_nonzero(tissue)
+    equal += np.count_nonzero(tissue & (left == right))
+  return equal < _EQUAL * pairs
 
 
 def _along_border(scan: np.ndarray, value: float) -> bool:

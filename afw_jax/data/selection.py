@@ -111,9 +111,15 @@ def choose(listing: Mapping, options: SelectionOptions) -> Choice:
     [(i, scans[i]['subject'], scans[i]['part']) for i in ids],
     listing['fractions'] if options.fractions is None else options.fractions,
     options.seed,
-    resplit_train=options.fractions is not None,
+    resplit_train=options.fractions is not None and not listing.get('explicit_val'),
   )
-  notes += [f'no {part} part: {consequence}' for part, consequence in _WITHOUT.items() if not splits[part]]
+  given = {case_id for case_id in ids if scans[case_id]['part'] == 'train'}
+  if moved := len(given & set(splits['val'])):
+    notes.append(f'{moved} of the {len(given)} given training cases are used for validation (data.fractions)')
+  if splits['val'] or splits['test']:
+    notes += [f'no {part} part: {consequence}' for part, consequence in _WITHOUT.items() if not splits[part]]
+  else:
+    notes.append('no val and no test part: the last checkpoint is used, and nothing can be scored')
   return Choice(splits, window, excluded, notes)
 
 

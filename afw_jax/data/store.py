@@ -146,7 +146,8 @@ def content_digest(meta: dict) -> str:
   """
   arrays = {name: entry['sha256'] for name, entry in meta['arrays'].items()}
   grid = [meta.get('geometry', {}).get(key) for key in ('shape', 'affine', 'has_mm')]
-  content = [arrays, grid, meta.get('resampling'), meta.get('spacing_mm'), meta.get('whole'), meta.get('body')]
+  content = [arrays, grid, meta.get('resampling'), meta.get('spacing_mm')]
+  content += [meta[key] for key in ('whole', 'body') if 'whole' in arrays]
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -58,14 +58,15 @@ def notes_on_training(index: Mapping, selection: Selection) -> list[str]:
   Returns:
     '<case>: <note>' for each.
   """
-  cases, windows, in_hu = index['cases'], selection.windows, intensities.is_hu(index['options'])
-  found = []
+  in_hu, training = intensities.is_hu(index['options']), set(selection.splits['train'])
+  described = {i: (index['cases'][i]['intensities'], selection.windows[i]) for i in selection.ids}
+  usual_of = lambda ids: intensities.usual_of([described[i] for i in ids], in_hu)
+  of_all, found = usual_of(training), []
   for case_id in selection.ids:
-    others = [i for i in selection.splits['train'] if i != case_id]
-    if len(others) < _FEW:
-      continue
-    usual = intensities.usual_of([(cases[i]['intensities'], windows[i]) for i in others], in_hu)
-    for note in intensities.notes(cases[case_id]['intensities'], windows[case_id], in_hu, usual):
-      if note not in cases[case_id]['notes']:
-        found.append(f'{case_id}: {note}')
+    usual = of_all
+    if case_id in training and of_all and intensities.is_outermost(*described[case_id], in_hu, of_all):
+      usual = usual_of(training - {case_id})
+    if len(training - {case_id}) >= _FEW:
+      notes = intensities.notes(*described[case_id], in_hu, usual)
+      found += [f'{case_id}: {note}' for note in notes if note not in index['cases'][case_id]['notes']]
   return found

@@ -1,9 +1,10 @@
 """Segments many scans one after the other: what is done is kept and not done again, and no scan ends the others."""
 
+import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -36,6 +37,20 @@ class Outcome(NamedTuple):
   skipped: int
 
 
+class Segmented(NamedTuple):
+  """A segmented scan.
+
+  Attributes:
+    labels: (D, H, W) class ids.
+    probabilities: (D, H, W, C), or None.
+    notes: what is unusual about the scan; logged, and recorded with its row.
+  """
+
+  labels: np.ndarray
+  probabilities: np.ndarray | None
+  notes: list[str]
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
   """Scans to segment, and how.
@@ -48,8 +63,7 @@ class Job:
     made_by: entries of every row that say how it was made: 'checkpoint' (with 'sha256') and 'options'.
     ids: organ -> its id in the label maps, in the order of the classes 1, 2, ...
     file_ids: class ids -> those of the label maps.
-    segment: scan -> (labels (D, H, W) class ids, probabilities (D, H, W, C) or None).
-    notes: scan -> what is unusual about it; recorded with its row.
+    segment: scan -> what becomes of it.
     probabilities: whether these are to be written.
     overwrite: make every label map again, also in place of files of others.
   """
@@ -61,8 +75,7 @@ class Job:
   made_by: dict
   ids: dict[str, int]
   file_ids: Callable[[np.ndarray], np.ndarray]
-  segment: Callable[[volumes.Volume], tuple[np.ndarray, np.ndarray | None]]
-  notes: Callable[[volumes.Volume], list[str]] = lambda scan: []
+  segment: Callable[[volumes.Volume], Segmented]
   probabilities: bool = False
   overwrite: bool = False
 
@@ -105,7 +118,8 @@ def run(job: Job, passed_over: Sequence[PassedOver] = ()) -> Outcome:
   ):
     try:
       made = _finished(job, scan, record.read(job.folder))  # another process may have made it meanwhile
-      rows[scan.name] = made or _make(job, scan, taken)
+      with _memory_of(scan):
+        rows[scan.name] = made or _make(job, scan, taken)
     except _ScanError as problem:
       if not os.path.exists(job.source):
         raise InputError(job.source, 'is no longer there', 'Start the same command again: it goes on.') from problem
@@ -113,6 +127,9 @@ def run(job: Job, passed_over: Sequence[PassedOver] = ()) -> Outcome:
       if len(job.scans) > 1:
         _log.warning('%s failed, the others go on', scan.name)
   parts = runtime.gather([rows, failed])
+  for part in (parts if runtime.process_index() == 0 else ())[1:]:  # other processes log errors only
+    for row in part[0].values():
+      _log_notes(row)
   rows = there | {name: row for part in parts for name, row in part[0].items()}
   failed = {name: InputError(*error) for part in parts for name, error in part[1].items()}
   runtime.on_process_zero(lambda: record.note_rest(job.source, job.folder, _failures(job, failed), passed_over))
@@ -144,19 +161,12 @@ def _make(job: Job, scan: Scan, taken: Container[str]) -> dict:
     check()
     stamp = outputs.stamp(scan)  # before it is read: if it is changed meanwhile, it is segmented again
     image = _read(scan)
-    labels, probabilities = job.segment(image)
-    notes = job.notes(image)
+    labels, probabilities, notes = job.segment(image)
   except InputError as error:
     if outputs.ends_everything(error, writing=False):
       raise
     raise _ScanError(error) from error
-  except (MemoryError, jax.errors.JaxRuntimeError) as error:
-    if isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' not in str(error):
-      raise
-    what, cure = 'the memory was used up while it was segmented', 'Close other programs, lower eval.batch_size, or use '
-    cure += 'a machine with more memory, then start the same command again: it goes on.'
-    raise _ScanError(InputError(scan.path, what, cure)) from error  # the others may be smaller
-  counts = np.bincount(labels.ravel(), minlength=len(job.ids) + 1)
+  counts = np.sum([np.bincount(plane.ravel(), minlength=len(job.ids) + 1) for plane in labels], 0)
   voxel_ml = float(np.prod(image.spacing_mm)) / 1000
   row = {
     'scan': scan.name,
@@ -169,8 +179,7 @@ def _make(job: Job, scan: Scan, taken: Container[str]) -> dict:
     'notes': notes,
     **job.made_by,
   }
-  for note in notes:
-    _log.warning('%s: %s', scan.name, note)
+  _log_notes(row)
   files = {label: lambda path: volumes.write_label(path, job.file_ids(labels), image.geometry)}
   if probabilities is not None:
     for c, path in enumerate(probabilities_at.values(), 1):
@@ -182,6 +191,24 @@ def _make(job: Job, scan: Scan, taken: Container[str]) -> dict:
     if outputs.ends_everything(error, writing=True):
       raise
     raise _ScanError(error) from error
+
+
+def _log_notes(row: dict) -> None:
+  for note in row.get('notes', ()):  # older rows have none
+    _log.warning('%s: %s', row['scan'], note)
+
+
+@contextlib.contextmanager
+def _memory_of(scan: Scan) -> Iterator[None]:
+  """Memory that is used up within the block is the scan's own failure: the others may be smaller."""
+  try:
+    yield
+  except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    if isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    cure = 'Close other programs, lower eval.batch_size, or use a machine with more memory, then start the same '
+    cure += 'command again: it goes on.'
+    raise _ScanError(InputError(scan.path, 'the memory was used up while it was segmented', cure)) from error
 
 
 def _read(scan: Scan) -> volumes.Volume:

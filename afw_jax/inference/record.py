@@ -54,7 +54,7 @@ def check(folder: str) -> None:
   if not os.path.lexists(path):
     return
   try:
-    with open(path, encoding='utf-8-sig', newline='') as file:
+    with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:  # as it is written
       head = next(csv.reader(file), [])
   except (OSError, UnicodeDecodeError, csv.Error) as error:
     raise InputError(path, f'cannot be read ({error})', _MOVE) from error

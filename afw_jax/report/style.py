@@ -14,6 +14,7 @@ COLOURS = (
 )  # fmt: skip
 DPI = 130
 MAX_LABEL = 40  # characters of a name in a figure
+_TAIL = 16
 LEGEND_ROWS = 20  # which fit beside axes of about 4 inches
 _NARROW = 1.9  # inches of a legend that needs no wider figure
 
@@ -54,8 +55,12 @@ def legend_patch(index: int, label: str):
 
 
 def label(name: str) -> str:
-  """A name of an organ or a case as text of a figure: not too long, without matplotlib's signs for formulas."""
-  short = name if len(name) <= MAX_LABEL else f'{name[: MAX_LABEL - 1]}…'
+  """A name of an organ or a case as text of a figure: not too long, without matplotlib's signs for formulas.
+
+  The middle of a long name is left out, since names often differ at their ends. Bytes that are not UTF-8 are numbers.
+  """
+  name = name.encode('utf-8', 'backslashreplace').decode()
+  short = name if len(name) <= MAX_LABEL else f'{name[: MAX_LABEL - 1 - _TAIL]}…{name[-_TAIL:]}'
   text = short.replace('$', r'\$')
   return f' {text}' if text.startswith('_') else text  # matplotlib leaves labels with a leading underscore out
 

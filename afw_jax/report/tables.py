@@ -85,7 +85,9 @@ def format_table(run: Run) -> str:
 def markdown(head: list[str], rows: list[list[str]]) -> str:
   """A Markdown table, first column left, the others right."""
   lines = [head, ['---'] + ['---:'] * (len(head) - 1), *rows]
-  return '\n'.join('| ' + ' | '.join(str(v).replace('|', '\\|') for v in line) + ' |' for line in lines)
+  return '\n'.join(
+    '| ' + ' | '.join(' '.join(str(v).split()).replace('|', '\\|') for v in line) + ' |' for line in lines
+  )
 
 
 def organ_table(run: Run) -> str:
@@ -173,5 +175,12 @@ def _csv(rows: list[list]) -> str:
   return text.getvalue()
 
 
+_TEX = {c: f'\\{c}' for c in '_%&#${}'} | {
+  '\\': r'\textbackslash{}',
+  '^': r'\textasciicircum{}',
+  '~': r'\textasciitilde{}',
+}
+
+
 def _tex(text: str) -> str:
-  return ''.join('\\' + c if c in '_%&#$' else c for c in text)
+  return ' '.join(''.join(_TEX.get(c, c) for c in text).split())

@@ -20,8 +20,8 @@ _CURES = {
 
 # What file systems answer that cannot flush: mounts of Windows folders, CIFS, VirtualBox, some network disks, pipes.
 _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-_NO_FOLDER_SYNC = (*_NO_SYNC, errno.EBADF)
-_NO_FOLDER_OPEN = (*_NO_FOLDER_SYNC, errno.EACCES, errno.EPERM, errno.EISDIR)
+_NO_FOLDER_SYNC = (*_NO_SYNC, errno.EBADF, errno.EACCES, errno.EPERM)
+_NO_FOLDER_OPEN = (*_NO_FOLDER_SYNC, errno.EISDIR)
 
 
 def process_name() -> str:
@@ -140,6 +140,18 @@ def _finite(value: Any) -> Any:
   return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+class _Twice(Exception):
+  """A key of a JSON object that is there twice: of the two values one would be lost."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    keys = [key for key, _ in pairs]
+    raise _Twice(repr(next(key for key in keys if keys.count(key) > 1)))
+  return found
+
+
 def read_json(path: str | os.PathLike, *, missing: str = 'does not exist', cure: str) -> dict:
   """Reads a JSON object.
 
@@ -149,17 +161,19 @@ def read_json(path: str | os.PathLike, *, missing: str = 'does not exist', cure:
     cure: what to do then, or where the file is damaged.
 
   Raises:
-    InputError: no such file, no permission, not JSON, or not an object.
+    InputError: no such file, no permission, not JSON, not an object, or a key that is there twice.
   """
   try:
     with open(path, 'rb') as file:
-      value = json.loads(file.read())
+      value = json.loads(file.read(), object_pairs_hook=_unique)
   except (FileNotFoundError, NotADirectoryError) as error:
     raise InputError(path, missing, cure) from error
   except OSError as error:
     raise InputError(path, f'cannot be read ({error.strerror or error})', 'Check its permissions') from error
   except UnicodeDecodeError as error:
     raise InputError(path, f'is damaged, or not written in UTF-8 ({error})', cure) from error
+  except _Twice as error:
+    raise InputError(path, f'has {error} twice in one object', 'Keep one of them') from error
   except (json.JSONDecodeError, RecursionError) as error:
     raise InputError(path, f'is damaged ({error})', cure) from error
   if not isinstance(value, dict):

@@ -18,6 +18,7 @@ _log = logging.getLogger('afw_jax')
 # What network disks and file systems of virtual machines without locks answer; 524 is the ENOTSUPP of the Linux kernel.
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, 524)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
+_SAY_AFTER_S = 0.3
 
 
 @contextlib.contextmanager
@@ -25,6 +26,7 @@ def locked(
   path: str | os.PathLike,
   *,
   shared: bool = False,
+  named: bool = True,
   patience_s: float = math.inf,
   cure: str = 'Wait until it ends, or choose another folder.',
   waiting: Callable[[str], None] | None = None,
@@ -36,9 +38,10 @@ def locked(
   Args:
     path: of the file; made if missing, with its folder.
     shared: share the lock with others that do so.
+    named: write into the file who holds the lock.
     patience_s: how long to wait; 0: not at all.
     cure: what to do where the wait was in vain.
-    waiting: called once, with the name of the holder, where the lock is not free at once.
+    waiting: called once, with the name of the holder, where the lock is not free after a moment.
 
   Yields:
     Whether the lock is held. False on a file system that has no locks, which gives one warning for each folder.
@@ -53,16 +56,18 @@ def locked(
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
   try:
     held = _acquire(file, path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, patience_s, cure, waiting)
-    with write_errors(path):
-      os.ftruncate(file, 0)
-      os.pwrite(file, f'{process_name()}, since {time.strftime("%Y-%m-%d %H:%M:%S")}'.encode(), 0)
+    if named:
+      with write_errors(path):
+        os.ftruncate(file, 0)
+        os.pwrite(file, f'{process_name()}, since {time.strftime("%Y-%m-%d %H:%M:%S")}'.encode(), 0)
     yield held
   finally:
     os.close(file)
 
 
 def _acquire(file: int, path: str, kind: int, patience_s: float, cure: str, waiting) -> bool:
-  folder, deadline, pause_s = os.path.dirname(path), time.monotonic() + patience_s, _FIRST_PAUSE_S
+  folder, begun, pause_s = os.path.dirname(path), time.monotonic(), _FIRST_PAUSE_S
+  deadline = begun + patience_s
   while True:
     try:
       fcntl.flock(file, kind | fcntl.LOCK_NB)
@@ -78,11 +83,12 @@ def _acquire(file: int, path: str, kind: int, patience_s: float, cure: str, wait
         ) from error
       _warn(folder)
       return False
-    if waiting:
+    if waiting and time.monotonic() - begun > _SAY_AFTER_S:  # others may only have looked whether it is free
       waiting(holder)
       waiting = None
     time.sleep(pause_s)
-    pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
+    if math.isinf(patience_s):  # who waits for seconds only must not sleep through the moment when it is free
+      pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
 
 
 @functools.cache  # once for each folder

@@ -1,5 +1,7 @@
 """The terminal of this process, which it may not have: standard streams that are closed or missing, progress bars."""
 
+import errno
+import io
 import os
 import sys
 from typing import Any, TextIO
@@ -23,6 +25,44 @@ def open_missing_streams() -> None:
       os.set_inheritable(number, True)  # so that processes that are started have it too
     if getattr(sys, name) is None:
       setattr(sys, name, open(number, mode, encoding='utf-8', closefd=False))  # noqa: SIM115 (open until the end)
+
+
+class _Output(io.FileIO):
+  """A standard stream whose reader may go away (a closed pager or connection, a full disk): the work goes on.
+
+  Attributes:
+    lost: why a file could not be written that somebody may want to read later.
+  """
+
+  lost: str | None = None
+
+  def write(self, data) -> int:
+    try:
+      written = super().write(data)
+      return len(data) if written is None else written
+    except OSError as error:  # from now on nothing is written, by whichever library
+      self.lost = None if error.errno in (errno.EPIPE, errno.EIO) else error.strerror
+      nowhere = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(nowhere, self.fileno())
+      os.close(nowhere)
+      return len(data)
+
+
+def keep_streams_open() -> None:
+  """Lets stdout and stderr outlive those who read them, and show the code of what a terminal cannot show."""
+  for name in ('stdout', 'stderr'):
+    stream = getattr(sys, name)
+    raw = io.BufferedWriter(_Output(stream.fileno(), 'w', closefd=False))
+    options = {'line_buffering': name == 'stderr' or stream.isatty(), 'errors': 'backslashreplace'}
+    stream.flush()
+    setattr(sys, name, io.TextIOWrapper(raw, encoding=stream.encoding, **options))
+
+
+def lost_output() -> str | None:
+  """Why what was printed on stdout is not in the file that it was sent to; None if it is, or nobody reads it."""
+  sys.stdout.flush()
+  raw = getattr(getattr(sys.stdout, 'buffer', None), 'raw', None)
+  return raw.lost if isinstance(raw, _Output) else None
 
 
 def is_interactive() -> bool:

@@ -15,7 +15,8 @@ from afw_jax.errors import InputError
 # A file that is missing, or not a file, means damage; any other error of the system (file handles, permissions, the
 # network) says nothing about the checkpoint.
 _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
-_TORN = re.compile(r'\b(NOT_FOUND|OUT_OF_RANGE|DATA_LOSS|FAILED_PRECONDITION)\b')  # TensorStore's words for it
+# TensorStore's words for it.
+_TORN = re.compile(r'\b(NOT_FOUND|OUT_OF_RANGE|DATA_LOSS|FAILED_PRECONDITION|Error decoding|[Cc]orrupt\w*|CRC-32C)\b')
 
 
 class Damaged(Exception):
@@ -95,7 +96,8 @@ def unreadable(path: pathlib.Path, error: Exception) -> InputError:
   return InputError(
     path,
     f'this checkpoint could not be read here ({str(error)[:300] or type(error).__name__})',
-    'It may be whole. Free memory or file handles, or mend the permissions, then start the same command again.',
+    'It may be whole: free memory or file handles, or mend the permissions, then start the same command again. '
+    'If it is damaged, rename its folder: the run goes on from the checkpoint before it.',
   )
 
 

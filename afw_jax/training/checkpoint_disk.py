@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator
 
 from etils.epath import gpath
-from orbax.checkpoint._src.serialization import tensorstore_utils  # it has no public way to these options
 
 from afw_jax.errors import InputError
 from afw_jax.system.atomic_files import sync_folder, write_errors
@@ -64,22 +63,25 @@ def usable(folder: str) -> Iterator[None]:
       options['file_io_locking'] = {'mode': 'none'}
     if not sync_folder(folder):
       options['file_io_sync'] = False
-  contexts = (tensorstore_utils._BASE_TS_CONTEXT, tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT)
-  with contextlib.ExitStack() as stack:
-    for context in contexts if options else ():
-      stack.enter_context(_updated(context, options))
+  with _tensorstore_options(options) if options else contextlib.nullcontext():
     yield
 
 
 @contextlib.contextmanager
-def _updated(context: dict, options: dict) -> Iterator[None]:
-  before = dict(context)
-  context.update(options)
+def _tensorstore_options(options: dict) -> Iterator[None]:
+  # Orbax has no public way to these options; the private one is imported only where a disk needs it.
+  from orbax.checkpoint._src.serialization import tensorstore_utils
+
+  contexts = (tensorstore_utils._BASE_TS_CONTEXT, tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT)
+  before = [dict(context) for context in contexts]
+  for context in contexts:
+    context.update(options)
   try:
     yield
   finally:
-    context.clear()
-    context.update(before)
+    for context, old in zip(contexts, before):
+      context.clear()
+      context.update(old)
 
 
 def _has_locks(folder: str) -> bool:

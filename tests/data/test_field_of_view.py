@@ -52,12 +52,15 @@ def place(body, usual=None, centre=None):
 
 def test_a_body_in_the_grid_leaves_it_in_the_middle():
   assert place([[0, 8], [18, 82], [28, 92]]) == ((18, 28), (64, 64))
-  assert place([[0, 8], [60, 82], [28, 40]]) == ((18, 28), (64, 64))  # off the middle, but inside
+  assert place([[0, 8], [20, 82], [33, 92]])[0] == (18, 28)  # nearly
 
 
 def test_a_body_off_the_middle_moves_the_grid():
   assert place([[0, 8], [30, 90], [28, 92]]) == ((28, 28), (64, 64))
-  assert place([[0, 8], [50, 100], [0, 51]]) == ((36, 0), (64, 64))  # not beyond the scan
+  assert place([[0, 8], [60, 82], [28, 40]]) == ((39, 2), (64, 64))  # also where it was in the grid
+  assert place([[0, 8], [50, 100], [0, 51]]) == ((43, -6), (64, 64))  # beyond the scan: there is air
+  off = [[[[0, 0]], 0], [[[0, 0]], 0.4], [[[0, 0]], 0.3]]
+  assert place([[0, 8], [45, 82], [29, 40]], off) == ((18, 2), (64, 64))  # in training they lay as far off
 
 
 def test_a_body_larger_than_the_grid_extends_it():
@@ -66,7 +69,7 @@ def test_a_body_larger_than_the_grid_extends_it():
 
 
 def test_bodies_that_reach_as_far_as_in_training_leave_the_grid_in_the_middle():
-  usual = [[0, 0, 0], [8, 6, 3], [10, 10, 0]]
+  usual = [[[[0, 0]], 0], [[[0.1, 0.08]], 0], [[[0.12, 0.12]], 0]]
   assert place([[0, 8], [10, 88], [18, 102]], usual) == ((18, 28), (64, 64))
   assert place([[0, 8], [10, 88], [18, 110]], usual) == ((18, 18), (64, 92))  # farther than there
   assert place([[0, 8], [10, 88], [33, 97]], usual) == ((18, 33), (64, 64))  # no farther, but off the middle
@@ -74,20 +77,41 @@ def test_bodies_that_reach_as_far_as_in_training_leave_the_grid_in_the_middle():
   assert place(off, usual) == ((18, 46), (64, 64))
 
 
-def test_what_is_usual_is_the_farthest_of_the_training_cases():
-  overhangs = [[[0, 0], [3, -5], [2, 2]], [[0, 0], [-1, 4], [0, 6]]]
-  assert field_of_view.usual_of(overhangs) == [[0, 0, 0], [3, 4, 4], [2, 6, 3]]
-  assert field_of_view.usual_of([]) == [[0, 0, 0]] * 3
+def test_a_wide_body_and_a_narrow_one_off_the_middle_do_not_excuse_a_body_that_is_both():
+  centre = grid()
+  wide, narrow = ([[0, 8], [4, 96], [14, 106]], [[0, 8], [18, 78], [31, 92]])
+  usual = field_of_view.usual_of([field_of_view.overhang(centre, body) for body in (wide, narrow)])
+  assert place(wide, usual) == place(narrow, usual) == ((18, 28), (64, 64))
+  thin = [[0, 8], [20, 80], [34, 94]]  # 60 voxels wide, beyond the grid by 2 at one end
+  assert place(thin, usual)[1] == (64, 64)
+  off = [[0, 8], [8, 78], [22, 92]]
+  assert place(off, usual) == ((11, 25), (64, 64))
+
+
+def test_the_share_of_a_body_that_is_beyond_the_grid():
+  assert field_of_view.overhang(grid(), [[0, 8], [10, 90], [36, 100]]) == [[0, 0, 0], [0.1, 0.1, 0], [0, 0.125, 8 / 64]]
+  assert field_of_view.overhang(grid(), None) == [[0, 0, 0]] * 3
+
+
+def test_what_is_usual_are_the_training_cases_that_are_farthest_beyond_the_grid():
+  overhangs = [
+    [[0, 0, 0], [0.3, 0, 0.1], [0.2, 0.2, 0]],
+    [[0, 0, 0], [0.2, 0, 0.2], [0, 0.2, 0.1]],
+    [[0, 0, 0], [0, 0.4, 0.1], [0.1, 0.1, 0]],
+  ]
+  expected = [[[[0, 0]], 0], [[[0, 0.4], [0.3, 0]], 0.2], [[[0, 0.2], [0.2, 0.2]], 0.1]]
+  assert field_of_view.usual_of(overhangs) == expected
+  assert field_of_view.usual_of([]) == [[[[0, 0]], 0]] * 3
 
 
 bounds = st.tuples(st.integers(0, 89), st.integers(1, 90)).map(lambda t: [t[0], min(t[0] + t[1], 90)])
 
 
 @settings(max_examples=200, deadline=None)
-@given(bounds, bounds, bounds, st.integers(5, 100), st.integers(5, 100), st.floats(0, 20))
+@given(bounds, bounds, bounds, st.integers(5, 100), st.integers(5, 100), st.floats(0, 0.4))
 def test_every_place_is_within_the_covering_grid_and_holds_the_body(z, y, x, depth, side, limit):
   centre = grid((90, 90, 90), (depth, side, side + 3), (1.0, 1.0, 1.0), mm=(1.0, 1.0, 1.0))
-  body, usual = [z, y, x], [[limit, limit / 2, limit]] * 3
+  body, usual = [z, y, x], [[[[limit, limit / 2], [limit / 3, limit]], limit / 2]] * 3
   whole, complete = field_of_view.covering(centre, body), field_of_view.complete(centre)
   around = field_of_view.around_body(centre, body)
   assert around.working == centre.working and field_of_view.centre_of(around) == centre
@@ -96,10 +120,11 @@ def test_every_place_is_within_the_covering_grid_and_holds_the_body(z, y, x, dep
     placed = field_of_view.placed(centre, body, known)
     for part in (placed, around, centre):
       assert field_of_view.crop(image, whole, part).shape == part.working
+    for part in (around, centre):
       field_of_view.crop(np.empty(complete.working), complete, part)
-    for axis, (a, b) in enumerate(field_of_view.overhang(placed, body)):
-      allowed = 0.02 * placed.working[axis] + (limit if known else 0)
-      assert max(a, b) <= allowed
+    for axis, (a, b, _) in enumerate(field_of_view.overhang(placed, body)):
+      tolerance = 0.02 * placed.working[axis] / (body[axis][1] - body[axis][0])
+      assert max(a, b) <= tolerance + (limit if known else 0)
 
 
 def test_a_part_beyond_the_grid_is_an_error():

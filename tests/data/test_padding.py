@@ -41,7 +41,7 @@ def interpolated(scan):
 @pytest.mark.parametrize('outside', OUTSIDE)
 def test_ct_is_the_same_for_every_padding(ct, outside):
   expected = without_padding(padded(ct, -1000, OUTSIDE[outside]), in_hu=True)
-  for value in (-1024, -1025, -2000, -3024, -32768, -33792, 32767, 64511):
+  for value in (-1024, -1025, -2000, -3024, -32768, -33792, 32767, 64511, 0, -500, 1500, 3000):
     cleaned = without_padding(padded(ct, value, OUTSIDE[outside]), in_hu=True)
     assert cleaned.dtype == np.int16
     np.testing.assert_array_equal(cleaned, expected, err_msg=str(value))
@@ -58,6 +58,13 @@ def test_ct_with_fractions_is_the_same_for_every_padding(ct):
   assert expected.dtype == np.float32
   for value in (-1024, -2000.5, -32768, 1e9):
     np.testing.assert_array_equal(without_padding(padded(scan, value, OUTSIDE['at one side']), in_hu=True), expected)
+
+
+def test_a_constant_in_a_drawn_scan_is_no_padding():
+  for in_hu, values in ((True, (-1000, 0, 40)), (False, (0, 400, 700))):
+    drawn = np.full(SHAPE, values[0], np.int16)
+    drawn[:, 20:], drawn[:, 40:] = values[1], values[2]
+    assert without_padding(drawn, in_hu=in_hu) is drawn
 
 
 def test_a_scan_without_padding_stays_as_it_is(ct):
@@ -84,7 +91,7 @@ def test_mr_is_the_same_for_every_padding(outside):
   scan = np.random.default_rng(0).integers(0, 900, SHAPE).astype(np.int16)
   scan[:, np.hypot(Y, X) > 18] //= 100
   expected = padded(scan, 0, OUTSIDE[outside])
-  for value in (-1, -1000, -32768, 32767, 65535):
+  for value in (-1, -1000, -32768, 32767, 65535, 950, 1500):
     cleaned = without_padding(padded(scan, value, OUTSIDE[outside]), in_hu=False)
     assert cleaned.dtype == np.int16
     np.testing.assert_array_equal(cleaned, expected, err_msg=str(value))
@@ -107,7 +114,8 @@ def test_a_little_padding_below_zero_in_mr():
 
 def test_the_brightest_tissue_is_no_padding():
   scan = np.random.default_rng(0).integers(0, 900, SHAPE).astype(np.int16)
-  scan[:, :20] = 1100  # saturated along the border, but not apart from the rest
+  near_coil = np.random.default_rng(1).normal(1050, 100, (SHAPE[0], 20, SHAPE[2]))
+  scan[:, :20] = np.minimum(near_coil, 1100)  # saturated along the border, but not apart from the rest
   assert without_padding(scan, in_hu=False) is scan
   scan[2, 30:34, 30:34] = 4000  # apart from the rest, but not along the border
   assert without_padding(scan, in_hu=False) is scan

@@ -34,6 +34,14 @@ def test_a_case_unlike_the_training_cases_is_noted_when_preparing(odd):
   assert not any('unlike' in note for note in selection.notes)
 
 
+def test_a_training_case_is_compared_with_the_others(odd):
+  index, selection = odd
+  everything = type(selection)(
+    **{**vars(selection), 'splits': {'train': [f'c{i}' for i in range(5)], 'val': [], 'test': []}}
+  )
+  assert [note.split(':')[0] for note in usual.notes_on_training(index, everything)] == ['c4']
+
+
 def test_too_few_cases_say_nothing(odd):
   index, selection = odd
   few = type(selection)(**{**vars(selection), 'splits': {**SPLIT, 'train': ['c0', 'c1']}})
@@ -55,8 +63,12 @@ def test_the_record_is_json_and_old_ones_lack_it(odd):
 def test_cases_of_which_an_organ_is_cut_off_do_not_say_how_far_bodies_reach(odd):
   index, selection = odd
   reached = usual.usual_of_training(index, selection)['overhang']
-  assert all(index['cases'][i]['cut_off'] for i in selection.ids) and reached == [[0.0, 0.0, 0.0]] * 3
+  assert all(index['cases'][i]['cut_off'] for i in selection.ids) and reached == [[[[0.0, 0.0]], 0.0]] * 3
   for case_id in ('c0', 'c1'):
     index['cases'][case_id]['cut_off'] = {}
-    index['cases'][case_id]['overhang'] = [[0, 0], [4, 4], [int(case_id[1]), 7]]
-  assert usual.usual_of_training(index, selection)['overhang'] == [[0, 0, 0], [4, 4, 0], [1, 7, 3.5]]
+    index['cases'][case_id]['overhang'] = [[0, 0, 0], [0.04, 0.04, 0], [int(case_id[1]) / 10, 0.1, 0.2]]
+  assert usual.usual_of_training(index, selection)['overhang'] == [
+    [[[0, 0]], 0],
+    [[[0.04, 0.04]], 0],
+    [[[0, 0.1], [0.1, 0.1]], 0.2],
+  ]

@@ -13,7 +13,7 @@ from afw_jax.data.padding import without_padding
 
 SPACING = (14.0, 6.0, 6.0)
 IMAGE, LABEL = phantom.make_phantom(3, (16, 60, 64), SPACING)
-WIDER = [[0, 0, 0], [3, 3, 3], [3, 3, 3]]
+WIDER = [[[[0, 0]], 0], [[[0.05, 0.02], [0, 0.1]], 0.05], [[[0.06, 0.06]], 0]]
 PLACES = {  # ((before, after) of rows, of columns) of air beside the body
   'in the middle': ((0, 0), (0, 0)),
   'to the left': ((0, 0), (50, 0)),
@@ -65,9 +65,7 @@ def test_prediction_and_preparation_see_the_same(tmp_path, grid, place):
     np.testing.assert_array_equal(stored, image)
   whole = working_grid.to_working_grid(scan, index['options'])[0]
   liver = padded(place, LABEL == 5, 0)
-  on_grid = resample.to_working(liver.astype(np.uint8), whole, 0)
   back = [np.flatnonzero(m.any(1)) for m in resample.restore_matrices(whole)]
-  assert not np.delete(np.delete(liver, back[1], 1), back[2], 2).any() or on_grid.any()
   seen = np.zeros_like(liver)
   seen[np.ix_(*back)] = True
   assert seen[liver].all()  # not a voxel of the liver lies outside of what is predicted

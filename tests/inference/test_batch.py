@@ -46,7 +46,8 @@ def job(source, folder, seen, *, names=None, fails=lambda name: None, sha256='x'
     if error := fails(seen[-1]):
       raise error
     labels = (image.array > 100).astype(np.uint8)
-    return labels, np.stack([labels] * (1 + len(ids)), -1).astype(np.float16) if options.get('probabilities') else None
+    shares = np.stack([labels] * (1 + len(ids)), -1).astype(np.float16) if options.get('probabilities') else None
+    return batch.Segmented(labels, shares, [f'of {seen[-1]}'] if seen[-1] == 'b' else [])
 
   table = np.array([0, *ids.values()], np.uint8)
   made_by = {'checkpoint': {'workdir': 'runs/x', 'step': 3, 'sha256': sha256}, 'options': {'overlap': overlap}}

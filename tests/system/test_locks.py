@@ -45,7 +45,7 @@ def test_the_holder_is_named_with_the_time_and_a_killed_one_is_followed(tmp_path
   with pytest.raises(InputError, match=said), locks.locked(tmp_path / 'x', patience_s=0, cure='Use another.'):
     pass
   said = []
-  threading.Timer(0.3, held.send_signal, [signal.SIGKILL]).start()
+  threading.Timer(0.6, held.send_signal, [signal.SIGKILL]).start()
   with locks.locked(tmp_path / 'x', waiting=said.append) as mine:
     assert mine and len(said) == 1 and f'-{held.pid}, since 20' in said[0]
     assert (tmp_path / 'x').read_text().startswith(process_name())

@@ -49,3 +49,32 @@ def test_a_run_without_streams(demo, trained, tmp_path):
   )
   assert done.returncode == 0, done.stdout[-2000:]
   assert (tmp_path / 'run' / 'report' / 'report.md').exists()
+
+
+@pytest.mark.parametrize(
+  'where, code', [('2>&1 | true', 0), ('2> /dev/full', 0), ('> /dev/full', 2), ('2>&1 | head -c 9', 0)]
+)
+def test_output_that_nobody_reads_does_not_end_the_work(tmp_path, where, code):
+  program = f"""
+import sys, time
+from afw_jax.system import terminal
+terminal.keep_streams_open()
+for i in terminal.progress_bar(range(200)):
+  print('line', i, flush=True)
+  time.sleep(0.001)
+open({str(tmp_path / 'done')!r}, 'w').close()
+sys.exit(2 if terminal.lost_output() else 0)
+"""
+  script = f'"$0" -c "$1" {where}; exit ${{PIPESTATUS[0]}}'
+  done = subprocess.run(['bash', '-c', script, sys.executable, program], env=environment(), timeout=60)
+  assert (tmp_path / 'done').exists() and done.returncode == code
+
+
+def test_a_log_on_a_full_disk_ends_no_prediction(trained, phantoms, tmp_path):
+  arguments = command(
+    '--mode=predict', f'--workdir={trained}', f'--input={phantoms / "imagesTs"}', f'--output={tmp_path}/o'
+  )
+  done = subprocess.run(
+    ['bash', '-c', 'exec "$@" > /dev/full 2> /dev/full', 'bash', *arguments], env=environment(), timeout=300
+  )
+  assert done.returncode == 2 and list((tmp_path / 'o').glob('*.nii.gz'))

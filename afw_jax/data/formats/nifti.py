@@ -68,7 +68,7 @@ def read_label(path: str | os.PathLike) -> Decoded:
       raise InputError(
         path,
         f'its label ids range from {low:g} to {high:g}; 0 to 65535 are valid',
-        'Give the label file, not the scan, with ids that are not negative.',
+        'Give the label file, not the scan, with ids from 0 to 65535.',
       )
     return np.dtype(np.uint8 if high <= 255 else np.uint16)
 
@@ -167,7 +167,7 @@ def _extent(path: str | os.PathLike, slabs: Iterable[np.ndarray]) -> tuple[float
       raise InputError(
         path,
         f'slice {k} (counted from 0) has NaN or infinite voxels',
-        'Replace them (outside the field of view by -1000 in CT, 0 in MR) and write the file again.',
+        'Replace them (in a CT scan by -1000, in MR and in label maps by 0) and write the file again.',
       )
     integral = integral and (slab.dtype.kind in 'iu' or bool(np.all(slab == np.rint(slab))))
   return min(lows), max(highs), integral

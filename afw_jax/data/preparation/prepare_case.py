@@ -10,9 +10,11 @@ from afw_jax.data.sets import intensities
 from afw_jax.data.sets.window import percentile_window
 from afw_jax.errors import InputError
 
+_WORTH_MOVING = 0.005  # sum of the shares of organs
+
 
 def prepare_case(job: dict) -> dict:
-  """Prepares a case, unless it has been prepared with the same options from the same files.
+  """Prepares a case, unless it has been prepared with the same options from the same files, and is whole.
 
   Args:
     job: 'id', 'case' (`CaseFiles`), 'stamps' (of its files), 'spec' (`DatasetSpec`), 'options', 'options_hash' and
@@ -26,7 +28,7 @@ def prepare_case(job: dict) -> dict:
   result = {'id': case.id, 'problems': [], 'meta': None, 'staged': True}
   try:
     digests = sources.digests(case)
-    for meta, staged in publish.prepared(job['store'], case.id, job['options_hash']):
+    for meta, staged in publish.prepared(job['store'], case.id, job['options_hash'], verify=True):
       if meta['source_sha256'] == digests:
         return {**result, 'meta': meta, 'staged': staged}
     loaded = load_case.load_and_validate(case, spec)
@@ -40,10 +42,15 @@ def prepare_case(job: dict) -> dict:
   complete, whole = field_of_view.complete(centre), field_of_view.covering(centre, body)
   whole_image = resample.to_working(np.ascontiguousarray(scan), whole, job['options']['order'])
   whole_label = resample.to_working(loaded.classes, complete, 0)
-  resampling = min(  # the central one unless it loses more: data sets are centred by eye, bodies are found by a rule
-    (centre, field_of_view.around_body(centre, body)),
-    key=lambda grid: -np.count_nonzero(field_of_view.crop(whole_label, complete, grid)),
-  )
+  voxels = load_case.count_organs(whole_label, spec.organs)
+  kept = lambda grid: load_case.count_organs(field_of_view.crop(whole_label, complete, grid), spec.organs)
+  lost = lambda grid: sum(field_of_view.cut_off(voxels, kept(grid)).values())
+  # The central one unless the body is clearly off it, and it loses more: data sets are centred by eye, bodies are found
+  # by a rule.
+  resampling, moved = centre, field_of_view.around_body(centre, body)
+  off = max(off for *_, off in field_of_view.overhang(centre, body))
+  if off > field_of_view.OFF and lost(centre) - lost(moved) > _WORTH_MOVING:
+    resampling = moved
   image, label = (
     np.ascontiguousarray(field_of_view.crop(array, grid, resampling))
     for array, grid in ((whole_image, whole), (whole_label, complete))
@@ -57,7 +64,7 @@ def prepare_case(job: dict) -> dict:
   if whole.working != centre.working:
     arrays['whole'] = whole_image
   working_voxels = load_case.count_organs(label, spec.organs)
-  cut_off = field_of_view.cut_off(load_case.count_organs(whole_label, spec.organs), working_voxels)
+  cut_off = field_of_view.cut_off(voxels, working_voxels)
   described, window = intensities.describe(scan, spec.in_hu), percentile_window(scan)
   meta = dict(
     options_hash=job['options_hash'],

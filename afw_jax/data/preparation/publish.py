@@ -38,17 +38,33 @@ def lock(store_dir: str | os.PathLike, *, shared: bool = False) -> Iterator[bool
     yield held
 
 
-def wait_for_others(store_dir: str | os.PathLike) -> bool:
-  """Waits until no other process prepares a store; returns whether one did."""
+def wait_for_others(store_dir: str | os.PathLike, *, reason: str = '') -> bool:
+  """Waits until no other process prepares a store; returns whether one did.
+
+  Args:
+    store_dir: folder of the store.
+    reason: why this process waits; is said with it.
+  """
   path, holders = pathlib.Path(store_dir) / _LOCK, []
   if not os.access(path, os.W_OK):  # nothing was ever prepared, or it is for reading only
     return False
-  with locks.locked(path, waiting=lambda holder: (holders.append(holder), _say_waiting(path.parent, holder))):
+  say = lambda holder: (holders.append(holder), _say_waiting(path.parent, holder, reason))
+  with locks.locked(path, named=False, waiting=say):
     return bool(holders)
 
 
-def _say_waiting(path: pathlib.Path, holder: str) -> None:
-  _log.warning('%s is being prepared by another process (%s): waiting for it', path, holder)
+def state(store_dir: str | os.PathLike) -> tuple | None:
+  """What changes when an index is published in a store; None where there is none."""
+  try:
+    found = os.stat(pathlib.Path(store_dir) / 'dataset.json')
+  except OSError:
+    return None
+  return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _say_waiting(path: pathlib.Path, holder: str, reason: str = '') -> None:
+  because = f' (without it: {reason})' if reason else ''
+  _log.warning('%s is being prepared by another process (%s): waiting for it%s', path, holder, because)
 
 
 def check_folder(store_dir: str | os.PathLike) -> None:
@@ -76,11 +92,20 @@ def read_index(store_dir: str | os.PathLike) -> dict | None:
     return store.read_index(store_dir)  # once more: another process may just have published it
 
 
-def prepared(store_dir: str | os.PathLike, case_id: str, options_hash: str) -> Iterator[tuple[dict, bool]]:
-  """(case.json, whether the case is staged) of every complete copy with these options, the staged one first."""
+def prepared(
+  store_dir: str | os.PathLike, case_id: str, options_hash: str, *, verify: bool = False
+) -> Iterator[tuple[dict, bool]]:
+  """(case.json, whether the case is staged) of every complete copy with these options, the staged one first.
+
+  Args:
+    store_dir: folder of the store.
+    case_id: of the case.
+    options_hash: of the options.
+    verify: read every byte: a damaged copy is none.
+  """
   for folder, staged in ((os.path.join(store_dir, store.STAGING), True), (store_dir, False)):
     try:
-      meta = store.read_case(folder, case_id).meta
+      meta = store.read_case(folder, case_id, verify=verify).meta
     except InputError:  # missing or damaged: it will be prepared again
       continue
     if (meta.get('options_hash'), meta['format']) == (options_hash, store.FORMAT):
@@ -128,10 +153,24 @@ def publish(
         with write_errors(path):
           (path / 'dataset.json').unlink(missing_ok=True)
       for case_id in staged:
+        _remove_damaged(path, case_id, metas[case_id])
         store.move_case(path / store.STAGING, path, case_id, metas[case_id])
       written = store.write_index(path, index)
     _clear_staging(path / store.STAGING, metas, index['options_hash'] if alone else None)
   return written
+
+
+def _remove_damaged(path: pathlib.Path, case_id: str, meta: dict) -> None:
+  """Removes the published copy of a staged case if it passes for the same, but its bytes have changed."""
+  folder = store.case_folder(path, case_id)
+  if not store.case_folder(path / store.STAGING, case_id).exists() or store.read_meta(folder) != meta:
+    return
+  try:
+    store.read_case(path, case_id, verify=True)
+  except InputError as error:
+    _log.warning('%s: replaced', error)
+    with write_errors(folder):
+      shutil.rmtree(folder)
 
 
 def note_stamps(store_dir: str | os.PathLike, stamps: Mapping[str, Mapping[str, str]]) -> None:

@@ -102,6 +102,8 @@ def _label_ids(path, labels) -> dict[str, int]:
       raise InputError(
         path, f'label "{name}" is a region (a list of ids)', 'Regions are not supported: give each organ one id'
       )
+    if normal_name(name).strip().lower() == 'mean':
+      raise InputError(path, 'has a label "mean"', 'Give it another name: the tables have a row of this name')
     if name.lower() == 'ignore':
       raise InputError(path, 'has an "ignore" label', 'Ignore labels are not supported: relabel these voxels')
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 65535:

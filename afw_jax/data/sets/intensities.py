@@ -111,6 +111,15 @@ def usual_of(cases: Iterable[tuple[Mapping, Sequence[float]]], in_hu: bool) -> d
   return {'minimum': [min(minima), max(minima)], 'percentiles': [rows.min(0).tolist(), rows.max(0).tolist()]}
 
 
+def is_outermost(described: Mapping, window: Sequence[float], in_hu: bool, usual: Mapping) -> bool:
+  """Whether the range of `usual_of` would be another without this scan, which is one of them."""
+  if described['percentiles'] is None:
+    return False
+  values = [described['minimum'], *_comparable(described, window, in_hu)]
+  lows, highs = ([usual['minimum'][i], *usual['percentiles'][i]] for i in (0, 1))
+  return any(v in ends for v, *ends in zip(values, lows, highs))
+
+
 def _hu_notes(described: Mapping) -> list[str]:
   low, high = described['minimum'], described['maximum']
   found = []

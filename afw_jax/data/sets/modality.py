@@ -6,7 +6,7 @@ from typing import Literal
 
 # One word of a kind of CT, what it shows, and its phase or file: NCCT, angioCT, CTA, CTscan. SPECT and "act" are none.
 _CT = re.compile(
-  r'(?:[34]d|cb|ce|dce|nc?|ne|nce|ncce|u?ld|hr|m[dsv]|d[es]|pc|p?v|fd|kv|[qrs]|angio|uro|entero|colo|contrast|abdom\w+'
+  r'(?:[34]d|c|cb|ce|dce|nc?|ne|nce|ncce|u?ld|hr|m[dsv]|d[es]|pc|p?v|fd|kv|[qrs]|angio|uro|entero|colo|contrast|abdom\w+'
   r'|portal|venous|arterial|delayed|native|plain|late|early|lowdose|spiral|helical|plan|planning|liver|body|chest)?'
   r'ct(?:[avpuechs]|ac|ap|ha|pa|hu|(?:angio|urogra|colono|enterogra|scan|image|img|vol)\w*)?\d*'
 )

@@ -79,7 +79,8 @@ def _of_numbers(scan):
   if not inside.size:
     return float(scan.min()), float(scan.min())
   low = np.percentile(inside, PERCENTILES[0])
-  return float(low), float(np.percentile(inside[inside >= inside.mean()], PERCENTILES[1]))
+  upper = inside[inside >= min(inside.mean(), inside.max())]  # the mean of equal numbers is rounded
+  return float(low), float(np.percentile(upper, PERCENTILES[1]))
 
 
 def _of_integers(scan):

@@ -6,6 +6,7 @@ import mmap
 import os
 import threading
 import time
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def test_those_that_wait_prepare_nothing_again_and_follow_one_that_failed(tmp_pa
 
 
 def test_waiting_for_a_store_that_nobody_prepares_makes_no_file(tmp_path):
-  publish.wait_for_others(tmp_path / 'none')
+  assert publish.wait_for_others(tmp_path / 'none') is False
   assert not list(tmp_path.iterdir())
 
 
@@ -134,7 +135,6 @@ def test_training_waits_for_a_preparation_and_for_the_one_that_takes_it_over(tmp
   root = make(tmp_path / 'raw', n=4)
   config, store_dir = default_config(), str(tmp_path / 's')
   config.data.update({'dataset': 'folder', 'root': str(root), 'size': (32, 32), 'spacing_mm': (1.0, 1.0)})
-  monkeypatch.setattr(prepare_mode, '_SUCCESSION_S', 1)
   monkeypatch.setattr(locks, '_LONGEST_PAUSE_S', 0.02)
   wait = lambda: prepare_mode.check_current(config, str(tmp_path / 'run'), store_dir)
   with pytest.raises(InputError, match='no prepared store'):  # nobody prepares
@@ -153,6 +153,34 @@ def test_training_waits_for_a_preparation_and_for_the_one_that_takes_it_over(tmp
   assert not waiting.is_alive()
   with publish.lock(store_dir):  # one that adds cases which this run does not use
     wait()
+  assert publish.wait_for_others(store_dir) is False
+
+
+def test_a_store_that_is_published_while_it_is_checked_is_checked_again(tmp_path, monkeypatch):
+  root = make(tmp_path / 'raw', n=4)
+  config, store_dir = default_config(), str(tmp_path / 's')
+  config.data.update({'dataset': 'folder', 'root': str(root), 'size': (32, 32), 'spacing_mm': (1.0, 1.0)})
+  check, calls = prepare_mode._check_current, []
+
+  def slow(*arguments):
+    calls.append(1)
+    try:
+      check(*arguments)
+    except InputError:
+      prepare_store('folder', root, store_dir, **QUIET)  # another process, which ends before the lock is looked at
+      raise
+
+  monkeypatch.setattr(prepare_mode, '_check_current', slow)
+  prepare_mode.check_current(config, str(tmp_path / 'run'), store_dir)
+  assert len(calls) == 2
+
+
+def test_many_that_look_whether_a_store_is_free_do_not_take_each_other_for_preparing(tmp_path, caplog):
+  with publish.lock(tmp_path):
+    name = (tmp_path / '.lock').read_bytes()
+  with futures.ThreadPoolExecutor(16) as pool:
+    found = list(pool.map(lambda _: publish.wait_for_others(tmp_path), range(64)))
+  assert not any(found) and not caplog.text and (tmp_path / '.lock').read_bytes() == name
 
 
 def test_an_index_that_appears_while_it_is_looked_for_is_taken(tmp_path, monkeypatch):

@@ -8,21 +8,13 @@ from tiny_dataset import SMALL, add, contents, describe, geometry, make, prepare
 
 from afw_jax.data import pipeline, store
 from afw_jax.data.formats import volumes
-from afw_jax.data.preparation import load_case, prepare, publish
+from afw_jax.data.preparation import prepare, publish
 from afw_jax.data.preparation.options import StoreOptions
 from afw_jax.data.run_record import data_record, recorded_selection
 from afw_jax.data.selection import SelectionOptions, select
 from afw_jax.system.atomic_files import process_name
 
 SIZE = StoreOptions('folder', size=(32, 32))
-
-
-@pytest.fixture
-def loaded(monkeypatch):
-  """Ids of the cases whose files were decoded."""
-  load, ids = load_case.load_and_validate, []
-  monkeypatch.setattr(load_case, 'load_and_validate', lambda case, spec: ids.append(case.id) or load(case, spec))
-  return ids
 
 
 def test_folds_and_windows_share_a_store_and_load_each_scan_once(tmp_path, loaded):

@@ -8,7 +8,8 @@ NAMES = {
   'CT': """
     CT|ct| Ct |CT scan|CT-scan|CTscan|CTScan|CT image|CTs|CTA|CT-A|CTV|CTAP|CTPA|CTAC|CECT|cect_portal|NCCT|NECT
     LDCT|HRCT|MDCT|MSCT|DECT|PCCT|CBCT|4DCT|3D CT|sCT|ct_portal|ct_0|CT 1|CT0|ctPortal|CTPortal
-    PortalCT|portalct|venousCT|arterialct|lowdoseCT|DCE-CT|CT2|CT (HU)|CT/HU|HU|Hounsfield units|CT abdomen|AbdomenCT-1K
+    PortalCT|portalct|venousCT|arterialct|lowdoseCT|DCE-CT|CT2|CCTA|CT (HU)|CT/HU|HU
+    Hounsfield units|CT abdomen|AbdomenCT-1K
     contrast-enhanced CT|CT contrast|non-contrast CT|low-dose CT|CT angiography
     computed tomography|Computed-Tomography|computerised tomography|Computerized Tomography|Computer Tomography
     Computertomographie|computed axial tomography|X-ray computed tomography|CAT scan|TAC|TDM|tomodensitométrie
