@@ -15,7 +15,7 @@ import ml_collections
 from afw_jax import models
 from afw_jax.config import build
 from afw_jax.config.program import Program, make_program
-from afw_jax.data import pipeline, run_record, store, usual
+from afw_jax.data import pipeline, resources, run_record, store, usual
 from afw_jax.data.selection import Selection, scored_split
 from afw_jax.data.sets.case_files import abbreviate
 from afw_jax.distributed import runtime, sharding, signals
@@ -149,6 +149,7 @@ def _read_data(config: ml_collections.ConfigDict, store_dir: str, last: str) -> 
   selection = build.selection(config, index, recorded)
   description = {**run_record.data_record(index, selection), 'usual': usual.usual_of_training(index, selection)}
   _check_same_data(last, recorded, description)
+  resources.raise_open_files()  # all cases stay open
   source = pipeline.make_source(
     store_dir,
     selection.splits['train'],

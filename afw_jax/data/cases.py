@@ -1,14 +1,16 @@
-"""Random access to the cases of a store, a limited number of them memory-mapped at a time."""
+"""Random access to the cases of a store, memory-mapped, all of them if the process may open so many files."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from afw_jax.data import store
+from afw_jax.data import resources, store
 from afw_jax.errors import InputError
 
-OPEN = 64  # cases memory-mapped at once by one process; each holds a few file descriptors
+_OTHER_FILES = 256  # that a process may need beside the arrays, each of which holds a file descriptor
+_LEAST_OPEN = 64
 
 
 class Cases:
@@ -26,7 +28,7 @@ class Cases:
     windows: case id -> (low, high).
     shapes: case id -> (D, H, W) of the working grid.
     dtype: common dtype of the images in a batch: int16, or float32 if any scan is float32.
-    open: case id -> `store.Case`, cached.
+    open: case id -> `store.Case` with the arrays `needs`, cached.
 
   Raises:
     InputError: no case ids, or a case that is missing, damaged or lacks an array.
@@ -44,27 +46,28 @@ class Cases:
     self.windows = {case_id: tuple(map(float, windows[case_id])) for case_id in self.ids}
     if not self.ids:
       raise InputError(store_dir, 'there is no case to train on', 'Put at least one case into the training split')
-    self.shapes, self._contents, dtypes = {}, {}, set()
+    self.open = functools.lru_cache(_most_open(len(self.needs)))(self._read)
+    self.shapes, self._contents, dtypes = {}, dict(contents or {}), set()
     for case_id in self.ids:
-      case = store.read_case(self.store_dir, case_id, content=contents and contents[case_id])
-      arrays, self._contents[case_id] = case.arrays, store.content_digest(case.meta)
-      missing = sorted(set(self.needs) - set(arrays))
-      if missing:
-        raise InputError(
-          f'{store_dir} case {case_id}',
-          f'has no array {", ".join(missing)} (prepared by an older version?)',
-          'Run --mode=prepare again',
-        )
-      self.shapes[case_id] = arrays['image'].shape
-      dtypes.add(arrays['image'].dtype)
+      case = self.open(case_id)
+      self._contents[case_id] = store.content_digest(case.meta)
+      self.shapes[case_id] = case.arrays['image'].shape
+      dtypes.add(case.arrays['image'].dtype)
     self.dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
-    self.open = functools.lru_cache(OPEN)(self._read)
 
   def __reduce__(self):
     return type(self), (self.store_dir, self.ids, self.windows, self.needs, self._contents)
 
   def _read(self, case_id: str) -> store.Case:
-    return store.read_case(self.store_dir, case_id, content=self._contents[case_id])
+    case = store.read_case(self.store_dir, case_id, content=self._contents.get(case_id))
+    missing = sorted(set(self.needs) - set(case.arrays))
+    if missing:
+      raise InputError(
+        f'{self.store_dir} case {case_id}',
+        f'has no array {", ".join(missing)} (prepared by an older version?)',
+        'Run --mode=prepare again',
+      )
+    return dataclasses.replace(case, arrays={name: case.arrays[name] for name in self.needs})
 
   def check_equal(self, axes: slice, what: str, cure: str) -> None:
     """Raises InputError for the first case whose shape along these axes differs from that of the others."""
@@ -74,3 +77,8 @@ class Cases:
         raise InputError(
           f'{self.store_dir} case {case_id}', f'{what} {shape[axes]} but those of {first} are {size}', cure
         )
+
+
+def _most_open(arrays: int) -> int:
+  """How many cases of so many arrays this process may keep open."""
+  return max(_LEAST_OPEN, (resources.open_files() - _OTHER_FILES) // arrays)

@@ -64,9 +64,9 @@ def darkest(window: Sequence[float], dtype: np.dtype) -> float:
 
 
 class CropSource:
-  """Random crops of one size from volumes of any size, as a Grain data source.
+  """Random crops of one size from volumes of any size.
 
-  An element only identifies its case; `draw` makes the crop, with the random generator of its position in the stream.
+  A record only identifies its case; `draw` makes the crop, with the random generator of its position in the stream.
   A fraction of the crops contains an organ, as in nnU-Net (Isensee F. et al., Nature Methods 18:203-211, 2021, doi
   10.1038/s41592-020-01008-z), where it is a third of each batch.
 
@@ -113,12 +113,9 @@ class CropSource:
   def __repr__(self) -> str:
     return f'CropSource({self.cases.store_dir!r}, {len(self.cases.ids)} cases, {self.patch_size} crops)'
 
-  def __getitem__(self, index) -> dict[str, np.ndarray]:
-    return {'index': np.int32(index)}
-
-  def draw(self, element: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Crops the case of an element; a pure function of the element and the state of the generator."""
-    case = self.cases.open(self.records[int(element['index'])][0])
+  def draw(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """A crop of the case of a record; a pure function of its number and the state of the generator."""
+    case = self.cases.open(self.records[int(index)][0])
     size = np.array(self.patch_size)
     spare = np.array(case.arrays['image'].shape) - size
     low, high = np.where(spare < 0, -(-spare // 2), 0), np.where(spare < 0, -(-spare // 2), spare)
@@ -134,5 +131,5 @@ class CropSource:
       'image': image.astype(self.cases.dtype, copy=False)[..., None],
       'label': read_crop(case.arrays['label'], start, self.patch_size, 0),
       'window': np.asarray(self.cases.windows[case.id], np.float32),
-      **element,
+      'index': np.int32(index),
     }

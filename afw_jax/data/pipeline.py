@@ -15,7 +15,7 @@ _ENDLESS = 2**60  # rows; Grain's infinite length overflows in batch(1)
 
 
 class SliceSource:
-  """The axial slices of cases, as a Grain data source.
+  """The axial slices of cases.
 
   Args:
     store_dir: a prepared store.
@@ -40,13 +40,13 @@ class SliceSource:
   def __repr__(self) -> str:
     return f'SliceSource({self.cases.store_dir!r}, {len(self.cases.ids)} cases, {len(self)} slices)'
 
-  def __getitem__(self, index) -> dict[str, np.ndarray]:
-    case_id, z = self.records[int(index)]
-    return _element(self.cases, case_id, z, index)
+  def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+    """A batch of the slices with these numbers."""
+    return _read(self.cases, [self.records[int(i)] for i in indices], indices)
 
 
 class VolumeSource:
-  """Whole volumes of cases, as a Grain data source.
+  """Whole volumes of cases.
 
   Args:
     store_dir: a prepared store.
@@ -76,21 +76,28 @@ class VolumeSource:
   def __repr__(self) -> str:
     return f'VolumeSource({self.cases.store_dir!r}, {len(self)} volumes)'
 
-  def __getitem__(self, index) -> dict[str, np.ndarray]:
-    return _element(self.cases, self.records[int(index)][0], slice(None), index)
+  def read(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+    """A batch of the volumes with these numbers."""
+    return _read(self.cases, [(*self.records[int(i)], slice(None)) for i in indices], indices)
 
 
 Source = SliceSource | VolumeSource | CropSource
 
 
-def _element(cases: Cases, case_id: str, part, index) -> dict[str, np.ndarray]:
-  case = cases.open(case_id)
-  return {
-    'image': np.array(case.arrays['image'][part], cases.dtype)[..., None],  # copies from the memory map
-    'label': np.array(case.arrays['label'][part]),
-    'window': np.asarray(cases.windows[case_id], np.float32),
-    'index': np.int32(index),
+def _read(cases: Cases, parts: Sequence[tuple], indices: Sequence[int]) -> dict[str, np.ndarray]:
+  """Copies one part of a case, (case id, index of its arrays), to each row of a batch."""
+  batch: dict[str, np.ndarray] = {
+    'window': np.array([cases.windows[case_id] for case_id, _ in parts], np.float32),
+    'index': np.asarray(indices, np.int32),
   }
+  for row, (case_id, part) in enumerate(parts):
+    arrays = cases.open(case_id).arrays
+    image, label = arrays['image'][part], arrays['label'][part]
+    if not row:
+      batch['image'] = np.empty((len(parts), *image.shape, 1), cases.dtype)
+      batch['label'] = np.empty((len(parts), *label.shape), label.dtype)
+    batch['image'][row, ..., 0], batch['label'][row] = image, label
+  return batch
 
 
 def make_source(
@@ -113,7 +120,7 @@ def make_source(
     crops_per_case: see `CropSource`.
 
   Returns:
-    A data source: len(), [index], and `records`, a list of tuples that start with the case id.
+    A data source: len(), `read` or `draw`, and `records`, a list of tuples that start with the case id.
 
   Raises:
     InputError: no complete store, no case ids, or samples of different shapes, which cannot be batched.
@@ -149,7 +156,7 @@ def train_batches(
   seed and the position of the row in the stream.
 
   Args:
-    source: from `make_source`; or anything with len() and [index] -> dict of arrays of equal shapes.
+    source: from `make_source`; or anything with len(), and `read` (indices -> batch) or `draw`.
     batch_size: rows B of the global batch.
     seed: of the order.
     start_step: first global batch.
@@ -175,11 +182,12 @@ def train_batches(
   for name, value, least in (('start_step', start_step, 0), ('num_workers', num_workers, 0), ('prefetch', prefetch, 1)):
     if value < least:
       raise InputError(name, f'is {value}', f'Use {least} or more')
-  rows = grain.MapDataset.source(source).seed(seed).shuffle().repeat()[:_ENDLESS]
-  if hasattr(source, 'draw'):
-    rows = rows.random_map(source.draw)
+  rows = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()[:_ENDLESS]
+  draw = getattr(source, 'draw', None)
   # Batches of B / world before slicing keep the rows of a rank contiguous in the global batch, as device meshes need.
-  parts = rows.batch(batch_size // world)[start_step * world + rank :: world]
+  parts = (rows.random_map(draw) if draw else rows).batch(batch_size // world)[start_step * world + rank :: world]
+  if not draw:
+    parts = parts.map(source.read)  # whole batches of numbers: a row in Python costs more than copying a slice
   options = grain.ReadOptions(num_threads=min(2, prefetch), prefetch_buffer_size=prefetch)
   batches = parts.to_iter_dataset(options)
   if num_workers:

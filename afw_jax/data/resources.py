@@ -6,10 +6,13 @@ groups above it; `os.cpu_count` and the physical memory do not reflect these lim
 
 import math
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 PROC, CGROUP = Path('/proc'), Path('/sys/fs/cgroup')
+_UNLIMITED = 10240  # files; where no limit is set, macOS allows no more
+_ENOUGH = 1 << 15  # files; Linux allows twice as many memory maps
 
 
 def cpu_count(*, proc: Path = PROC, cgroup: Path = CGROUP) -> int:
@@ -46,6 +49,20 @@ def free_memory(*, proc: Path = PROC, cgroup: Path = CGROUP) -> int:
   """Bytes of memory this process can get now: what the system has available, within `memory_limit`."""
   available = [int(line.split()[1]) * 1024 for line in _lines(proc / 'meminfo') if line.startswith('MemAvailable:')]
   return min([memory_limit(proc=proc, cgroup=cgroup), *available])
+
+
+def open_files() -> int:
+  """Files that this process may have open at once."""
+  soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+  return _UNLIMITED if soft == resource.RLIM_INFINITY else soft
+
+
+def raise_open_files() -> None:
+  """Lets this process open more files, up to its hard limit; systems often start it with 1024."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = _UNLIMITED if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
+  if soft != resource.RLIM_INFINITY and soft < wanted:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _cgroup_folders(controller: str, proc: Path, cgroup: Path) -> Iterator[Path]:

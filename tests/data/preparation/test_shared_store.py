@@ -34,7 +34,7 @@ def test_folds_and_windows_share_a_store_and_load_each_scan_once(tmp_path, loade
   assert len({str(chosen.splits) for chosen in selections}) == 4
   for chosen in selections:
     source = pipeline.make_source(str(tmp_path / 's'), chosen.splits['train'], chosen.windows)
-    assert tuple(source[0]['window']) == pytest.approx(chosen.windows[source.records[0][0]])
+    assert tuple(source.read([0])['window'][0]) == pytest.approx(chosen.windows[source.records[0][0]])
 
 
 def test_only_missing_cases_are_prepared_and_the_others_stay(tmp_path, loaded):
