@@ -124,9 +124,7 @@ def _run(argv: list[str]) -> None:
       raise InputError(argv[1], 'is not an option', 'Options start with --; see --help.')
     _dispatch()
     if lost := terminal.lost_output():
-      _fail(
-        f'what was printed could not be written ({lost}). Free space on the disk; the files of the run are complete.'
-      )
+      _fail(f'what was printed could not be written ({lost}), but the work is done. Free space on the disk.')
   except (InputError, InputErrors, FloatingPointError) as error:
     _fail(str(error))
   except KeyboardInterrupt:
