@@ -132,14 +132,7 @@ def predict_volume(
   Raises:
     InputError: the scan carries no voxel size and the working grid needs one.
   """
-  return _segment(
-    trained,
-    *_cleaned(trained, scan),
-    batch_size=batch_size,
-    overlap=overlap,
-    largest_component=largest_component,
-    keep_probabilities=keep_probabilities,
-  )
+  return _segment(trained, scan, batch_size, overlap, largest_component, keep_probabilities)[:2]
 
 
 def _cleaned(trained: Trained, scan: volumes.Volume) -> tuple[volumes.Volume, tuple[float, float]]:
@@ -152,14 +145,13 @@ def _cleaned(trained: Trained, scan: volumes.Volume) -> tuple[volumes.Volume, tu
 def _segment(
   trained: Trained,
   scan: volumes.Volume,
-  window: tuple[float, float],
-  *,
   batch_size: int | None,
   overlap: float | None,
   largest_component: bool,
   keep_probabilities: bool,
-) -> tuple[np.ndarray, np.ndarray | None]:
+) -> batch.Segmented:
   config, data = trained.meta['config']['eval'], trained.meta['data']
+  scan, window = _cleaned(trained, scan)
   resampling, image = working_grid.to_working_grid(scan, data['options'], usual.overhang_of(data))
   options = segmentation.Options(
     trained.input_size,
@@ -167,7 +159,7 @@ def _segment(
     overlap=config.get('overlap', 0.5) if overlap is None else overlap,
     largest_component=largest_component,
   )
-  return segmentation.segment_volume(
+  labels, probabilities = segmentation.segment_volume(
     trained.predict_step,
     trained.variables,
     image,
@@ -176,6 +168,7 @@ def _segment(
     options,
     keep_probabilities=keep_probabilities,
   )
+  return batch.Segmented(labels, probabilities, _notes(trained, scan, window))
 
 
 def scan_notes(trained: Trained, scan: volumes.Volume) -> list[str]:
@@ -256,19 +249,6 @@ def predict_all(
   precision = matmul_precision or _precision_of(trained.meta)
   overlap = trained.meta['config']['eval'].get('overlap', 0.5) if overlap is None else overlap
   used = {'step': trained.meta['step'], 'sha256': checkpoint.digest(trained.meta), 'workdir': workdir}
-
-  def segment(scan: volumes.Volume) -> batch.Segmented:
-    cleaned = _cleaned(trained, scan)
-    labels, probabilities = _segment(
-      trained,
-      *cleaned,
-      batch_size=batch_size,
-      overlap=overlap,
-      largest_component=largest_component,
-      keep_probabilities=save_probabilities,
-    )
-    return batch.Segmented(labels, probabilities, _notes(trained, *cleaned))
-
   job = batch.Job(
     input_path,
     folder,
@@ -285,7 +265,7 @@ def predict_all(
     },
     ids={organ: trained.meta['data']['output_ids'][organ] for organ in trained.organs},
     file_ids=trained.file_ids,
-    segment=segment,
+    segment=lambda scan: _segment(trained, scan, batch_size, overlap, largest_component, save_probabilities),
     probabilities=save_probabilities,
     overwrite=overwrite,
   )
