@@ -20,8 +20,8 @@ _CURES = {
 
 # What file systems answer that cannot flush: mounts of Windows folders, CIFS, VirtualBox, some network disks, pipes.
 _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-_NO_FOLDER_SYNC = (*_NO_SYNC, errno.EBADF, errno.EACCES, errno.EPERM)
-_NO_FOLDER_OPEN = (*_NO_FOLDER_SYNC, errno.EISDIR)
+_NO_FOLDER_SYNC = (*_NO_SYNC, errno.EBADF)
+_NO_FOLDER_OPEN = (*_NO_FOLDER_SYNC, errno.EACCES, errno.EPERM, errno.EISDIR)
 
 
 def process_name() -> str:
