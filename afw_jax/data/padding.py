@@ -10,7 +10,8 @@ AIR_HU = -1000
 HU_RANGE = (-1024, 3071)  # of 12 bits
 _BORDER = 0.2  # share of the border of a slice; noise that meets a limit of the data type stays far below it
 _APART = 0.05  # share of the range; saturated tissue is not apart from the other values
-_EQUAL = 0.5  # share of neighbours; noise of 5 HU leaves one of twenty equal
+_EQUAL = 0.5  # share of neighbours in tissue; noise of 5 HU leaves one of twenty equal
+_SOLID = 0.8  # share of neighbours in padding
 
 
 def without_padding(scan: np.ndarray, *, in_hu: bool) -> np.ndarray:
@@ -105,7 +106,7 @@ def _has_noise(scan: np.ndarray, fill: float, air: float) -> bool:
     tissue_alike += np.count_nonzero(inside & alike)
     padding += np.count_nonzero(filled)
     padding_alike += np.count_nonzero(filled & alike)
-  return tissue_alike < _EQUAL * tissue and padding_alike > (1 - _EQUAL) * padding
+  return tissue_alike < _EQUAL * tissue and padding_alike > _SOLID * padding
 
 
 def _along_border(scan: np.ndarray, value: float) -> bool:
