@@ -61,11 +61,7 @@ _LARGEST = flags.DEFINE_bool(
   'largest_component', False, 'predict: keep the largest connected component of each organ only.'
 )
 _OVERLAP = flags.DEFINE_float(
-  'overlap',
-  None,
-  'predict: overlap of neighbouring patches, as a fraction of their size; default: eval.overlap.',
-  0,
-  0.99,
+  'overlap', None, 'predict: overlap of neighbouring patches, as a share of their size; default: eval.overlap.', 0, 0.99
 )
 _MIRROR = flags.DEFINE_list(
   'mirror_axes', [], 'predict: spatial axes to mirror and average over (test-time augmentation).'
@@ -128,6 +124,7 @@ def _run(argv: list[str]) -> None:
   except (InputError, InputErrors, FloatingPointError) as error:
     _fail(str(error))
   except KeyboardInterrupt:
+    sys.stdout.flush()
     print('interrupted', file=sys.stderr, flush=True)
     os._exit(130)
   except OSError as error:
@@ -191,6 +188,7 @@ def _dispatch() -> None:
 def _set_up_logging() -> None:
   absl_logging.set_verbosity(absl_logging.INFO)
   absl_logging.get_absl_handler().setFormatter(None)
+  absl_logging.get_absl_handler().python_handler.setStream(sys.stderr)
   for library in ('absl', 'jax'):  # Orbax logs every step of every save, jax every backend that is not installed
     logging.getLogger(library).setLevel(logging.WARNING)
 

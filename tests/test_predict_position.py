@@ -43,7 +43,7 @@ def network(size, usual=None, input_size=None):
     },
   }
   if usual:
-    data['usual'] = {'overhang': usual, 'intensities': None}
+    data['usual'] = {'position': usual, 'intensities': None}
   meta = {
     'config': {'eval': {'batch_size': 4, 'overlap': 0.5}},
     'model': {'input_size': input_size or size},

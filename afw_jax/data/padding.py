@@ -10,7 +10,8 @@ AIR_HU = -1000
 HU_RANGE = (-1024, 3071)  # of 12 bits
 _BORDER = 0.2  # share of the border of a slice; noise that meets a limit of the data type stays far below it
 _APART = 0.05  # share of the range; saturated tissue is not apart from the other values
-_EQUAL = 0.5  # share of neighbours; noise of 5 HU leaves one of twenty equal
+_EQUAL = 0.5  # share of neighbours in tissue; noise of 5 HU leaves one of twenty equal
+_SOLID = 0.8  # share of neighbours in padding
 
 
 def without_padding(scan: np.ndarray, *, in_hu: bool) -> np.ndarray:
@@ -92,14 +93,20 @@ def _without_fill(scan: np.ndarray, air: float, below: float) -> np.ndarray:
 
 
 def _has_noise(scan: np.ndarray, fill: float, air: float) -> bool:
-  """Whether neighbours differ in what is neither padding nor air: in drawn scans a constant may be tissue."""
-  pairs = equal = 0
+  """Whether neighbours differ in what is neither padding nor air, and not in the padding.
+
+  In drawn scans a constant may be tissue, and among tissue of little noise one value is the most frequent.
+  """
+  tissue = tissue_alike = padding = padding_alike = 0
   for plane in scan:
-    left, right = plane[:, :-1], plane[:, 1:]
-    tissue = (left != fill) & (left > air)
-    pairs += np.count_nonzero(tissue)
-    equal += np.count_nonzero(tissue & (left == right))
-  return equal < _EQUAL * pairs
+    left, alike = plane[:, :-1], plane[:, :-1] == plane[:, 1:]
+    filled = left == fill
+    inside = ~filled & (left > air)
+    tissue += np.count_nonzero(inside)
+    tissue_alike += np.count_nonzero(inside & alike)
+    padding += np.count_nonzero(filled)
+    padding_alike += np.count_nonzero(filled & alike)
+  return tissue_alike < _EQUAL * tissue and padding_alike > _SOLID * padding
 
 
 def _along_border(scan: np.ndarray, value: float) -> bool:

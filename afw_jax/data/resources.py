@@ -4,6 +4,7 @@ A container or a batch job (Docker, Kubernetes, SLURM) is limited by the control
 groups above it; `os.cpu_count` and the physical memory do not reflect these limits.
 """
 
+import contextlib
 import math
 import os
 import resource
@@ -54,7 +55,7 @@ def free_memory(*, proc: Path = PROC, cgroup: Path = CGROUP) -> int:
 def open_files() -> int:
   """Files that this process may have open at once."""
   soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-  return _UNLIMITED if soft == resource.RLIM_INFINITY else soft
+  return _UNLIMITED if soft == resource.RLIM_INFINITY else min(soft, _ENOUGH)
 
 
 def raise_open_files() -> None:
@@ -62,7 +63,8 @@ def raise_open_files() -> None:
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   wanted = _UNLIMITED if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
   if soft != resource.RLIM_INFINITY and soft < wanted:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    with contextlib.suppress(OSError, ValueError):  # a system that refuses: fewer cases stay open
+      resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _cgroup_folders(controller: str, proc: Path, cgroup: Path) -> Iterator[Path]:

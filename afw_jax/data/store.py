@@ -16,7 +16,7 @@ from afw_jax.errors import InputError
 from afw_jax.system.atomic_files import process_name, read_json, sync, sync_folder, to_json, write_errors, write_json
 from afw_jax.system.file_names import file_name
 
-FORMAT = 4
+FORMAT = 5
 KIND = 'afw_jax store'
 STAGING = '.staging'  # a store inside the store, for cases that are not published yet
 TEMPORARY = '.tmp-'  # prefix of files and folders that are being written

@@ -17,20 +17,20 @@ def usual_of_training(index: Mapping, selection: Selection) -> dict:
     selection: of the run.
 
   Returns:
-    'intensities', see `intensities.usual_of`; and 'overhang', how far bodies reach beyond the working grid in the cases
+    'intensities', see `intensities.usual_of`; and 'position', how far bodies reach beyond the working grid in the cases
     of which it cuts off no organ, see `field_of_view.placed`.
   """
   cases = {case_id: index['cases'][case_id] for case_id in selection.splits['train']}
   described = [(case['intensities'], selection.windows[case_id]) for case_id, case in cases.items()]
   return {
     'intensities': intensities.usual_of(described, intensities.is_hu(index['options'])),
-    'overhang': field_of_view.usual_of([case['overhang'] for case in cases.values() if not case['cut_off']]),
+    'position': field_of_view.usual_of([case['overhang'] for case in cases.values() if not case['cut_off']]),
   }
 
 
 def overhang_of(record: Mapping) -> field_of_view.Usual | None:
   """How far bodies usually reach beyond the grid, from the data record of a checkpoint; None in one without it."""
-  return (record.get('usual') or {}).get('overhang')
+  return (record.get('usual') or {}).get('position')
 
 
 def notes_on(described: Mapping, window: tuple[float, float], record: Mapping) -> list[str]:

@@ -71,7 +71,7 @@ def check(platform: str, said: list[str]) -> str | None:
       f'the CPU is used, although there is {" and ".join(there)}{reasons}. '
       'JAX_PLATFORMS=cpu says that this is meant, and runtime.platform=gpu or tpu that it is not.'
     )
-  return f'not all devices can be used{reasons}' if said and first != 'cpu' else None
+  return f'JAX says: {"; ".join(said)}' if said and first != 'cpu' else None
 
 
 def check_platform(platform: str) -> None:

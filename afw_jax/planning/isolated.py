@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from afw_jax.errors import InputError, InputErrors
 from afw_jax.planning import accelerators, measure
 
+_CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 _ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -51,7 +52,7 @@ def measure_in_subprocess(job: Mapping, target: accelerators.Target, on_wait: Ca
       )
     log = pathlib.Path(log_path).read_text(encoding='utf-8', errors='replace')
     checks = re.findall(r'^F\d{4} \S+ +\d+ (\S+\] .*)$', log, re.MULTILINE)  # that failed in XLA
-    if code < 0 or (code and checks):
+    if -code in _CRASHES or (code > 0 and checks):
       how = signal.Signals(-code).name if code < 0 else f'exit code {code}'
       return {'refused': f'the compiler ended by {how}' + (f': {accelerators.reason(checks[-1])}' if checks else '')}
     if code:

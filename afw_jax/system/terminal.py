@@ -2,7 +2,10 @@
 
 import errno
 import io
+import logging
 import os
+import select
+import stat
 import sys
 from typing import Any, TextIO
 
@@ -37,15 +40,20 @@ class _Output(io.FileIO):
   lost: str | None = None
 
   def write(self, data) -> int:
+    rest = memoryview(data)
     try:
-      written = super().write(data)
-      return len(data) if written is None else written
+      while len(rest):
+        written = super().write(rest)
+        if written is None:  # it does not block: until there is room
+          select.select([], [self], [])
+        rest = rest[written or 0 :]
     except OSError as error:  # from now on nothing is written, by whichever library
-      self.lost = None if error.errno in (errno.EPIPE, errno.EIO) else error.strerror
+      hung_up = error.errno == errno.EIO and stat.S_ISCHR(os.fstat(self.fileno()).st_mode)
+      self.lost = None if error.errno == errno.EPIPE or hung_up else error.strerror
       nowhere = os.open(os.devnull, os.O_WRONLY)
       os.dup2(nowhere, self.fileno())
       os.close(nowhere)
-      return len(data)
+    return len(data)
 
 
 def keep_streams_open() -> None:
@@ -53,9 +61,13 @@ def keep_streams_open() -> None:
   for name in ('stdout', 'stderr'):
     stream = getattr(sys, name)
     raw = io.BufferedWriter(_Output(stream.fileno(), 'w', closefd=False))
-    options = {'line_buffering': name == 'stderr' or stream.isatty(), 'errors': 'backslashreplace'}
+    options = {'line_buffering': stream.line_buffering, 'write_through': stream.write_through}
     stream.flush()
-    setattr(sys, name, io.TextIOWrapper(raw, encoding=stream.encoding, **options))
+    kept = io.TextIOWrapper(raw, encoding=stream.encoding, errors='backslashreplace', **options)
+    setattr(sys, name, kept)
+    for handler in logging.root.handlers:  # of libraries that were imported before
+      if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
+        handler.setStream(kept)
 
 
 def lost_output() -> str | None:

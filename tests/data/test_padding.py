@@ -67,6 +67,12 @@ def test_a_constant_in_a_drawn_scan_is_no_padding():
     assert without_padding(drawn, in_hu=in_hu) is drawn
 
 
+@pytest.mark.parametrize('sd', [0.5, 1, 3])
+def test_the_most_frequent_value_of_quiet_tissue_is_no_padding(sd):
+  tissue = np.rint(np.random.default_rng(0).normal(40, sd, SHAPE)).astype(np.int16)
+  np.testing.assert_array_equal(without_padding(tissue, in_hu=True), tissue)
+
+
 def test_a_scan_without_padding_stays_as_it_is(ct):
   np.testing.assert_array_equal(without_padding(ct, in_hu=True), ct)
   mr = np.random.default_rng(0).integers(0, 900, SHAPE).astype(np.int16)

@@ -62,12 +62,12 @@ def test_the_record_is_json_and_old_ones_lack_it(odd):
 
 def test_cases_of_which_an_organ_is_cut_off_do_not_say_how_far_bodies_reach(odd):
   index, selection = odd
-  reached = usual.usual_of_training(index, selection)['overhang']
+  reached = usual.usual_of_training(index, selection)['position']
   assert all(index['cases'][i]['cut_off'] for i in selection.ids) and reached == [[[[0.0, 0.0]], 0.0]] * 3
   for case_id in ('c0', 'c1'):
     index['cases'][case_id]['cut_off'] = {}
     index['cases'][case_id]['overhang'] = [[0, 0, 0], [0.04, 0.04, 0], [int(case_id[1]) / 10, 0.1, 0.2]]
-  assert usual.usual_of_training(index, selection)['overhang'] == [
+  assert usual.usual_of_training(index, selection)['position'] == [
     [[[0, 0]], 0],
     [[[0.04, 0.04]], 0],
     [[[0, 0.1], [0.1, 0.1]], 0.2],

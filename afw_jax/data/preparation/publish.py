@@ -168,6 +168,8 @@ def _remove_damaged(path: pathlib.Path, case_id: str, meta: dict) -> None:
   try:
     store.read_case(path, case_id, verify=True)
   except InputError as error:
+    if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+      raise  # of this machine or its disk: the case may be whole
     _log.warning('%s: replaced', error)
     with write_errors(folder):
       shutil.rmtree(folder)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def attend(query, key, value, *, divided: bool = False):
-  """softmax(q k^T / sqrt(d)) v by `jax.nn.dot_product_attention`, with the kernel for the first device of this process.
+  """softmax(q k^T / sqrt(d)) v by `jax.nn.dot_product_attention`, with the kernel for the first device of the run.
 
   Args:
     query: (B, N, heads, d).
@@ -43,9 +43,10 @@ def kernel(dtype, head_channels: int, device: Any, xla_flags: str | None = None)
     xla_flags: those of the program; None: those of the environment.
   """
   flags = os.environ.get('XLA_FLAGS', '') if xla_flags is None else xla_flags
-  ampere = device.platform == 'gpu' and float(getattr(device, 'compute_capability', None) or 0) >= 8
+  nvidia = device.platform == 'gpu' and 'NVIDIA' in device.device_kind  # others have names for it, such as gfx942
+  ampere = nvidia and float(getattr(device, 'compute_capability', None) or 0) >= 8
   fits = dtype in (jnp.bfloat16, jnp.float16) and head_channels % 8 == 0 and head_channels <= 128
-  fused = ampere and fits and 'NVIDIA' in device.device_kind and not _deterministic(flags)
+  fused = ampere and fits and not _deterministic(flags)
   return 'cudnn' if fused else 'xla'
 
 

@@ -97,7 +97,7 @@ def test_a_store_of_an_older_format_is_refused_and_prepared_again(tmp_path, monk
     m.setattr(store, 'FORMAT', 1)
     prepare_store('folder', root, tmp_path / 's', **SMALL)
   for read in (store.read_index, lambda folder: prepare.differences(folder, StoreOptions('folder', size=(32, 32)))):
-    with pytest.raises(InputError, match='is of format 1, not 4. Run --mode=prepare'):
+    with pytest.raises(InputError, match='is of format 1, not 5. Run --mode=prepare'):
       read(tmp_path / 's')
   prepare_store('folder', root, tmp_path / 's', **SMALL)
   assert contents(tmp_path / 's') == contents(tmp_path / 'new')

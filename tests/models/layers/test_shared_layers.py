@@ -118,7 +118,7 @@ H200 = ('NVIDIA H200', '9.0')
     (*H200, 'bfloat16', 12, '', 'xla'),
     (*H200, 'bfloat16', 256, '', 'xla'),
     ('Tesla T4, NVIDIA', '7.5', 'bfloat16', 64, '', 'xla'),
-    ('AMD MI300', '9.4', 'bfloat16', 64, '', 'xla'),
+    ('AMD MI300', 'gfx942', 'bfloat16', 64, '', 'xla'),
     # XLA may use deterministic kernels only
     (*H200, 'bfloat16', 64, f'{DETERMINISTIC}=true', 'xla'),
     (*H200, 'bfloat16', 64, f'--xla_dump_to=x {DETERMINISTIC}', 'xla'),
