@@ -105,7 +105,7 @@ def test_the_devices_in_one_line(find, monkeypatch):
     ('cpu', 'cpu', 'cpu', ['x'], None),
     ('', 'cpu', 'cpu,cuda', ['x'], None),
     ('tpu', 'tpu', '', [], None),
-    ('', 'gpu', '', ['no TPU'], r'not all devices can be used \(JAX: no TPU\)'),
+    ('', 'gpu', '', ['no TPU'], r'JAX says: no TPU'),
     ('', 'cpu', '', [], r'the CPU is used, although there is /dev/nvidia0\. JAX_PLATFORMS=cpu says'),
     (
       'cpu',
