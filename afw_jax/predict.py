@@ -1,6 +1,7 @@
 """Prediction: label maps of new scans (NIfTI files, DICOM series, or folders of them) by the network of a run."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -132,7 +133,15 @@ def predict_volume(
   Raises:
     InputError: the scan carries no voxel size and the working grid needs one.
   """
-  return _segment(trained, scan, batch_size, overlap, largest_component, keep_probabilities)[:2]
+  made = _segment(
+    trained,
+    scan,
+    batch_size=batch_size,
+    overlap=overlap,
+    largest_component=largest_component,
+    keep_probabilities=keep_probabilities,
+  )
+  return made.labels, made.probabilities
 
 
 def _cleaned(trained: Trained, scan: volumes.Volume) -> tuple[volumes.Volume, tuple[float, float]]:
@@ -145,6 +154,7 @@ def _cleaned(trained: Trained, scan: volumes.Volume) -> tuple[volumes.Volume, tu
 def _segment(
   trained: Trained,
   scan: volumes.Volume,
+  *,
   batch_size: int | None,
   overlap: float | None,
   largest_component: bool,
@@ -265,7 +275,14 @@ def predict_all(
     },
     ids={organ: trained.meta['data']['output_ids'][organ] for organ in trained.organs},
     file_ids=trained.file_ids,
-    segment=lambda scan: _segment(trained, scan, batch_size, overlap, largest_component, save_probabilities),
+    segment=functools.partial(
+      _segment,
+      trained,
+      batch_size=batch_size,
+      overlap=overlap,
+      largest_component=largest_component,
+      keep_probabilities=save_probabilities,
+    ),
     probabilities=save_probabilities,
     overwrite=overwrite,
   )

@@ -48,20 +48,17 @@ def sync_folder(path: str | os.PathLike) -> bool:
   Raises:
     OSError: the disk is full or failing, or there is no such folder.
   """
+  folder = None
   try:
     folder = os.open(path, os.O_RDONLY)
-  except OSError as error:
-    if error.errno not in _NO_FOLDER_OPEN:
-      raise
-    return False
-  try:
     os.fsync(folder)
   except OSError as error:
-    if error.errno not in _NO_FOLDER_SYNC:
+    if error.errno not in (_NO_FOLDER_OPEN if folder is None else _NO_FOLDER_SYNC):
       raise
     return False
   finally:
-    os.close(folder)
+    if folder is not None:
+      os.close(folder)
   return True
 
 
