@@ -78,3 +78,19 @@ def test_a_log_on_a_full_disk_ends_no_prediction(trained, phantoms, tmp_path):
     ['bash', '-c', 'exec "$@" > /dev/full 2> /dev/full', 'bash', *arguments], env=environment(), timeout=300
   )
   assert done.returncode == 2 and list((tmp_path / 'o').glob('*.nii.gz'))
+
+
+def test_a_reader_that_is_slow_gets_everything(tmp_path):
+  program = """
+import os, sys
+from afw_jax.system import terminal
+os.set_blocking(1, False)
+terminal.keep_streams_open()
+for i in range(40000):
+  print(i)
+sys.exit(2 if terminal.lost_output() else 0)
+"""
+  script = '"$0" -c "$1" | (sleep 0.5; cat > "$2"); exit ${PIPESTATUS[0]}'
+  arguments = ['bash', '-c', script, sys.executable, program, str(tmp_path / 'out')]
+  assert subprocess.run(arguments, env=environment(), timeout=60).returncode == 0
+  assert (tmp_path / 'out').read_text().split() == [str(i) for i in range(40000)]
