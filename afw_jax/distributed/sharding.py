@@ -44,6 +44,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def replicate(tree, mesh: Mesh):
+  """Puts arrays that every process has alike, numpy arrays, whole onto every device of a mesh."""
+  everywhere = replicated(mesh)
+  return jax.tree.map(lambda a: jax.make_array_from_callback(np.shape(a), everywhere, lambda index: a[index]), tree)
+
+
 def batch_shardings(mesh: Mesh, batch: dict) -> dict[str, NamedSharding]:
   """Shardings of a batch's arrays: images and labels along both axes of the mesh, all others along 'data' only."""
   return {

@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from afw_jax.errors import InputError
 
 CPU_FLAG = '--xla_cpu_experimental_ynn_fusion_type=-individual_convolution'
+# Where no kernels are timed, XLA takes its own matrix products unseen, and jaxlib 0.10.2 cannot compile some of those
+# of TransUNet ("Couldn't find output tile sizes"); this leaves them to cuBLAS.
+UNTIMED_FLAG = '--xla_gpu_enable_triton_gemm=false'
 GPU_FLAG = '--xla_gpu_deterministic_ops=true'  # also excludes autotuning, which picks kernels by timing
-# Releases that know both flags, and in which the CPU flag was measured to help. XLA aborts the process over a flag that
-# it does not know, so nothing is set for any other release.
+# Releases that know these flags, and in which the CPU flag was measured to help. XLA aborts the process over a flag
+# that it does not know, so nothing is set for any other release.
 KNOWN_JAXLIB = ('0.10.2', '0.11.2', '0.12.0.1')
 
 
@@ -44,7 +47,8 @@ def set_deterministic() -> str | None:
   Call it before the first array is made: XLA reads its flags then. CPUs and TPUs are deterministic without it.
 
   Returns:
-    The flag if it was added to XLA_FLAGS; None if it is already there or no GPU plugin is installed.
+    The flags if they were added to XLA_FLAGS; None if XLA_FLAGS already says something about determinism or no GPU
+    plugin is installed.
 
   Raises:
     InputError: the release of jaxlib is not known to accept the flag.
@@ -58,8 +62,9 @@ def set_deterministic() -> str | None:
       f'jaxlib {_version("jaxlib")} is not known to accept the flag {GPU_FLAG}',
       'Set XLA_FLAGS yourself and leave the option out',
     )
-  os.environ['XLA_FLAGS'] = f'{flags} {GPU_FLAG}'.strip()
-  return GPU_FLAG
+  added = GPU_FLAG if UNTIMED_FLAG.split('=')[0] in flags else f'{GPU_FLAG} {UNTIMED_FLAG}'
+  os.environ['XLA_FLAGS'] = f'{flags} {added}'.strip()
+  return added
 
 
 def check_device_count(environ: Mapping[str, str] = os.environ) -> None:

@@ -86,10 +86,7 @@ def advice(rows: list[dict], target: accelerators.Target) -> list[str]:
     )
   refused = [row for row in rows if row.get('refused')]
   if refused and target.platform == 'cuda':
-    lines.append(
-      'What does not compile here may compile on the GPU, where kernels are chosen by timing them. To plan with other '
-      'kernels: XLA_FLAGS=--xla_gpu_enable_triton_gemm=false.'
-    )
+    lines.append('What does not compile here may compile on the GPU, where kernels are chosen by timing them.')
   fitting = [row for row in rows if row['fits']]
   if refused and len(refused) == sum(row['mesh'] is not None for row in rows):
     return [*lines, 'None of these compiles.']

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from afw_jax.errors import InputError
@@ -24,7 +26,7 @@ def polynomial_schedule(
     power: the exponent, 0.9 in both.
 
   Returns:
-    A function step -> learning rate, for optax.
+    A function step -> learning rate: of a traced step for optax, or of a number, which needs no device.
 
   Raises:
     InputError: for an unknown unit.
@@ -34,8 +36,9 @@ def polynomial_schedule(
   total = epochs if unit == 'epoch' else epochs * steps_per_epoch
 
   def schedule(step):
-    t = step // steps_per_epoch if unit == 'epoch' else jnp.maximum(step - 1, 0)
-    return base_lr * jnp.clip(1 - t / total, 0, 1) ** power
+    xp = jnp if isinstance(step, jax.Array) else np
+    t = step // steps_per_epoch if unit == 'epoch' else xp.maximum(step - 1, 0)
+    return base_lr * xp.clip(1 - t / total, 0, 1) ** power
 
   return schedule
 

@@ -70,7 +70,7 @@ def test_left_alone_where_it_might_do_harm(before, environment):
   assert ask(f'{CPU_ONLY}\n{before}', **environment) == ['None', environment.get('XLA_FLAGS', 'None')]
 
 
-GPU = '--xla_gpu_deterministic_ops=true'
+GPU = '--xla_gpu_deterministic_ops=true --xla_gpu_enable_triton_gemm=false'
 WITH_GPU = CPU_ONLY.replace('lambda **k: []', 'lambda **k: ["xla_cuda12"]')
 ASK_GPU = ASK.replace('set_cpu_flags', 'set_deterministic')
 
@@ -81,6 +81,8 @@ def test_a_gpu_repeats_itself_on_request(monkeypatch):
   assert ask(WITH_GPU) == [GPU, GPU]
   assert ask(WITH_GPU, XLA_FLAGS='--xla_dump_to=x') == [GPU, f'--xla_dump_to=x {GPU}']
   assert ask(WITH_GPU, XLA_FLAGS=GPU) == ['None', GPU]
+  first, own = GPU.split()[0], '--xla_gpu_enable_triton_gemm=true'
+  assert ask(WITH_GPU, XLA_FLAGS=own) == [first, f'{own} {first}']
   with pytest.raises(AssertionError, match='InputError.*jaxlib 99.0'):
     ask(WITH_GPU.replace('0.10.2', '99.0'))
   # set after jax is imported, it is still read, and this jaxlib accepts it

@@ -71,7 +71,10 @@ def test_environment_keeps_the_flags_of_the_user():
   made = accelerators.environment(cpu, 8, base)
   assert made['XLA_FLAGS'].split() == ['--xla_dump_to=here', '--xla_force_host_platform_device_count=8']
   assert made['HOME'] == '/root' and not {'JAX_COMPILATION_CACHE_DIR', 'JAX_NUM_CPU_DEVICES'} & set(made)
-  assert '--xla_gpu_autotune_level=0' in accelerators.environment(h100, 8, base)['XLA_FLAGS']
+  untimed = ['--xla_gpu_autotune_level=0', '--xla_gpu_enable_triton_gemm=false']
+  assert accelerators.environment(h100, 8, base)['XLA_FLAGS'].split()[-2:] == untimed
+  own = '--xla_gpu_enable_triton_gemm=true'
+  assert accelerators.environment(h100, 8, {'XLA_FLAGS': own})['XLA_FLAGS'].split() == [own, untimed[0]]
 
 
 @pytest.mark.parametrize('target, devices', [('h100', '2x2'), ('v5e', '2x2')])

@@ -29,6 +29,14 @@ def test_learning_rate_never_leaves_its_range():
   assert min(values) == 0.0 and max(values) == pytest.approx(0.01) and values == sorted(values, reverse=True)
 
 
+@pytest.mark.parametrize('unit', optimizer.UNITS)
+def test_the_rate_of_a_number_is_that_of_the_program_and_needs_no_device(unit):
+  lr = optimizer.polynomial_schedule(0.01, epochs=3, steps_per_epoch=4, unit=unit)
+  for step in range(14):
+    assert not isinstance(lr(step), jax.Array)
+    assert float(jax.jit(lr)(step)) == pytest.approx(lr(step), rel=1e-6)
+
+
 @pytest.mark.parametrize('weight_decay', [0.0, 1e-2])
 def test_sgd_is_torchs(weight_decay):
   rng = np.random.default_rng(0)

@@ -72,6 +72,18 @@ def _forward(x, kernel, dilation, parts):
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _gradients(x, kernel, grad, dilation, parts):
+  how = dict(dilation=dilation, parts=parts)
+  return lax.platform_dependent(
+    x,
+    kernel,
+    grad,
+    cpu=functools.partial(_gradients_in_one, **how),
+    default=functools.partial(_gradients_by_tap, **how),
+  )
+
+
+def _gradients_in_one(x, kernel, grad, *, dilation, parts):
+  """Gradients for CPUs: several taps in one pass over the features."""
   # Pixels 1 KB apart share the same few lines of a CPU's cache, and summing over a row takes 1.5 times as long.
   spare = 0 if x.shape[-1] % 256 else 16
   whole, (x, grad) = x, (_divided(a, parts, dilation * (kernel.shape[0] - 1) // 2) for a in (x, _wide(grad)))
@@ -83,6 +95,15 @@ def _gradients(x, kernel, grad, dilation, parts):
     sums += lax.reduce(some, [zero] * len(some), lambda a, b: [u + v for u, v in zip(a, b)], (x.ndim - 2,))
   towards_kernel = jnp.stack([s.sum(range(s.ndim - 1)) for s in reversed(sums)]).reshape(kernel.shape)
   return _weighted(taps, kernel[::-1, ::-1]).reshape(whole.shape).astype(x.dtype), towards_kernel.astype(kernel.dtype)
+
+
+def _gradients_by_tap(x, kernel, grad, *, dilation, parts):
+  """Gradients for GPUs and TPUs: one sum for each tap, which keeps no product in memory."""
+  divided, grad = (_divided(a, parts, dilation * (kernel.shape[0] - 1) // 2) for a in (x, grad))
+  taps = [_wide(tap) for tap in _shifted(grad, kernel.shape[:2], dilation)]
+  sums = [(tap * divided).sum(range(divided.ndim - 1)) for tap in reversed(taps)]
+  towards_x = _weighted(taps, kernel[::-1, ::-1]).reshape(x.shape).astype(x.dtype)
+  return towards_x, jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
 
 
 depthwise.defvjp(

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from afw_jax.models.layers.conv import uniform_fan_in
+from afw_jax.models.layers.pointwise import pointwise
 
 
 class UpConv(nn.Module):
@@ -38,7 +39,8 @@ class UpConv(nn.Module):
       math.prod(factor) * self.features
     )  # PyTorch counts a transposed kernel's fan-in on its axis 1
     kernel = self.param('transposed_kernel', self.kernel_init or init, (*factor, inputs, self.features), jnp.float32)
-    y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), ((-1,), (-2,)))  # (B, *S, *factor, features)
+    matrix = jnp.moveaxis(kernel.astype(self.dtype), -2, 0).reshape(inputs, -1)
+    y = pointwise(x.astype(self.dtype), matrix).reshape(*x.shape[:-1], *factor, self.features)
     if self.use_bias:
       y = y + self.param('bias', self.bias_init or init, (self.features,), jnp.float32).astype(self.dtype)
     order = [0, *(a for i in range(rank) for a in (1 + i, 1 + rank + i)), 2 * rank + 1]

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from afw_jax.models.layers.pointwise import pointwise
+
 
 def volume_conv(x, kernel):
   """Convolution over (D, H, W) with stride 1, zero-padded to keep the size.
@@ -25,7 +27,7 @@ def volume_conv(x, kernel):
     (B, D, H, W, Cout) of x's dtype.
   """
   if kernel.shape[:3] == (1, 1, 1):  # on a CPU its weight gradient is six times faster than the convolution's
-    return jnp.dot(x, kernel[0, 0, 0])
+    return pointwise(x, kernel[0, 0, 0])
   return _conv(x, kernel)
 
 

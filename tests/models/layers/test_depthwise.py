@@ -12,6 +12,7 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
+from afw_jax.models.layers import depthwise as depthwise_module
 from afw_jax.models.layers.depthwise import depthwise
 from afw_jax.models.layers.gelu import gelu
 
@@ -43,6 +44,30 @@ def test_depthwise_is_the_grouped_convolution_with_its_gradients(shape, kernel, 
   plain, plain_pull = jax.vjp(lambda x, k: plain_depthwise(x, k, dilation), x, kernel)
   for one, other in zip((ours, *pull(grad)), (plain, *plain_pull(grad))):
     assert one.shape == other.shape and np.allclose(one, other, atol=1e-4)
+
+
+def lowered(function, platform, *arrays):
+  return jax.jit(function).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize('dtype, error', [(np.float32, 1e-5), (jnp.bfloat16, 5e-3)])
+@pytest.mark.parametrize('dilation, parts', [(1, 1), (2, 1), (1, 2)])
+def test_gradients_for_other_platforms_are_those_for_cpus(dtype, error, dilation, parts):
+  x, kernel, grad = draw((2, 12, 7, 16), dtype=dtype), draw((5, 3, 1, 16), 1, dtype), draw((2, 12, 7, 16), 2, dtype)
+  forms = depthwise_module._gradients_in_one, depthwise_module._gradients_by_tap
+  for one, other in zip(*(form(x, kernel, grad, dilation=dilation, parts=parts) for form in forms)):
+    assert one.shape == other.shape and one.dtype == other.dtype == dtype
+    one, other = np.float32(one), np.float32(other)
+    assert np.abs(one - other).max() <= error * np.abs(one).max()
+
+
+def test_only_cpus_sum_several_taps_at_once():
+  x, kernel = draw((1, 8, 8, 2)), draw((3, 3, 1, 2))
+  gradients = lambda x, kernel, grad: jax.vjp(depthwise, x, kernel)[1](grad)
+  sums_in_one = lambda platform: max(
+    line.count(' init: ') for line in lowered(gradients, platform, x, kernel, x).splitlines()
+  )
+  assert {p: sums_in_one(p) for p in ('cpu', 'cuda', 'tpu')} == {'cpu': 9, 'cuda': 1, 'tpu': 1}
 
 
 @pytest.mark.parametrize(
@@ -83,6 +108,7 @@ SHARDED = """
 import re
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from afw_jax.models.layers import depthwise as depthwise_module
 from afw_jax.models.layers.depthwise import depthwise
 mesh = jax.make_mesh((2, 2), ('rows', 'columns'), axis_types=(AxisType.Auto,) * 2)
 x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 24, 16, 4)), jnp.float32)
