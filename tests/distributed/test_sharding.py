@@ -178,6 +178,7 @@ def test_features_of_one_device_per_sample_are_left_alone():
 
 ON_EIGHT = """
 import jax, jax.numpy as jnp, numpy as np
+from afw_jax.config import default_config, program
 from afw_jax.distributed import sharding
 mesh = sharding.make_mesh(4, 2)
 image = np.arange(8 * 6 * 5, dtype=np.int16).reshape(8, 6, 5, 1)
@@ -208,6 +209,18 @@ for rows in (1, 4, 6):
   image, window = np.arange(rows * 24, dtype=np.float32).reshape(rows, 4, 6, 1), np.ones((rows, 2), np.float32)
   found = predict(scale, image, window)
   assert found.devices() == {mesh.devices[0, 0]} and np.array_equal(found, 3 * image + 1), rows
+
+# a fresh state lies whole on every device, and does not depend on the mesh
+config = default_config()
+config.model.size, config.data.size = 'testing', (32, 32)
+wanted, *others = (
+  program.make_program(config, mesh, ('background', 'liver'), 1).initial_state(jax.random.key(3))
+  for mesh in (sharding.make_mesh(1, 1, jax.devices()[-1:]), sharding.make_mesh(-1, 2), sharding.make_mesh(-1, 1))
+)
+assert all(array.devices() == {jax.devices()[-1]} for array in jax.tree.leaves(wanted))
+for state in others:
+  assert all(array.sharding.is_fully_replicated and len(array.devices()) == 8 for array in jax.tree.leaves(state))
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(wanted))
 print('placed')
 """
 
