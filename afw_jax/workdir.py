@@ -53,6 +53,20 @@ def _flat(tree: dict, prefix: str = '') -> dict:
   return out
 
 
+def differences(old: dict, new: dict) -> list[str]:
+  """What keeps a run with the config `new` from going on in a workdir with the config `old`, one text for each key.
+
+  Args:
+    old, new: as `config.json` holds them. The sections `FREE` and options that a run does not use may differ.
+  """
+  was, now = _flat(_used(old)), _flat(_used(new))
+  return [
+    f'{k} was {was.get(k, "absent")!r}, is {now.get(k, "absent")!r}'
+    for k in sorted(was | now)
+    if was.get(k, '') != now.get(k, '')
+  ]
+
+
 @contextlib.contextmanager
 def claimed(
   workdir: str, config: ml_collections.ConfigDict, *, hold: bool = True, alone: bool = False
@@ -99,12 +113,7 @@ def _claim(workdir: str, config: ml_collections.ConfigDict, versions: dict) -> N
   path = os.path.join(workdir, 'config.json')
   new = json.loads(config.to_json_best_effort())
   if os.path.exists(path) and begun(workdir):  # where nothing was trained yet, the new config takes over
-    old, now = _flat(_used(read_config(workdir))), _flat(_used(new))
-    differing = [
-      f'{k} was {old.get(k, "absent")!r}, is {now.get(k, "absent")!r}'
-      for k in sorted(old | now)
-      if old.get(k, '') != now.get(k, '')
-    ]
+    differing = differences(read_config(workdir), new)
     if differing:
       raise InputError(
         path,
@@ -167,3 +176,14 @@ def store_path(config: ml_collections.ConfigDict, workdir: str) -> str:
   options['root'] = os.path.abspath(config.data.root)
   digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
   return os.path.join(os.path.dirname(os.path.abspath(workdir)), 'stores', f'{config.data.dataset}-{digest}')
+
+
+def in_use(workdir: str) -> bool:
+  """Whether a run holds a workdir, or is about to; nothing is written."""
+  # Who claims a workdir holds `.claiming`, for which others wait, and then takes `.lock`, for which nobody waits: it
+  # must not be taken from a run by this look.
+  with locks.probed(os.path.join(workdir, '.claiming')) as claiming:
+    if claiming:
+      return True
+    with locks.probed(os.path.join(workdir, '.lock')) as held:
+      return held

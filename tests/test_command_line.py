@@ -10,7 +10,7 @@ import sys
 import pytest
 from conftest import ROOT, command, environment
 
-from afw_jax import command_line, main
+from afw_jax import command_line, main, options
 from afw_jax.config import default_config, shipped
 from afw_jax.errors import InputError
 
@@ -72,7 +72,7 @@ TUPLES = [
 ] + ['model.unet.features', 'model.unetrpp.stem', 'augment.extended.scale', 'loss.ce_afw.rare']  # fmt: skip
 READ = """
 from afw_jax import main
-main._dispatch = lambda: print(main._CONFIG.value.to_json_best_effort())
+main._dispatch = lambda: print(main.options.CONFIG.value.to_json_best_effort())
 main.main()
 """
 
@@ -128,8 +128,8 @@ def test_help_is_one_readable_screen_with_every_mode_and_flag():
   )
   lines = done.stdout.splitlines()
   assert done.returncode == 0 and len(lines) <= 40 and max(map(len, lines)) <= 110, done.stdout
-  assert {re.split(r'\s+', line)[1] for line in lines if re.match(r'  [a-z]+  ', line)} == set(main.MODES)
-  ours = [flag.name for flag in main.flags.FLAGS.flags_by_module_dict()['afw_jax.main']]
+  assert {re.split(r'\s+', line)[1] for line in lines if re.match(r'  [a-z]+  ', line)} == set(options.MODES)
+  ours = [flag.name for flag in main.flags.FLAGS.flags_by_module_dict()['afw_jax.options']]
   assert all(f'--{name}' in done.stdout for name in ours), ours
   assert all(name in done.stdout for name in shipped.names())
   files = re.findall(r'(\S+defaults\.py)', done.stdout)

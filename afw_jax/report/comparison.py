@@ -41,14 +41,14 @@ def compare(workdirs: list[str]) -> str:
     raise InputError('--workdir', f'{len(workdirs)} run(s) given', 'Name two or more to compare.')
   runs = [read_run(w) for w in workdirs]
   for run in runs[1:]:
-    _check_alike(run, runs[0])
+    check_alike(run, runs[0])
   common = [case for case in runs[0].cases if all(case in run.cases for run in runs)]
   if not common:
     raise InputError(', '.join(workdirs), 'have no case in common', 'Evaluate them on the same split.')
   left_out = len({case for run in runs for case in run.cases}) - len(common)
   runs = [run.only(common) for run in runs]
   for run in runs[1:]:
-    _check_same_truth(run, runs[0])
+    check_same_truth(run, runs[0])
 
   names, distance = _names(runs), heading(runs[0], 'hd95_pooled_mm', 'HD95')
   tests = [_test(f'{name} - {names[0]}', run, runs[0]) for name, run in zip(names[1:], runs[1:])]
@@ -67,7 +67,8 @@ def compare(workdirs: list[str]) -> str:
   return '\n\n'.join(parts) + '\n'
 
 
-def _check_alike(run: Run, first: Run) -> None:
+def check_alike(run: Run, first: Run) -> None:
+  """Raises InputError where two runs were not scored alike."""
   for field, name in _ALIKE.items():
     if getattr(run, field) != getattr(first, field):
       raise InputError(
@@ -84,7 +85,7 @@ def _check_alike(run: Run, first: Run) -> None:
     )
 
 
-def _check_same_truth(run: Run, first: Run) -> None:
+def check_same_truth(run: Run, first: Run) -> None:
   """Raises InputError where the same case has another reference label map or another grid."""
   for i, case in enumerate(run.cases):
     cure = 'The runs were scored on different scans or labels: evaluate both on the same data.'
