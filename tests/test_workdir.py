@@ -61,6 +61,17 @@ def test_options_that_affect_training_may_not(begun):
   assert contents(begun) == before
 
 
+def test_a_workdir_belongs_to_one_fold(begun):
+  older = json.loads((begun / 'config.json').read_text(encoding='utf-8'))
+  del older['data']['fold']  # a version without folds
+  (begun / 'config.json').write_text(json.dumps(older), encoding='utf-8')
+  claim(begun, demo.get_config())
+  config = demo.get_config()
+  config.data.fold = '2/5'
+  with pytest.raises(InputError, match="data.fold was '', is '2/5'"):
+    claim(begun, config)
+
+
 def test_where_nothing_was_trained_a_new_config_takes_over(tmp_path):
   config = demo.get_config()
   claim(tmp_path, config)

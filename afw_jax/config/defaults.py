@@ -35,7 +35,8 @@ def _data() -> ConfigDict:
   data.window = ''  # paper [50, 350] HU | transunet [-125, 275] HU | percentile | LOW,HIGH; '' = that of the data set
   data.fractions = ()  # of (train, val, test) where no split is published or given; () = those of the data set
   data.num_cases = 0  # number of cases drawn with split_seed; 0 = all
-  data.split_seed = 0
+  data.fold = ''  # K/N: hold out the K-th of N folds as val and train on the others; '' = no cross-validation
+  data.split_seed = 0  # of the split, the folds and the draw
   data.keep_defective = False  # whether to use cases with known defects
   return data
 

@@ -20,8 +20,9 @@ def data_record(index: Mapping, selection: Selection) -> dict:
     selection: of the run.
 
   Returns:
-    'name', 'modality', 'organs', 'output_ids', 'options' and 'window' of the data, 'splits' (part -> case ids), and for
-    each case digests of its 'scans' (the voxels) and 'contents' (everything that is prepared).
+    'name', 'modality', 'organs', 'output_ids', 'options' and 'window' of the data, 'splits' (part -> case ids), 'fold'
+    ('' without folds), and for each case digests of its 'scans' (the voxels) and 'contents' (everything that is
+    prepared).
   """
   window = selection.window if isinstance(selection.window, str) else list(selection.window)
   digest = lambda key: {case_id: index['cases'][case_id][key][:_DIGITS] for case_id in selection.ids}
@@ -30,6 +31,7 @@ def data_record(index: Mapping, selection: Selection) -> dict:
     'window': window,
     'options': {**index['options'], 'window': window},
     'splits': selection.splits,
+    'fold': selection.fold,
     'scans': digest('voxels_sha256'),
     'contents': digest('content_sha256'),
   }
@@ -65,7 +67,7 @@ def recorded_selection(index: Mapping, recorded: Mapping) -> Selection | None:
     raise InputErrors(leaks) if len(leaks) > 1 else leaks[0]
   windows = windows_of(index, ids, recorded['window'])
   contents = {case_id: index['cases'][case_id]['content_sha256'] for case_id in ids}
-  return Selection(dict(splits), recorded['window'], {}, [], windows, contents)
+  return Selection(dict(splits), recorded['window'], {}, [], recorded.get('fold', ''), windows, contents)
 
 
 def differences(recorded: Mapping, now: Mapping, keys: Sequence[str]) -> dict[str, tuple]:
