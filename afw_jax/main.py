@@ -62,6 +62,12 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError, OSError) as error:
+    causes = [error]
+    while causes[-1].__context__:
+      causes.append(causes[-1].__context__)
+    for cause in causes:  # of a config file: ml_collections cannot raise it again, since it takes three arguments
+      if isinstance(cause, InputError):
+        _fail(str(cause))
     while error.args and isinstance(error.args[0], Exception):
       error = error.args[0]
     lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines() if line.strip()]

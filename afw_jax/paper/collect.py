@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class Filled:
     part: of the table.
     lines: one for each row.
     organs: the columns beside the means.
-    convention, unit, split: of all scores; '' while there are none.
+    convention, unit, split, checkpoint: of all scores; '' while there are none.
     cases: the largest number of cases of a row.
   """
 
@@ -61,6 +61,7 @@ class Filled:
   convention: str
   unit: str
   split: str
+  checkpoint: object
   cases: int
 
 
@@ -73,30 +74,32 @@ class _Scores:
   first: scores.Run | None
 
 
-def collect(table: Table, members: Sequence[Member]) -> list[Filled]:
+def collect(table: Table, members: Sequence[Member], done: Collection[str]) -> list[Filled]:
   """Fills the parts of a table from the folders of its runs.
 
   Args:
     table: of the paper.
     members: of `runs.members`, of all tables.
+    done: names of the runs that are done.
 
   Raises:
     InputError: a file of a run is damaged, or the runs of a part were not scored alike or on other labels.
   """
-  made = [(part, _fill(part, [m for m in members if m.table == table.name and m.part == part])) for part in table.parts]
+  own = [member for member in members if member.table == table.name]
+  made = [(part, _fill(part, [m for m in own if m.part == part], done)) for part in table.parts]
   corrected = iter(holm([line.p for _, (lines, _) in made for line in lines]))
   filled = []
   for part, (lines, first) in made:
     lines = tuple(dataclasses.replace(line, p=next(corrected)) for line in lines)
     organs = first.organs if first else tuple(o for o in part.rows[0].published if o not in MEANS)
-    facts = (first.convention, first.unit, first.split) if first else ('', '', '')
+    facts = (first.convention, first.unit, first.split, first.settings.get('checkpoint')) if first else ('', '', '', '')
     cases = max((cell.n for line in lines for name, cell in line.cells.items() if name == 'dsc'), default=0)
     filled.append(Filled(part, lines, organs, *facts, cases))
   return filled
 
 
-def _fill(part: Part, members: list[Member]) -> tuple[list[Line], scores.Run | None]:
-  read = {row.label: _read([m for m in members if m.row == row]) for row in part.rows}
+def _fill(part: Part, members: list[Member], done: Collection[str]) -> tuple[list[Line], scores.Run | None]:
+  read = {row.label: _read([m for m in members if m.row == row], done) for row in part.rows}
   found = [one.first for one in read.values() if one.first]
   for run in found[1:]:
     _check_alike(run, found[0])
@@ -111,7 +114,7 @@ def _fill(part: Part, members: list[Member]) -> tuple[list[Line], scores.Run | N
         done=one.done,
         planned=len({m.run.name for m in own}),
         seeds=len(one.by_seed),
-        missing_folds=_missing_folds(own, one),
+        missing_folds=_missing_folds(own, one, done),
         cells=_cells(one),
         difference=difference,
         p=difference.p if difference else math.nan,
@@ -120,13 +123,18 @@ def _fill(part: Part, members: list[Member]) -> tuple[list[Line], scores.Run | N
   return lines, found[0] if found else None
 
 
-def _read(members: list[Member]) -> _Scores:
+def _read(members: list[Member], known: Collection[str]) -> _Scores:
   by_seed: dict[int, dict] = {}
   done, first = 0, None
   for member in members:
-    if not states.is_done(member.run):
+    if member.run.name not in known:
       continue
-    run = scores.read_run(member.run.folder)
+    try:
+      run = scores.read_run(member.run.folder)
+    except InputError:
+      if states.is_done(member.run):
+        raise
+      continue  # it is being scored again
     if first:
       _check_alike(run, first)
     done, first = done + 1, first or run
@@ -152,8 +160,8 @@ def _check_alike(run: scores.Run, first: scores.Run) -> None:
     comparison.check_same_truth(run.only(common), first.only(common))
 
 
-def _missing_folds(members: list[Member], read: _Scores) -> tuple[str, ...]:
-  lacking = {m.fold for m in members if m.fold and m.seed in read.by_seed and not states.is_done(m.run)}
+def _missing_folds(members: list[Member], read: _Scores, done: Collection[str]) -> tuple[str, ...]:
+  lacking = {m.fold for m in members if m.fold and m.seed in read.by_seed and m.run.name not in done}
   return tuple(sorted(lacking))
 
 

@@ -84,7 +84,11 @@ def steps_of(run: Run) -> int | None:
       crops_per_case=train.crops_per_case,
     )
     return train.epochs * pipeline.steps_per_epoch(len(source), train.batch_size)
-  if run.config.data.dataset == 'synapse':  # the published training cases, whose slices are known
+  data = run.config.data
+  if data.num_cases and data.fractions and len(data.size or train.patch_size) == 3:
+    volumes = round(data.num_cases * data.fractions[0] / sum(data.fractions)) * train.crops_per_case
+    return train.epochs * pipeline.steps_per_epoch(volumes, train.batch_size)
+  if data.dataset == 'synapse':  # the published training cases, whose slices are known
     slices = sum(public.TRANSUNET_TRAIN_SLICES.values())
     return train.epochs * pipeline.steps_per_epoch(slices, train.batch_size)
   return None

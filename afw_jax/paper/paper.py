@@ -10,10 +10,10 @@ import ml_collections
 
 from afw_jax.data.preparation.shard import parse_shard
 from afw_jax.errors import InputError, InputErrors
-from afw_jax.paper import collect, cost, phantoms, pictures, render, schedule, tables
+from afw_jax.paper import collect, cost, phantoms, pictures, render, schedule, states, tables
 from afw_jax.paper.runs import Member, distinct, members
 from afw_jax.paper.table import Table, split
-from afw_jax.system import atomic_files, terminal
+from afw_jax.system import atomic_files, locks, terminal
 
 _log = logging.getLogger('afw_jax')
 
@@ -77,20 +77,29 @@ def write_tables(folder: str, wanted: Sequence[Table], found: Sequence[Member], 
     The paths of the Markdown files.
 
   Raises:
-    InputError: a file of a run is damaged, runs of a table were not scored alike, or the folder cannot be written.
+    InputError, InputErrors: a file of a run is damaged, runs of a table were not scored alike (the other tables are
+      written), or the folder cannot be written.
   """
   can_draw = importlib.util.find_spec('matplotlib') is not None
   if not can_draw:
     _log.warning('no pictures: matplotlib is not installed (pip install afw_jax[viz])')
-  paths = []
-  for table in wanted:
-    filled = collect.collect(table, found)
-    path = os.path.join(folder, table.name)
-    for ending, text in (('.csv', render.as_csv), ('.tex', render.as_tex), ('.md', render.as_markdown)):
-      atomic_files.write_text(path + ending, text(table, filled, phantom=phantom))
-    if can_draw:
-      pictures.draw(f'{path}.png', table, filled, phantom=phantom)
-    paths.append(f'{path}.md')
+  paths, errors = [], []
+  with locks.locked(os.path.join(folder, '.lock')):  # who writes last has read last
+    done = {run.name for run in distinct(found) if states.is_done(run)}
+    for table in wanted:
+      path = os.path.join(folder, table.name)
+      try:
+        filled = collect.collect(table, found, done)
+      except InputError as error:
+        errors.append(error)
+        continue
+      for ending, text in (('.csv', render.as_csv), ('.tex', render.as_tex), ('.md', render.as_markdown)):
+        atomic_files.write_text(path + ending, text(table, filled, phantom=phantom))
+      if can_draw:
+        pictures.draw(f'{path}.png', table, filled, phantom=phantom)
+      paths.append(f'{path}.md')
+  if errors:
+    raise InputErrors(errors) if len(errors) > 1 else errors[0]
   return paths
 
 

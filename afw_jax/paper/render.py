@@ -57,7 +57,7 @@ def caption(table: Table, filled: Sequence[Filled], *, phantom: bool = False) ->
     ),
     *(f'Metric convention: **{name}**. {RULES[name]}' for name in conventions),
     *([results.CONVENTION] if published and any('hd95' in line.row.published for line in lines) else []),
-    *_of_splits(filled),
+    *dict.fromkeys(SPLITS[one.split] for one in filled if one.split in SPLITS and one.checkpoint != 'last'),
     *(caution(few) if few is not None else []),
   ]
 
@@ -128,12 +128,6 @@ def _title(table: Table) -> str:
 def _facts(one: Filled) -> str:
   """The number of cases, the split and the convention of a part, once there are scores."""
   return f': {one.cases} cases of split {one.split}, {one.convention}' if one.convention else ': no run yet'
-
-
-def _of_splits(filled: Sequence[Filled]) -> list[str]:
-  """What it means that cases of the validation part were scored: where they chose the checkpoint, and where not."""
-  warned = {one.split for one in filled if one.split in SPLITS and one.part.folds == ('',)}
-  return [SPLITS[split] for split in sorted(warned)]
 
 
 def _means(one: Filled, phantom: bool) -> tuple[list[str], list[list[str]]]:

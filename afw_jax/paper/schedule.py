@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from afw_jax import workdir as run_folder
-from afw_jax.errors import InputError
+from afw_jax.errors import InputError, InputErrors
 from afw_jax.paper import child, states
 from afw_jax.paper.runs import Run, check_folder, command, shown_command
 from afw_jax.system import locks
@@ -34,7 +34,7 @@ def work(
     start: runs a command in a folder (`child.run`).
 
   Returns:
-    An error for each run that failed.
+    What went wrong with the runs that failed, each error once.
 
   Raises:
     InputError: a folder holds a run of another config.
@@ -55,10 +55,11 @@ def work(
           continue
         left.remove(run)
         if isinstance(outcome, InputError):
+          if str(outcome) not in map(str, failed.values()):  # a data set that is not there fails all of its runs
+            say(f'failed: {outcome}')
           failed[run.name] = outcome
-          say(f'failed: {outcome}')
         else:
-          finished()
+          _report(finished, say)
       if len(left) == before:
         say(f'{progress_line(runs, left, failed)}: waiting for the runs of other processes')
         child.sleep(_LOOK_AGAIN_S, caught)
@@ -66,13 +67,21 @@ def work(
           child.sleep(_LOOK_AGAIN_S, caught)
         if caught.received:
           _end(runs, caught, say)
-  return list(failed.values())
+  return list({str(error): error for error in failed.values()}.values())
 
 
 def _end(runs: Sequence[Run], caught: child.Signals, say: Callable[[str], None]) -> NoReturn:
   done = sum(states.is_done(run) for run in runs)
   say(f'interrupted: {done} of {len(runs)} runs are done; the same command goes on from here')
   raise SystemExit(caught.exit_code)
+
+
+def _report(finished: Callable[[], None], say: Callable[[str], None]) -> None:
+  """Collects the tables; what is wrong with one does not stop the other runs, and is an error at the end."""
+  try:
+    finished()
+  except (InputError, InputErrors) as error:
+    say(f'not collected: {error}')
 
 
 def _attempt(run: Run, runs, left, failed, say, caught, start) -> str | InputError:

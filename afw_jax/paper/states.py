@@ -17,10 +17,12 @@ _CURE = 'Delete the folder `cases` beside it, or restore a copy.'
 def is_done(run: Run) -> bool:
   """Whether a run is trained to its end and scored as its config says.
 
-  Raises:
-    InputError: a file of the run is damaged.
+  False where a file is damaged: starting the run again mends that, or says what is wrong.
   """
-  return is_trained(run) and _is_scored(run)
+  try:
+    return is_trained(run) and _is_scored(run)
+  except InputError:
+    return False
 
 
 def is_trained(run: Run) -> bool:
