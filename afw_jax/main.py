@@ -4,7 +4,6 @@ afw-jax --config=synapse --workdir=runs/synapse              (installed; `afw-ja
 python -m afw_jax.main --config=configs/synapse.py ...       (the same, in a clone)
 """
 
-import contextlib
 import errno
 import logging
 import os
@@ -23,13 +22,12 @@ except InputError as error:
   sys.exit(2)
 xla_flags.set_cpu_flags()
 
-import jax  # noqa: E402
 import ml_collections  # noqa: E402
 from absl import app, flags  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from afw_jax import command_line, evaluate, import_run, predict, prepare, train  # noqa: E402
+from afw_jax import command_line, cross_validation, evaluate, import_run, predict, prepare, train  # noqa: E402
 from afw_jax import workdir as run_folder  # noqa: E402
 from afw_jax.config.check import check_config  # noqa: E402
 from afw_jax.data.selection import scored_split  # noqa: E402
@@ -40,13 +38,16 @@ from afw_jax.system import atomic_files  # noqa: E402
 
 MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'compare', 'predict', 'convert', 'plan')
 _TRAINING_MODES = ('all', 'prepare', 'train', 'evaluate')
+_MODES_OF_SEVERAL = ('compare', 'evaluate', 'predict')
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 _DEFAULT_CACHE = '~/.cache/afw_jax/xla'
 _log = logging.getLogger('afw_jax')
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Name of a shipped config, or path of a config file.')
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the run; default: runs/NAME_OF_THE_CONFIG. compare: several, separated by commas.'
+  'workdir',
+  None,
+  'Folder of the run; default: runs/NAME_OF_THE_CONFIG. compare, evaluate, predict: several with commas.',
 )
 _MODE = flags.DEFINE_enum('mode', 'all', MODES, 'What to do.')
 _INPUT = flags.DEFINE_string(
@@ -54,7 +55,9 @@ _INPUT = flags.DEFINE_string(
   None,
   'predict: a NIfTI file, a DICOM series folder, or a folder of scans. convert: a file of PyTorch weights.',
 )
-_OUTPUT = flags.DEFINE_string('output', None, 'predict: a folder, or a .nii.gz file for one scan. compare: a .md file.')
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'predict: a folder, or a .nii.gz file for one scan. evaluate, folds: a folder. compare: a .md file.'
+)
 _CHECKPOINT = flags.DEFINE_enum('checkpoint', 'best', ('best', 'last'), 'predict: which checkpoint.')
 _PROBABILITIES = flags.DEFINE_bool('probabilities', False, 'predict: also write the probability of each organ.')
 _LARGEST = flags.DEFINE_bool(
@@ -99,7 +102,7 @@ def main() -> None:
   try:
     sys.argv = command_line.normalise(sys.argv)  # ml_collections reads the overridden keys from sys.argv itself
   except InputError as error:
-    _fail(str(error))
+    terminal.fail(str(error))
   app.run(_run, flags_parser=_parse)
 
 
@@ -111,7 +114,8 @@ def _parse(argv: list[str]) -> list[str]:
       error = error.args[0]
     lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines() if line.strip()]
     last = lines[-1] if len(lines) > 1 else ''
-    _fail(f'{lines[0].split("Error whilst")[0]} {last} (--help lists the options and where the config keys are)')
+    what = f'{lines[0].split("Error whilst")[0]} {last}'
+    terminal.fail(f'{what} (--help lists the options and where the config keys are)')
 
 
 def _run(argv: list[str]) -> None:
@@ -120,9 +124,9 @@ def _run(argv: list[str]) -> None:
       raise InputError(argv[1], 'is not an option', 'Options start with --; see --help.')
     _dispatch()
     if lost := terminal.lost_output():
-      _fail(f'what was printed could not be written ({lost}), but the work is done. Free space on the disk.')
+      terminal.fail(f'what was printed could not be written ({lost}), but the work is done. Free space on the disk.')
   except (InputError, InputErrors, FloatingPointError) as error:
-    _fail(str(error))
+    terminal.fail(str(error))
   except KeyboardInterrupt:
     sys.stdout.flush()
     print('interrupted', file=sys.stderr, flush=True)
@@ -130,31 +134,22 @@ def _run(argv: list[str]) -> None:
   except OSError as error:
     if error.errno not in _DISK_ERRORS:
       raise
-    _fail(
+    terminal.fail(
       f'{error.filename or _WORKDIR.value}: cannot be written ({error.strerror}). '
       'Free space on the disk or mend the permissions, then start the same command again: what was saved is kept.'
     )
 
 
-def _fail(message: str) -> None:
-  sys.stdout.flush()
-  sys.stderr.flush()
-  # Threads that still read or write (checkpoints, events) could print into this line: their stderr is closed first.
-  stderr = os.dup(2)
-  os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-  with contextlib.suppress(OSError):  # the disk of a log is full, perhaps: the exit code says it
-    os.write(stderr, f'\nerror: {message}\n'.encode(sys.stderr.encoding or 'utf-8', 'backslashreplace'))
-  os._exit(2)
-
-
 def _dispatch() -> None:
   _set_up_logging()
   mode, config = _MODE.value, _CONFIG.value
+  workdirs = command_line.split_workdirs(_WORKDIR.value or '', several=mode in _MODES_OF_SEVERAL)
+  pools = mode == 'evaluate' and len(workdirs) > 1
   if config is not None:
     command_line.expand_paths(config)
     if config.runtime.deterministic:
       xla_flags.set_deterministic()  # before the first array
-  elif mode in (*_TRAINING_MODES, 'convert', 'plan'):
+  elif mode in (*_TRAINING_MODES, 'convert', 'plan') and not pools:
     raise InputError('--config', 'is not given', f'--mode={mode} needs one, for instance --config=demo.')
   if mode == 'plan':
     plan.plan(config, _TARGET.value, _DEVICES.value, _MEMORY.value)
@@ -165,7 +160,7 @@ def _dispatch() -> None:
       f'is an option of --mode=prepare, and this is --mode={mode}',
       'Prepare the shards first, then train without --shard.',
     )
-  workdir = _workdir()
+  workdir, *others = workdirs or [_default_workdir()]
   process = launchers.resolve_process(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   computes = mode in ('all', 'train', 'evaluate', 'predict')
   if computes or (process and process.process_id is None):
@@ -176,13 +171,17 @@ def _dispatch() -> None:
     devices.start()  # any will do
   if computes:
     _log.info('running on %s', devices.describe())
-  _keep_compiled_programs(config.runtime.compilation_cache if config is not None else _DEFAULT_CACHE)
-  if mode in _TRAINING_MODES:
+  devices.keep_compiled_programs(config.runtime.compilation_cache if config is not None else _DEFAULT_CACHE)
+  if pools:
+    _pool(workdirs, config)
+  elif mode in _TRAINING_MODES:
     _train_and_score(mode, config, workdir)
   elif mode == 'predict':
-    _predict(workdir)
+    _predict([workdir, *others])
+  elif mode == 'compare':
+    runtime.on_process_zero(lambda: _compare([workdir, *others]))
   else:
-    runtime.on_process_zero(lambda: {'report': _report, 'compare': _compare, 'convert': _convert}[mode](workdir))
+    runtime.on_process_zero(lambda: {'report': _report, 'convert': _convert}[mode](workdir))
 
 
 def _set_up_logging() -> None:
@@ -193,10 +192,7 @@ def _set_up_logging() -> None:
     logging.getLogger(library).setLevel(logging.WARNING)
 
 
-def _workdir() -> str:
-  """The folder of the run; of compare, folders separated by commas."""
-  if _WORKDIR.value:
-    return ','.join(os.path.expanduser(folder) for folder in _WORKDIR.value.split(','))
+def _default_workdir() -> str:
   if _CONFIG.value is None:
     raise InputError('--workdir', 'is not given', 'Name the folder of the run: --workdir=runs/NAME.')
   path = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
@@ -207,13 +203,6 @@ def _path(flag: flags.FlagHolder, cure: str) -> str:
   if not flag.value:
     raise InputError(f'--{flag.name}', 'is not given', cure)
   return os.path.expanduser(flag.value)
-
-
-def _keep_compiled_programs(folder: str) -> None:
-  """Compiled programs are kept on disk, so that the next start of the same run begins at once."""
-  if folder and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-    jax.config.update('jax_compilation_cache_dir', os.path.expanduser(folder))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
 def _train_and_score(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -260,16 +249,24 @@ def _report(workdir: str) -> None:
     print(line)
 
 
-def _compare(workdirs: str) -> None:
-  text = comparison.compare(workdirs.split(','))
+def _pool(workdirs: list[str], config: ml_collections.ConfigDict | None) -> None:
+  if config is not None:
+    check_config(config)
+  output = _path(_OUTPUT, 'Give a new folder for the pooled scores of the folds.')
+  cross_validation.pool(workdirs, output, config)
+  runtime.on_process_zero(lambda: _report(output))
+
+
+def _compare(workdirs: list[str]) -> None:
+  text = comparison.compare(workdirs)
   print(text)
   if _OUTPUT.value:
     atomic_files.write_text(os.path.expanduser(_OUTPUT.value), text)
 
 
-def _predict(workdir: str) -> None:
+def _predict(workdirs: list[str]) -> None:
   outcome = predict.predict_all(
-    workdir,
+    workdirs,
     _path(_INPUT, 'Give a scan (.nii, .nii.gz), a DICOM series folder, or a folder of scans.'),
     _path(_OUTPUT, 'Give a folder for the label maps, or a .nii.gz file for one scan.'),
     which=_CHECKPOINT.value,
