@@ -4,7 +4,6 @@ afw-jax --config=synapse --workdir=runs/synapse              (installed; `afw-ja
 python -m afw_jax.main --config=configs/synapse.py ...       (the same, in a clone)
 """
 
-import contextlib
 import errno
 import logging
 import os
@@ -23,13 +22,21 @@ except InputError as error:
   sys.exit(2)
 xla_flags.set_cpu_flags()
 
-import jax  # noqa: E402
 import ml_collections  # noqa: E402
 from absl import app, flags  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from afw_jax import command_line, evaluate, import_run, options, predict, prepare, train  # noqa: E402
+from afw_jax import (  # noqa: E402
+  command_line,
+  cross_validation,
+  evaluate,
+  import_run,
+  options,
+  predict,
+  prepare,
+  train,
+)
 from afw_jax import workdir as run_folder  # noqa: E402
 from afw_jax.config.check import check_config  # noqa: E402
 from afw_jax.data.selection import scored_split  # noqa: E402
@@ -40,6 +47,7 @@ from afw_jax.report import comparison, report  # noqa: E402
 from afw_jax.system import atomic_files  # noqa: E402
 
 _TRAINING_MODES = ('all', 'prepare', 'train', 'evaluate')
+_MODES_OF_SEVERAL = ('compare', 'evaluate', 'predict')
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 _DEFAULT_CACHE = '~/.cache/afw_jax/xla'
 _log = logging.getLogger('afw_jax')
@@ -54,7 +62,7 @@ def main() -> None:
   try:
     sys.argv = command_line.normalise(sys.argv)  # ml_collections reads the overridden keys from sys.argv itself
   except InputError as error:
-    _fail(str(error))
+    terminal.fail(str(error))
   app.run(_run, flags_parser=_parse)
 
 
@@ -67,12 +75,13 @@ def _parse(argv: list[str]) -> list[str]:
       causes.append(causes[-1].__context__)
     for cause in causes:  # of a config file: ml_collections cannot raise it again, since it takes three arguments
       if isinstance(cause, InputError):
-        _fail(str(cause))
+        terminal.fail(str(cause))
     while error.args and isinstance(error.args[0], Exception):
       error = error.args[0]
     lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines() if line.strip()]
     last = lines[-1] if len(lines) > 1 else ''
-    _fail(f'{lines[0].split("Error whilst")[0]} {last} (--help lists the options and where the config keys are)')
+    what = f'{lines[0].split("Error whilst")[0]} {last}'
+    terminal.fail(f'{what} (--help lists the options and where the config keys are)')
 
 
 def _run(argv: list[str]) -> None:
@@ -81,9 +90,9 @@ def _run(argv: list[str]) -> None:
       raise InputError(argv[1], 'is not an option', 'Options start with --; see --help.')
     _dispatch()
     if lost := terminal.lost_output():
-      _fail(f'what was printed could not be written ({lost}), but the work is done. Free space on the disk.')
+      terminal.fail(f'what was printed could not be written ({lost}), but the work is done. Free space on the disk.')
   except (InputError, InputErrors, FloatingPointError) as error:
-    _fail(str(error))
+    terminal.fail(str(error))
   except KeyboardInterrupt:
     sys.stdout.flush()
     print('interrupted', file=sys.stderr, flush=True)
@@ -91,31 +100,22 @@ def _run(argv: list[str]) -> None:
   except OSError as error:
     if error.errno not in _DISK_ERRORS:
       raise
-    _fail(
+    terminal.fail(
       f'{error.filename or options.WORKDIR.value}: cannot be written ({error.strerror}). '
       'Free space on the disk or mend the permissions, then start the same command again: what was saved is kept.'
     )
 
 
-def _fail(message: str) -> None:
-  sys.stdout.flush()
-  sys.stderr.flush()
-  # Threads that still read or write (checkpoints, events) could print into this line: their stderr is closed first.
-  stderr = os.dup(2)
-  os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-  with contextlib.suppress(OSError):  # the disk of a log is full, perhaps: the exit code says it
-    os.write(stderr, f'\nerror: {message}\n'.encode(sys.stderr.encoding or 'utf-8', 'backslashreplace'))
-  os._exit(2)
-
-
 def _dispatch() -> None:
   _set_up_logging()
   mode, config = options.MODE.value, options.CONFIG.value
-  if config is None and mode in (*_TRAINING_MODES, 'convert', 'plan', 'paper'):
+  workdirs = command_line.split_workdirs(options.WORKDIR.value or '', several=mode in _MODES_OF_SEVERAL)
+  pools = mode == 'evaluate' and len(workdirs) > 1
+  if config is None and mode in (*_TRAINING_MODES, 'convert', 'plan', 'paper') and not pools:
     raise InputError('--config', 'is not given', f'--mode={mode} needs one, for instance --config=demo.')
   _check_options(mode, config)
   if mode == 'paper':
-    _paper(config)
+    _paper(config, (workdirs or [_default_workdir()])[0])
     return
   if config is not None:
     command_line.expand_paths(config)
@@ -124,7 +124,7 @@ def _dispatch() -> None:
   if mode == 'plan':
     plan.plan(config, options.TARGET.value, options.DEVICES.value, options.MEMORY.value)
     return
-  workdir = _workdir()
+  workdir, *others = workdirs or [_default_workdir()]
   process = launchers.resolve_process(options.COORDINATOR.value, options.NUM_PROCESSES.value, options.PROCESS_ID.value)
   computes = mode in ('all', 'train', 'evaluate', 'predict')
   if computes or (process and process.process_id is None):
@@ -135,13 +135,17 @@ def _dispatch() -> None:
     devices.start()  # any will do
   if computes:
     _log.info('running on %s', devices.describe())
-  _keep_compiled_programs(config.runtime.compilation_cache if config is not None else _DEFAULT_CACHE)
-  if mode in _TRAINING_MODES:
+  devices.keep_compiled_programs(config.runtime.compilation_cache if config is not None else _DEFAULT_CACHE)
+  if pools:
+    _pool(workdirs, config)
+  elif mode in _TRAINING_MODES:
     _train_and_score(mode, config, workdir)
   elif mode == 'predict':
-    _predict(workdir)
+    _predict([workdir, *others])
+  elif mode == 'compare':
+    runtime.on_process_zero(lambda: _compare([workdir, *others]))
   else:
-    runtime.on_process_zero(lambda: {'report': _report, 'compare': _compare, 'convert': _convert}[mode](workdir))
+    runtime.on_process_zero(lambda: {'report': _report, 'convert': _convert}[mode](workdir))
 
 
 def _check_options(mode: str, config: ml_collections.ConfigDict | None) -> None:
@@ -160,14 +164,14 @@ def _check_options(mode: str, config: ml_collections.ConfigDict | None) -> None:
       raise InputError(f'--{flag.name}', f'is an option of --mode=paper, and this is --mode={mode}', 'Leave it out.')
 
 
-def _paper(config: ml_collections.ConfigDict) -> None:
+def _paper(config: ml_collections.ConfigDict, workdir: str) -> None:
   process = launchers.resolve_process(options.COORDINATOR.value, options.NUM_PROCESSES.value, options.PROCESS_ID.value)
   if process and process.num_processes != 1:
     cure = 'Start it once, or as the tasks of a job array (--shard=i/n).'
     raise InputError('--mode=paper', 'was started as several processes of one run', cure)
   paper.make(
     config,
-    _workdir(),
+    workdir,
     options.SEEDS.value,
     shard=options.SHARD.value,
     dry_run=options.DRY_RUN.value,
@@ -183,10 +187,7 @@ def _set_up_logging() -> None:
     logging.getLogger(library).setLevel(logging.WARNING)
 
 
-def _workdir() -> str:
-  """The folder of the run; of compare, folders separated by commas."""
-  if options.WORKDIR.value:
-    return ','.join(os.path.expanduser(folder) for folder in options.WORKDIR.value.split(','))
+def _default_workdir() -> str:
   if options.CONFIG.value is None:
     raise InputError('--workdir', 'is not given', 'Name the folder of the run: --workdir=runs/NAME.')
   path = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
@@ -197,13 +198,6 @@ def _path(flag: flags.FlagHolder, cure: str) -> str:
   if not flag.value:
     raise InputError(f'--{flag.name}', 'is not given', cure)
   return os.path.expanduser(flag.value)
-
-
-def _keep_compiled_programs(folder: str) -> None:
-  """Compiled programs are kept on disk, so that the next start of the same run begins at once."""
-  if folder and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-    jax.config.update('jax_compilation_cache_dir', os.path.expanduser(folder))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
 def _train_and_score(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -250,16 +244,24 @@ def _report(workdir: str) -> None:
     print(line)
 
 
-def _compare(workdirs: str) -> None:
-  text = comparison.compare(workdirs.split(','))
+def _pool(workdirs: list[str], config: ml_collections.ConfigDict | None) -> None:
+  if config is not None:
+    check_config(config)
+  output = _path(options.OUTPUT, 'Give a new folder for the pooled scores of the folds.')
+  cross_validation.pool(workdirs, output, config)
+  runtime.on_process_zero(lambda: _report(output))
+
+
+def _compare(workdirs: list[str]) -> None:
+  text = comparison.compare(workdirs)
   print(text)
   if options.OUTPUT.value:
     atomic_files.write_text(os.path.expanduser(options.OUTPUT.value), text)
 
 
-def _predict(workdir: str) -> None:
+def _predict(workdirs: list[str]) -> None:
   outcome = predict.predict_all(
-    workdir,
+    workdirs,
     _path(options.INPUT, 'Give a scan (.nii, .nii.gz), a DICOM series folder, or a folder of scans.'),
     _path(options.OUTPUT, 'Give a folder for the label maps, or a .nii.gz file for one scan.'),
     which=options.CHECKPOINT.value,

@@ -7,7 +7,9 @@ MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'compare', 'predict', 
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Name of a shipped config, or path of a config file.')
 WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the run; default: runs/NAME_OF_THE_CONFIG. compare: several, separated by commas.'
+  'workdir',
+  None,
+  'Folder of the run; default: runs/NAME_OF_THE_CONFIG. compare, evaluate, predict: several with commas.',
 )
 MODE = flags.DEFINE_enum('mode', 'all', MODES, 'What to do.')
 INPUT = flags.DEFINE_string(
@@ -15,7 +17,9 @@ INPUT = flags.DEFINE_string(
   None,
   'predict: a NIfTI file, a DICOM series folder, or a folder of scans. convert: a file of PyTorch weights.',
 )
-OUTPUT = flags.DEFINE_string('output', None, 'predict: a folder, or a .nii.gz file for one scan. compare: a .md file.')
+OUTPUT = flags.DEFINE_string(
+  'output', None, 'predict: a folder, or a .nii.gz file for one scan. evaluate, folds: a folder. compare: a .md file.'
+)
 CHECKPOINT = flags.DEFINE_enum('checkpoint', 'best', ('best', 'last'), 'predict: which checkpoint.')
 PROBABILITIES = flags.DEFINE_bool('probabilities', False, 'predict: also write the probability of each organ.')
 LARGEST = flags.DEFINE_bool(

@@ -6,14 +6,16 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import jax
 import ml_collections
 
 import afw_jax
+from afw_jax.config import default_config
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError, did_you_mean
+from afw_jax.report.runs import POOLED
 from afw_jax.system import atomic_files, locks
 
 PACKAGES = (
@@ -51,20 +53,6 @@ def _flat(tree: dict, prefix: str = '') -> dict:
     if path not in FREE:
       out |= _flat(value, path + '.') if isinstance(value, dict) else {path: value}
   return out
-
-
-def differences(old: dict, new: dict) -> list[str]:
-  """What keeps a run with the config `new` from going on in a workdir with the config `old`, one text for each key.
-
-  Args:
-    old, new: as `config.json` holds them. The sections `FREE` and options that a run does not use may differ.
-  """
-  was, now = _flat(_used(old)), _flat(_used(new))
-  return [
-    f'{k} was {was.get(k, "absent")!r}, is {now.get(k, "absent")!r}'
-    for k in sorted(was | now)
-    if was.get(k, '') != now.get(k, '')
-  ]
 
 
 @contextlib.contextmanager
@@ -111,17 +99,35 @@ def claimed(
 
 def _claim(workdir: str, config: ml_collections.ConfigDict, versions: dict) -> None:
   path = os.path.join(workdir, 'config.json')
+  if os.path.exists(os.path.join(workdir, POOLED)):
+    raise InputError(workdir, 'holds the pooled scores of a cross-validation', 'Choose another --workdir.')
   new = json.loads(config.to_json_best_effort())
-  if os.path.exists(path) and begun(workdir):  # where nothing was trained yet, the new config takes over
-    differing = differences(read_config(workdir), new)
-    if differing:
-      raise InputError(
-        path,
-        'this workdir belongs to another config: ' + '; '.join(differing),
-        'Choose another --workdir, or start with the values it was made with.',
-      )
+  # Where nothing was trained yet, the new config takes over.
+  differing = differences(read_config(workdir), new) if os.path.exists(path) and begun(workdir) else []
+  if differing:
+    raise InputError(
+      path,
+      'this workdir belongs to another config: ' + '; '.join(differing),
+      'Choose another --workdir, or start with the values it was made with.',
+    )
   atomic_files.write_json(path, new)
   atomic_files.write_json(os.path.join(workdir, 'environment.json'), versions)
+
+
+def differences(old: dict, now: dict, *, but: Collection[str] = ()) -> list[str]:
+  """What differs between two configs as JSON, as 'KEY was X, is Y'; without `FREE` and options that are not used.
+
+  Args:
+    old: the config before.
+    now: the config now.
+    but: other keys that may differ.
+  """
+  old, now = ({k: v for k, v in _flat(_used(config)).items() if k not in but} for config in (old, now))
+  return [
+    f'{k} was {old.get(k, "absent")!r}, is {now.get(k, "absent")!r}'
+    for k in sorted(old | now)
+    if old.get(k, '') != now.get(k, '')
+  ]
 
 
 def environment() -> dict:
@@ -160,6 +166,16 @@ def read_config(workdir: str) -> dict:
       f'{did_you_mean(workdir, known)}Give the --workdir of a trained run.',
     )
   return atomic_files.read_json(path, cure='Restore a copy of it, or choose another --workdir.')
+
+
+def recorded_config(workdir: str) -> ml_collections.ConfigDict:
+  """`read_config` for starting again from it: keys of later versions have their defaults."""
+
+  def filled(defaults: dict, values: dict) -> dict:
+    both = lambda k: isinstance(defaults.get(k), dict) and isinstance(values[k], dict)
+    return {**defaults, **{k: filled(defaults[k], values[k]) if both(k) else values[k] for k in values}}
+
+  return ml_collections.ConfigDict(filled(json.loads(default_config().to_json_best_effort()), read_config(workdir)))
 
 
 def _siblings(workdir: str) -> list[str]:

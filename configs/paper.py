@@ -38,8 +38,10 @@ def get_config(variant: str = 'table1'):
     pretrained=dict(transunet='', vatransunet=''),
     # Organs in the order in which Figure 4 focuses them: the paper does not say which it left out.
     focus='pancreas,left_kidney,spleen,liver' if phantom else 'pancreas,kidney,spleen,liver',
-    # Losses of the variant `losses`: those trained at other learning rates; the best ones, best first, which are
-    # trained with more seeds and (the first) for longer; '' = none yet. Names: afw_jax/paper/study.py.
+    # The variant `losses`: folds of the cross-validation; losses that are also trained at other learning rates; the
+    # best ones, best first, which are trained with more seeds and (the first) for longer, '' = not known yet. The names
+    # of the losses are in afw_jax/paper/study.py.
+    folds=2 if phantom else 4,
     rates='ce_dice,ce_dice_sum,afw,entropic',
     best='',
   )

@@ -53,6 +53,7 @@ LAYERS = {
     'prepare',
     'train',
     'evaluate',
+    'cross_validation',
     'predict',
     'import_run',
     'planning',

@@ -93,6 +93,36 @@ def changed_cases(recorded: Mapping, now: Mapping, parts: Sequence[str]) -> list
   return [case_id for case_id in ids if before.get(case_id, now['contents'][case_id]) != now['contents'][case_id]]
 
 
+def check_folds(recorded: Mapping[str, Mapping]) -> None:
+  """Checks that the folds of a cross-validation are of the same cases, each of which is held out once.
+
+  Args:
+    recorded: workdir of the run of each fold -> `data_record` in its checkpoint.
+
+  Raises:
+    InputError: runs have other cases or other scans or labels of a case, or a case is held out twice or never.
+  """
+  (where, first), *others = recorded.items()
+  cure = 'Train all folds on the same data: those that began before it changed need a new --workdir.'
+  for workdir, record in others:
+    for parts in (('train', 'val'), ('test',)):
+      now, before = ({case for part in parts for case in r['splits'][part]} for r in (record, first))
+      if now != before:
+        raise InputError(workdir, f'has other cases than {where}: {abbreviate(sorted(now ^ before))}', cure)
+    contents = first['contents']
+    if changed := sorted(case for case, content in record['contents'].items() if content != contents[case]):
+      what = f'was trained with other scans or labels of {abbreviate(changed)} than {where}'
+      raise InputError(workdir, what, cure)
+  holder: dict[str, str] = {}
+  for workdir, record in recorded.items():
+    for case in record['splits']['val']:
+      if case in holder:
+        raise InputError(workdir, f'holds out case {case}, and so does {holder[case]}', cure)
+      holder[case] = workdir
+  if never := sorted(set(first['splits']['train']) - holder.keys()):
+    raise InputError('--workdir', f'no fold holds out {abbreviate(never)}', cure)
+
+
 def trained_part(recorded: Mapping, index: Mapping, case_id: str) -> str | None:
   """The part that a case belonged to when a network was trained: by its scan, whatever its id now, or by its id.
 

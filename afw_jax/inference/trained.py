@@ -108,6 +108,11 @@ def load(
   return Trained(sharding.jit_over_mesh(mesh, predict_step), variables, meta)
 
 
+def overlap_of(trained: Trained) -> float:
+  """The overlap of neighbouring windows in the evaluation of a run; runs that have no such option used a half."""
+  return trained.meta['config']['eval'].get('overlap', 0.5)
+
+
 def precision_of(meta: dict) -> str:
   """The precision of the products in a run; runs that have no such option used JAX's default."""
   return meta['config'].get('runtime', {}).get('matmul_precision', 'default')

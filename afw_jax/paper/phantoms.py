@@ -19,8 +19,11 @@ def write(workdir: str, sections: Iterable[str]) -> None:
   """
   folder = os.path.join(workdir, 'phantoms')
   for section in sections:
+    description = os.path.join(folder, section, 'dataset.json')  # which is written last
+    if os.path.exists(description):
+      continue
     with locks.locked(os.path.join(folder, '.lock')):
-      if not os.path.exists(os.path.join(folder, section, 'dataset.json')):  # which is written last
+      if not os.path.exists(description):
         counts = dict(num_val=2, num_test=0) if section in _WITHOUT_TEST else dict(num_val=1, num_test=3)
         write_phantoms(os.path.join(folder, section), num_cases=8, seed=_seed(section), **counts, **_CASES)
 

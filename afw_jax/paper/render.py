@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from afw_jax.paper import results
 from afw_jax.paper.collect import MEANS, Filled, Line
 from afw_jax.paper.table import Table
-from afw_jax.report.notes import RULES, SPLITS, caution
+from afw_jax.report.notes import RULES, caution, split_note
 from afw_jax.report.stats import RESAMPLES, Summary
 from afw_jax.report.tables import csv_text, markdown, number, tex_text
 
@@ -57,7 +57,7 @@ def caption(table: Table, filled: Sequence[Filled], *, phantom: bool = False) ->
     ),
     *(f'Metric convention: **{name}**. {RULES[name]}' for name in conventions),
     *([results.CONVENTION] if published and any('hd95' in line.row.published for line in lines) else []),
-    *dict.fromkeys(SPLITS[one.split] for one in filled if one.split in SPLITS and one.checkpoint != 'last'),
+    *dict.fromkeys(note for one in filled for note in split_note(one.split, one.checkpoint)),
     *(caution(few) if few is not None else []),
   ]
 

@@ -6,7 +6,6 @@ from afw_jax.errors import InputError, did_you_mean
 from afw_jax.paper.table import Part, Row, Table, split
 
 DATA, _TITLE = 'chaos_mr', 'CHAOS MR (T2-SPIR)'
-_FOLDS = tuple(f'{k}/4' for k in range(1, 5))
 _RATES = (0.005, 0.02, 0.05)
 _LONGER = 4
 _BASELINE = 'ce_dice'
@@ -31,7 +30,7 @@ ROWS = {
     {'loss.name': 'ce_afw', 'loss.ce_afw.weights': 'equal', 'loss.ce_afw.gamma': 2.0},
   ),
 }
-_POOLED = 'Cross-validation in four folds: every scan is scored once for each seed, by the last checkpoint.'
+_POOLED = 'Cross-validation in {} folds: every scan is scored once for each seed, by the last checkpoint.'
 
 
 def losses(config: ml_collections.ConfigDict) -> list[Table]:
@@ -44,36 +43,33 @@ def losses(config: ml_collections.ConfigDict) -> list[Table]:
     InputError: a name is not one of `ROWS`.
   """
   rates, best = (_named(config, key) for key in ('rates', 'best'))
+  count = config.paper.folds
+  if count < 2:
+    raise InputError('paper.folds', f'is {count}', 'Give 2 or more.')
+  folds = tuple(f'{k}/{count}' for k in range(1, count + 1))
+  at_rates = tuple(
+    _row(name, _BASELINE, f'rate {rate:g}', {'optimizer.learning_rate': rate}) for rate in _RATES for name in rates
+  )
   tables = [
-    _table('losses', 'Losses on real scans', tuple(_row(name, _BASELINE) for name in ROWS)),
-    _table(
-      'losses_rates',
-      'Losses at other learning rates, first fold',
-      tuple(
-        _row(name, _BASELINE, f'rate {rate:g}', {'optimizer.learning_rate': rate}) for name in rates for rate in _RATES
-      ),
-      folds=_FOLDS[:1],
-    ),
+    _table('losses', 'Losses on real scans', tuple(_row(name, _BASELINE) for name in ROWS), folds),
+    _table('losses_rates', 'Losses at other learning rates', at_rates, folds[:1]),
   ]
-  if best:
-    epochs = {'train.epochs': _LONGER * config[DATA].train.epochs}
-    tables += [
-      _table(
-        'losses_seeds', 'The best losses with three seeds', tuple(_row(n, best[0]) for n in best), seeds=(0, 1, 2)
-      ),
-      _table(
-        'losses_long',
-        f'CE + AFW-Dice and the best loss at {_LONGER} times the steps',
-        tuple(_row(name, 'afw', f'{_LONGER} x steps', epochs) for name in dict.fromkeys(('afw', best[0]))),
-      ),
-    ]
-  return tables
+  if not best:
+    return tables
+  longer = {'train.epochs': _LONGER * config[DATA].train.epochs}
+  pair = tuple(_row(name, 'afw', f'{_LONGER} x steps', longer) for name in dict.fromkeys(('afw', best[0])))
+  return [
+    *tables,
+    _table('losses_seeds', 'The best losses with three seeds', tuple(_row(n, best[0]) for n in best), folds, (0, 1, 2)),
+    _table('losses_long', f'CE + AFW-Dice and the best loss at {_LONGER} times the steps', pair, folds),
+  ]
 
 
-def _table(name: str, title: str, rows: tuple[Row, ...], *, folds=_FOLDS, seeds=None) -> Table:
+def _table(name: str, title: str, rows: tuple[Row, ...], folds: tuple[str, ...], seeds=None) -> Table:
   labels = {row.label for row in rows}
   rows = tuple(row if row.against in labels else Row(row.label, row.changes) for row in rows)
-  remark = _POOLED if len(folds) > 1 else 'One of four folds: its scans are scored by the last checkpoint.'
+  one = f'Fold {folds[0]} only: its scans are scored by the last checkpoint.'
+  remark = _POOLED.format(len(folds)) if len(folds) > 1 else one
   return Table(name, title, (Part(DATA, _TITLE, rows, folds),), seeds, remark=remark)
 
 

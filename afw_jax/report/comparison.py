@@ -6,7 +6,7 @@ import numpy as np
 
 from afw_jax.errors import InputError
 from afw_jax.report import tables
-from afw_jax.report.notes import RULES, SPLITS, caution
+from afw_jax.report.notes import RULES, caution, fold_note, split_note
 from afw_jax.report.runs import SETTINGS, Run, read_run
 from afw_jax.report.stats import paired
 from afw_jax.report.tables import heading, markdown, number
@@ -124,7 +124,8 @@ def _notes(names: list[str], runs: list[Run], left_out: int) -> list[str]:
     f'{count} common case(s)'
     + (f' ({left_out} others left out)' if left_out else '')
     + f', {first.dataset}, split {first.split}. Metric convention: **{first.convention}**. {RULES[first.convention]}',
-    *([SPLITS[first.split]] if first.split in SPLITS else []),
+    *split_note(first.split, first.settings.get('checkpoint')),
+    *_folds(names, runs),
     *_unchecked(names, runs),
     *_different_settings(names, runs),
     'Brackets: 95 % bootstrap intervals over cases (5000 resamples, seed 0). p: Wilcoxon signed-rank test, two-sided, '
@@ -143,6 +144,16 @@ def _unchecked(names: list[str], runs: list[Run]) -> list[str]:
     f'**Not checked: {", ".join(unknown)}.** It is not recorded on which cases the network was trained (imported '
     'weights, or scores of an older version), so that some of the cases above may have been among them.'
   ]
+
+
+def _folds(names: list[str], runs: list[Run]) -> list[str]:
+  """The folds of a cross-validation that runs are or are pooled over, with a warning where these are not the same."""
+  late = [f'{name}: {", ".join(run.unfinished)}' for name, run in zip(names, runs) if run.unfinished]
+  late = [f'**Folds whose training had not come to its end:** {"; ".join(late)}.'] if late else []
+  if len({run.folds for run in runs}) == 1:
+    return [*fold_note(runs[0].folds), *late]
+  shown = '; '.join(f'{name}: {", ".join(run.folds) or "none"}' for name, run in zip(names, runs))
+  return [f'**Different folds:** {shown}. The networks were trained on different cases.', *late]
 
 
 def _different_settings(names: list[str], runs: list[Run]) -> list[str]:

@@ -75,11 +75,20 @@ def format_table(run: Run) -> str:
     lines.append([organ, shown[0], interval, *shown[1:], str(counts['missed']), str(counts['false_positive'])])
   widths = [max(len(row[i]) for row in [head, *lines]) for i in range(len(head))]
   text = [
-    f'{len(run.cases)} case(s) of split {run.split}, metric convention: {run.convention}, distances in {run.unit}'
+    f'{len(run.cases)} case(s) of split {run.split}{_folds(run)}, metric convention: {run.convention}, '
+    f'distances in {run.unit}'
   ]
   for row in [head, ['-' * w for w in widths], *lines[:-1], ['-' * w for w in widths], lines[-1]]:
     text.append('  '.join([row[0].ljust(widths[0]), *(v.rjust(w) for v, w in zip(row[1:], widths[1:]))]).rstrip())
   return '\n'.join(text)
+
+
+def _folds(run: Run) -> str:
+  """', fold K of N', ', N folds pooled' or nothing."""
+  if not run.folds:
+    return ''
+  number, count = run.folds[0].split('/')
+  return f', fold {number} of {count}' if len(run.folds) == 1 else f', {count} folds pooled'
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -148,9 +157,9 @@ def table_tex(run: Run) -> str:
   lines = [
     r'\begin{table}',
     r'\centering',
-    rf'\caption{{{tex_text(run.network)} with {tex_text(run.loss)} on {tex_text(run.dataset)} '
-    rf'({tex_text(run.split)} split): '
-    rf"mean $\pm$ standard deviation over {len(run.cases)} cases, metric convention ``{tex_text(run.convention)}''.}}",
+    rf'\caption{{{tex_text(run.network)} with {tex_text(run.loss)} on {tex_text(run.dataset)} ({tex_text(run.split)} split'
+    rf'{_folds(run)}): mean $\pm$ standard deviation over {len(run.cases)} cases, '
+    rf"metric convention ``{tex_text(run.convention)}''.}}",
     rf'\begin{{tabular}}{{l{"r" * (len(shown) + 1)}}}',
     r'\toprule',
     ' & '.join(['organ', *(tex_text(heading(run, name, title)) for name, title, _, _ in shown), 'missed']) + r' \\',
