@@ -12,6 +12,7 @@ import jax
 import ml_collections
 
 import afw_jax
+from afw_jax.config import default_config
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError, did_you_mean
 from afw_jax.system import atomic_files, locks
@@ -42,6 +43,12 @@ def _used(config: dict) -> dict:
     **config,
     **{section: chosen(config[section]) for section in ('model', 'loss', 'augment') if section in config},
   }
+
+
+def _completed(config: dict, defaults: dict) -> dict:
+  """A config with the defaults of keys that the version that wrote it did not have: they keep what it did."""
+  own = {k: _completed(v, defaults.get(k, {})) if isinstance(v, dict) else v for k, v in config.items()}
+  return defaults | own
 
 
 def _flat(tree: dict, prefix: str = '') -> dict:
@@ -99,7 +106,8 @@ def _claim(workdir: str, config: ml_collections.ConfigDict, versions: dict) -> N
   path = os.path.join(workdir, 'config.json')
   new = json.loads(config.to_json_best_effort())
   if os.path.exists(path) and begun(workdir):  # where nothing was trained yet, the new config takes over
-    old, now = _flat(_used(read_config(workdir))), _flat(_used(new))
+    defaults = json.loads(default_config().to_json_best_effort())
+    old, now = _flat(_used(_completed(read_config(workdir), defaults))), _flat(_used(new))
     differing = [
       f'{k} was {old.get(k, "absent")!r}, is {now.get(k, "absent")!r}'
       for k in sorted(old | now)

@@ -1,4 +1,8 @@
-"""The default config: every key, with the paper's training (section 3.1) as values."""
+"""The default config: every key, with the paper's training (section 3.1) as values.
+
+A run of an earlier version goes on with the defaults of the keys that it did not have, so a new key has a default that
+changes nothing.
+"""
 
 import ml_collections
 from ml_collections import ConfigDict, config_dict

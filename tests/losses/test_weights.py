@@ -233,7 +233,7 @@ PULLED = [
 
 @pytest.mark.parametrize('name, options', PULLED, ids=[f'{n}-{o}' for n, o in PULLED])
 def test_the_pull_is_the_derivative_with_respect_to_the_dice_loss(x64, name, options):
-  """The gradient in the logits is that of the cross-entropy and, for each class, the pull times that of its Dice loss."""
+  """The gradient in the logits is that of the cross-entropy and, over the classes, the pull times that of Dice."""
   x, s = jnp.asarray(X), jnp.linspace(-1, 1, 5)
   gradient, terms = jax.grad(losses.make_loss(name, **options), has_aux=True)(x, Y, s)
   squared = options.get('squared', options.get('recipe') == 'released')
