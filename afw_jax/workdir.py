@@ -46,6 +46,16 @@ def _used(config: dict) -> dict:
   }
 
 
+def _completed(config: dict) -> dict:
+  """A config with the defaults of keys that the version that wrote it did not have: they keep what it did."""
+
+  def filled(defaults: dict, values: dict) -> dict:
+    both = lambda k: isinstance(defaults.get(k), dict) and isinstance(values[k], dict)
+    return {**defaults, **{k: filled(defaults[k], values[k]) if both(k) else values[k] for k in values}}
+
+  return filled(json.loads(default_config().to_json_best_effort()), config)
+
+
 def _flat(tree: dict, prefix: str = '') -> dict:
   out = {}
   for key, value in tree.items():
@@ -122,7 +132,7 @@ def differences(old: dict, now: dict, *, but: Collection[str] = ()) -> list[str]
     now: the config now.
     but: other keys that may differ.
   """
-  old, now = ({k: v for k, v in _flat(_used(config)).items() if k not in but} for config in (old, now))
+  old, now = ({k: v for k, v in _flat(_used(_completed(config))).items() if k not in but} for config in (old, now))
   return [
     f'{k} was {old.get(k, "absent")!r}, is {now.get(k, "absent")!r}'
     for k in sorted(old | now)
@@ -170,12 +180,7 @@ def read_config(workdir: str) -> dict:
 
 def recorded_config(workdir: str) -> ml_collections.ConfigDict:
   """`read_config` for starting again from it: keys of later versions have their defaults."""
-
-  def filled(defaults: dict, values: dict) -> dict:
-    both = lambda k: isinstance(defaults.get(k), dict) and isinstance(values[k], dict)
-    return {**defaults, **{k: filled(defaults[k], values[k]) if both(k) else values[k] for k in values}}
-
-  return ml_collections.ConfigDict(filled(json.loads(default_config().to_json_best_effort()), read_config(workdir)))
+  return ml_collections.ConfigDict(_completed(read_config(workdir)))
 
 
 def _siblings(workdir: str) -> list[str]:

@@ -157,8 +157,8 @@ def table_tex(run: Run) -> str:
   lines = [
     r'\begin{table}',
     r'\centering',
-    rf'\caption{{{tex_text(run.network)} with {tex_text(run.loss)} on {tex_text(run.dataset)} ({tex_text(run.split)} split'
-    rf'{_folds(run)}): mean $\pm$ standard deviation over {len(run.cases)} cases, '
+    rf'\caption{{{tex_text(run.network)} with {tex_text(run.loss)} on {tex_text(run.dataset)} '
+    rf'({tex_text(run.split)} split{_folds(run)}): mean $\pm$ standard deviation over {len(run.cases)} cases, '
     rf"metric convention ``{tex_text(run.convention)}''.}}",
     rf'\begin{{tabular}}{{l{"r" * (len(shown) + 1)}}}',
     r'\toprule',
