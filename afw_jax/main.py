@@ -160,6 +160,8 @@ def _dispatch() -> None:
       f'is an option of --mode=prepare, and this is --mode={mode}',
       'Prepare the shards first, then train without --shard.',
     )
+  if _OUTPUT.value and mode in _TRAINING_MODES and not pools:
+    raise InputError('--output', f'is not an option of --mode={mode} with one run', 'Its folder is the --workdir.')
   workdir, *others = workdirs or [_default_workdir()]
   process = launchers.resolve_process(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   computes = mode in ('all', 'train', 'evaluate', 'predict')
