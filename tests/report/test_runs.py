@@ -38,6 +38,17 @@ def test_reads_the_scores_that_were_written(tmp_path, convention):
   assert run.loss == 'ce_dice' and run.network == run.split == 'not recorded' and run.training_splits == (None,)
 
 
+@pytest.mark.parametrize('given, shown', [
+  ({'gamma': 1.0, 'learned_weights': False}, {'gamma': 1.0, 'learned_weights': False}),  # of an earlier version
+  ({'weights': 'learned', 'learned_weights': False}, {'weights': 'equal'}),
+  ({'weights': 'entropic', 'learned_weights': True}, {'weights': 'entropic'}),
+])  # fmt: skip
+def test_options_of_the_loss_do_not_contradict_each_other(tmp_path, given, shown):
+  workdir = make_run(tmp_path / 'run')
+  atomic_files.write_json(tmp_path / 'run' / 'config.json', {'loss': {'name': 'ce_afw', 'ce_afw': given}})
+  assert read_run(workdir).loss_options == shown
+
+
 def test_report_of_null_scores(tmp_path):
   text = (tmp_path / report(make_run(tmp_path / 'run', {'a': (None, None)}))['report']).read_text(encoding='utf-8')
   assert 'Only 1 case(s)' in text and 'nan' not in text and 'None' not in text
