@@ -1,8 +1,10 @@
 """Command-line arguments before they are parsed: the help screen, configs by name, repeated options, paths with ~."""
 
+import itertools
 import os
 import re
 import textwrap
+from collections.abc import Iterator
 
 from afw_jax.config import defaults, shipped
 from afw_jax.errors import InputError
@@ -23,16 +25,22 @@ modes, each with an example
   train      afw-jax --mode=train --config=synapse --workdir=runs/short --config.train.epochs=10
   evaluate   score a checkpoint on the test cases, each as a volume on the grid of its scan
              afw-jax --mode=evaluate --config=synapse --workdir=runs/synapse --config.eval.split=val
+             of the folds of a cross-validation (--config.data.fold=1/2, 2/2): pool their held-out cases
+             afw-jax --mode=evaluate --workdir=runs/fold1,runs/fold2 --output=runs/folds
   report     afw-jax --mode=report --workdir=runs/synapse
   compare    afw-jax --mode=compare --workdir=runs/a,runs/b --output=comparison.md
   predict    label maps of new scans: a NIfTI file, a DICOM series folder, or a folder of either
              afw-jax --mode=predict --workdir=runs/synapse --input=scan.nii.gz --output=labels.nii.gz
+             the average of several networks: --workdir=runs/fold1,runs/fold2
              options: --checkpoint=last --largest_component --probabilities --mirror_axes=0,1 --overlap=0.7
                       --overwrite (make again what is there) --strict (exit code 2 if a file was passed over)
   convert    a run from PyTorch weights of a reference implementation
              afw-jax --mode=convert --config=synapse --input=weights.pth --workdir=runs/converted
   plan       memory and communication of a training step, compiled without the hardware
              afw-jax --mode=plan --config=synapse --target=h100 --devices=1,4,2x4 [--memory_gib=80]
+  paper      train what the tables of the paper and its Figures 3 and 4 need, and collect them
+             afw-jax --mode=paper --config=paper:table1 --workdir=runs/paper --seeds=0,1,2 [--shard=0/4]
+             options: --dry_run (what is missing, and what it needs) --collect (the tables; no training)
 
 configs      {configs}
 config keys  --config.loss.name=ce_dice --config.model.name=transunet --config.train.batch_size=8 ...
@@ -83,6 +91,39 @@ def _joined(arguments: list[str]) -> list[str]:
         next(rest), next(following)
     tokens.append(token)
   return tokens
+
+
+def split_workdirs(text: str, *, several: bool) -> list[str]:
+  """The folders that --workdir names, with ~ expanded; [] for ''.
+
+  Args:
+    text: of the flag.
+    several: whether commas separate folders. A comma in the name of a folder that exists does not.
+
+  Raises:
+    InputError: with commas in names, the text could mean other folders that exist too; or an empty name.
+  """
+  if not text or not several:
+    return [os.path.expanduser(text)] if text else []
+  parts = text.split(',')
+  exists = lambda folder: os.path.isdir(os.path.expanduser(folder))
+
+  def readings(first: int) -> Iterator[list[str]]:
+    """Every way to read the parts from one on as folders that exist."""
+    if first == len(parts):
+      yield []
+    for end in range(first + 1, len(parts) + 1):
+      if exists(folder := ','.join(parts[first:end])):
+        yield from ([folder, *rest] for rest in readings(end))
+
+  found = list(itertools.islice(readings(0), 2))
+  if len(found) > 1:
+    shown = ' or '.join(str(folders) for folders in found)
+    raise InputError('--workdir', f'{text} can mean {shown}', 'Rename folders with commas in their names.')
+  folders = found[0] if found else parts
+  if '' in folders:
+    raise InputError('--workdir', f'{text!r} has an empty name', 'Separate folders by one comma.')
+  return [os.path.expanduser(folder) for folder in folders]
 
 
 def prediction_text(outcome: batch.Outcome) -> str:

@@ -1,6 +1,7 @@
 """Evaluates a run: writes label map, scores and overlay of every case of a split, on the grid of its own scan."""
 
 import importlib.util
+import json
 import logging
 import math
 import os
@@ -22,27 +23,32 @@ from afw_jax.inference import segmentation
 from afw_jax.report import overlays, runs, style
 from afw_jax.system import atomic_files, terminal
 from afw_jax.system.file_names import file_name
+from afw_jax.training import checkpoint
 
 _log = logging.getLogger('afw_jax')
 
+RESULTS = ('cases', 'predictions', 'pictures')  # folders of an evaluation
 
-def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> None:
+
+def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str, output: str | None = None) -> None:
   """Scores the best (or last) checkpoint of a run on one split of its data.
 
-  Writes WORKDIR/predictions/<case>.nii.gz on the scan's own grid, WORKDIR/cases/<case>.json with the scores, and
-  WORKDIR/pictures/<case>.png for some cases from the worst to the best. Of several processes each scores a part. The
-  caller keeps other runs out of the workdir (`workdir.claimed`); until all cases are scored, the results of an earlier
+  Writes OUTPUT/predictions/<case>.nii.gz on the scan's own grid, OUTPUT/cases/<case>.json with the scores, and
+  OUTPUT/pictures/<case>.png for some cases from the worst to the best. Of several processes each scores a part. The
+  caller keeps other runs out of the folder (`workdir.claimed`); until all cases are scored, the results of an earlier
   evaluation stay as they are.
 
   Args:
     config: `eval` says which split, checkpoint, convention and clean-up.
     workdir: of a trained run.
     store_dir: the prepared data.
+    output: folder of the results; None: the workdir.
 
   Raises:
     InputError: there is no checkpoint, it was trained on other organs or data, or there is no case to score.
   """
   workdir, store_dir = os.path.expanduser(workdir), os.path.expanduser(store_dir)
+  output = workdir if output is None else output
   options = config.eval
   trained = predict.load(
     workdir,
@@ -57,8 +63,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   used = {case_id: run_record.trained_part(trained.meta['data'], index, case_id) for case_id in case_ids}
   runs.check_unseen(workdir, split, used)
   _log.info('evaluating %d cases of split %s with checkpoint step %d', len(case_ids), split, trained.meta['step'])
-  staging = os.path.join(workdir, '.evaluating')
-  folders = {name: os.path.join(staging, name) for name in ('cases', 'predictions', 'pictures')}
+  staging = os.path.join(output, '.evaluating')
+  folders = {name: os.path.join(staging, name) for name in RESULTS}
   runtime.on_process_zero(lambda: _make_anew(staging, folders.values()))
   runtime.check_shared(folders['pictures'])
 
@@ -77,7 +83,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
     name = file_name(case_id)
     volumes.write_label(os.path.join(folders['predictions'], f'{name}.nii.gz'), trained.file_ids(labels), geometry)
     unusual[case_id] = usual.notes_on(case.meta['intensities'], selection.windows[case_id], trained.meta['data'])
-    scored |= {'split': split, 'training_split': used[case_id], 'notes': unusual[case_id]}
+    scored |= {'split': split, 'training_split': used[case_id], 'notes': unusual[case_id], 'fold': selection.fold}
+    scored |= made_by(config, trained.meta, selection.contents[case_id])
     atomic_files.write_json(os.path.join(folders['cases'], f'{name}.json'), scored)
     counted = [s['dsc'] for s in scored['scores'].values() if not math.isnan(s['dsc'])]
     mean_dsc[case_id] = float(np.mean(counted)) if counted else math.nan
@@ -92,7 +99,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str, store_dir: str) ->
   else:
     _log.warning('no pictures: matplotlib is not installed (pip install ".[viz]")')
   runtime.barrier()
-  runtime.on_process_zero(lambda: _publish(workdir, staging, folders))
+  runtime.on_process_zero(lambda: publish(output, staging))
 
 
 def _selection_of(
@@ -125,11 +132,32 @@ def _make_anew(staging: str, folders: Iterable[str]) -> None:
     os.makedirs(folder)
 
 
-def _publish(workdir: str, staging: str, folders: dict[str, str]) -> None:
-  for name in folders:  # the scores are removed first: without them nothing is reported
-    shutil.rmtree(os.path.join(workdir, name), ignore_errors=True)
-  for name in reversed(folders):  # and come back last
-    os.replace(folders[name], os.path.join(workdir, name))
+def made_by(config: ml_collections.ConfigDict, meta: dict, content: str) -> dict:
+  """Entries of the scores of a case that say what they were made from and how.
+
+  Args:
+    config: of the evaluation.
+    meta: of the checkpoint.
+    content: `store.content_digest` of the case.
+  """
+  options = json.loads(config.eval.to_json_best_effort())
+  return {
+    'convention': options['convention'],
+    'nsd_tolerance_mm': options['nsd_tolerance_mm'],
+    'settings': {key: options[key] for key in runs.SETTINGS},
+    'matmul_precision': config.runtime.matmul_precision,
+    'checkpoint_step': meta['step'],
+    'checkpoint_sha256': checkpoint.digest(meta),
+    'content_sha256': content,
+  }
+
+
+def publish(output: str, staging: str) -> None:
+  """Puts the folders `RESULTS` of `staging` into `output`, in place of those that are there."""
+  for name in RESULTS:  # the scores are removed first: without them nothing is reported
+    shutil.rmtree(os.path.join(output, name), ignore_errors=True)
+  for name in reversed(RESULTS):  # and come back last
+    os.replace(os.path.join(staging, name), os.path.join(output, name))
   os.rmdir(staging)
 
 
@@ -163,7 +191,7 @@ def label_case(
 ) -> np.ndarray:
   """(D, H, W) uint8 class ids of a prepared case on the scan's own grid; `options` is `config.eval`."""
   grid, image = working_grid.prepared_case(case, usual.overhang_of(trained.meta['data']))
-  labels, _ = segmentation.segment_volume(
+  return segmentation.segment_volume(
     trained.predict_step,
     trained.variables,
     image,
@@ -171,13 +199,12 @@ def label_case(
     grid,
     segmentation.Options(trained.input_size, options.batch_size, options.overlap, options.largest_component),
   )
-  return labels
 
 
 def score_case(
   trained: predict.Trained, case: store.Case, labels: np.ndarray, options: ml_collections.ConfigDict
 ) -> dict:
-  """The scores of a label map against the reference labels of its case, and how they were computed."""
+  """The scores of a label map against the reference labels of its case."""
   geometry = Geometry.from_json(case.meta['geometry'])
   scores = metrics.score_case(
     labels,
@@ -190,12 +217,8 @@ def score_case(
   return {
     'case': case.id,
     'organs': list(trained.organs),
-    'convention': options.convention,
     'spacing_mm': list(geometry.spacing_mm),
     'has_mm': geometry.has_mm,
-    'nsd_tolerance_mm': options.nsd_tolerance_mm,
-    'settings': {key: options[key] for key in runs.SETTINGS},
-    'checkpoint_step': trained.meta['step'],
     'scores': scores,
   }
 

@@ -4,7 +4,6 @@ afw-jax --config=synapse --workdir=runs/synapse              (installed; `afw-ja
 python -m afw_jax.main --config=configs/synapse.py ...       (the same, in a clone)
 """
 
-import contextlib
 import errno
 import logging
 import os
@@ -23,71 +22,35 @@ except InputError as error:
   sys.exit(2)
 xla_flags.set_cpu_flags()
 
-import jax  # noqa: E402
 import ml_collections  # noqa: E402
 from absl import app, flags  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from afw_jax import command_line, evaluate, import_run, predict, prepare, train  # noqa: E402
+from afw_jax import (  # noqa: E402
+  command_line,
+  cross_validation,
+  evaluate,
+  import_run,
+  options,
+  predict,
+  prepare,
+  train,
+)
 from afw_jax import workdir as run_folder  # noqa: E402
 from afw_jax.config.check import check_config  # noqa: E402
 from afw_jax.data.selection import scored_split  # noqa: E402
 from afw_jax.distributed import devices, launchers, runtime  # noqa: E402
+from afw_jax.paper import paper  # noqa: E402
 from afw_jax.planning import plan  # noqa: E402
 from afw_jax.report import comparison, report  # noqa: E402
 from afw_jax.system import atomic_files  # noqa: E402
 
-MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'compare', 'predict', 'convert', 'plan')
 _TRAINING_MODES = ('all', 'prepare', 'train', 'evaluate')
+_MODES_OF_SEVERAL = ('compare', 'evaluate', 'predict')
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 _DEFAULT_CACHE = '~/.cache/afw_jax/xla'
 _log = logging.getLogger('afw_jax')
-
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Name of a shipped config, or path of a config file.')
-_WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the run; default: runs/NAME_OF_THE_CONFIG. compare: several, separated by commas.'
-)
-_MODE = flags.DEFINE_enum('mode', 'all', MODES, 'What to do.')
-_INPUT = flags.DEFINE_string(
-  'input',
-  None,
-  'predict: a NIfTI file, a DICOM series folder, or a folder of scans. convert: a file of PyTorch weights.',
-)
-_OUTPUT = flags.DEFINE_string('output', None, 'predict: a folder, or a .nii.gz file for one scan. compare: a .md file.')
-_CHECKPOINT = flags.DEFINE_enum('checkpoint', 'best', ('best', 'last'), 'predict: which checkpoint.')
-_PROBABILITIES = flags.DEFINE_bool('probabilities', False, 'predict: also write the probability of each organ.')
-_LARGEST = flags.DEFINE_bool(
-  'largest_component', False, 'predict: keep the largest connected component of each organ only.'
-)
-_OVERLAP = flags.DEFINE_float(
-  'overlap', None, 'predict: overlap of neighbouring patches, as a share of their size; default: eval.overlap.', 0, 0.99
-)
-_MIRROR = flags.DEFINE_list(
-  'mirror_axes', [], 'predict: spatial axes to mirror and average over (test-time augmentation).'
-)
-_TARGET = flags.DEFINE_string(
-  'target', 'cpu', 'plan: the accelerator to compile for: cpu, a100_40, a100, h100, h200 or v5e.'
-)
-_DEVICES = flags.DEFINE_string(
-  'devices', '', 'plan: numbers of devices, or meshes data x spatial: 1,8,4x2. Default: 1 to 16.'
-)
-_MEMORY = flags.DEFINE_float('memory_gib', None, 'plan: memory of one device, where it differs from the usual one.')
-_STRICT = flags.DEFINE_bool('strict', False, 'predict: exit code 2 also where files were passed over as no scans.')
-_OVERWRITE = flags.DEFINE_bool(
-  'overwrite', False, 'predict: make label maps again that are there, and replace files of others.'
-)
-_SHARD = flags.DEFINE_string(
-  'shard', '', 'prepare: i/n, from 0: prepare every n-th case from the i-th on. Default: by the SLURM array task.'
-)
-_SCHEDULER = flags.DEFINE_string('scheduler', None, 'prepare: address or scheduler file of a Dask cluster.')
-_COORDINATOR = flags.DEFINE_string(
-  'coordinator', None, 'Distributed: HOST:PORT of process 0; auto: from the TPU metadata.'
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes', None, 'Distributed: number of processes; 1: a single process, whatever the environment says.'
-)
-_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Distributed: rank of this process, from 0.')
 
 
 def main() -> None:
@@ -99,7 +62,7 @@ def main() -> None:
   try:
     sys.argv = command_line.normalise(sys.argv)  # ml_collections reads the overridden keys from sys.argv itself
   except InputError as error:
-    _fail(str(error))
+    terminal.fail(str(error))
   app.run(_run, flags_parser=_parse)
 
 
@@ -107,11 +70,18 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError, OSError) as error:
+    causes = [error]
+    while causes[-1].__context__:
+      causes.append(causes[-1].__context__)
+    for cause in causes:  # of a config file: ml_collections cannot raise it again, since it takes three arguments
+      if isinstance(cause, InputError):
+        terminal.fail(str(cause))
     while error.args and isinstance(error.args[0], Exception):
       error = error.args[0]
     lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines() if line.strip()]
     last = lines[-1] if len(lines) > 1 else ''
-    _fail(f'{lines[0].split("Error whilst")[0]} {last} (--help lists the options and where the config keys are)')
+    what = f'{lines[0].split("Error whilst")[0]} {last}'
+    terminal.fail(f'{what} (--help lists the options and where the config keys are)')
 
 
 def _run(argv: list[str]) -> None:
@@ -120,9 +90,9 @@ def _run(argv: list[str]) -> None:
       raise InputError(argv[1], 'is not an option', 'Options start with --; see --help.')
     _dispatch()
     if lost := terminal.lost_output():
-      _fail(f'what was printed could not be written ({lost}), but the work is done. Free space on the disk.')
+      terminal.fail(f'what was printed could not be written ({lost}), but the work is done. Free space on the disk.')
   except (InputError, InputErrors, FloatingPointError) as error:
-    _fail(str(error))
+    terminal.fail(str(error))
   except KeyboardInterrupt:
     sys.stdout.flush()
     print('interrupted', file=sys.stderr, flush=True)
@@ -130,43 +100,34 @@ def _run(argv: list[str]) -> None:
   except OSError as error:
     if error.errno not in _DISK_ERRORS:
       raise
-    _fail(
-      f'{error.filename or _WORKDIR.value}: cannot be written ({error.strerror}). '
+    terminal.fail(
+      f'{error.filename or options.WORKDIR.value}: cannot be written ({error.strerror}). '
       'Free space on the disk or mend the permissions, then start the same command again: what was saved is kept.'
     )
 
 
-def _fail(message: str) -> None:
-  sys.stdout.flush()
-  sys.stderr.flush()
-  # Threads that still read or write (checkpoints, events) could print into this line: their stderr is closed first.
-  stderr = os.dup(2)
-  os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-  with contextlib.suppress(OSError):  # the disk of a log is full, perhaps: the exit code says it
-    os.write(stderr, f'\nerror: {message}\n'.encode(sys.stderr.encoding or 'utf-8', 'backslashreplace'))
-  os._exit(2)
-
-
 def _dispatch() -> None:
   _set_up_logging()
-  mode, config = _MODE.value, _CONFIG.value
+  mode, config = options.MODE.value, options.CONFIG.value
+  workdirs = command_line.split_workdirs(options.WORKDIR.value or '', several=mode in _MODES_OF_SEVERAL)
+  pools = mode == 'evaluate' and len(workdirs) > 1
+  if config is None and mode in (*_TRAINING_MODES, 'convert', 'plan', 'paper') and not pools:
+    raise InputError('--config', 'is not given', f'--mode={mode} needs one, for instance --config=demo.')
+  _check_options(mode, config)
+  if mode == 'paper':
+    _paper(config, (workdirs or [_default_workdir()])[0])
+    return
   if config is not None:
     command_line.expand_paths(config)
     if config.runtime.deterministic:
       xla_flags.set_deterministic()  # before the first array
-  elif mode in (*_TRAINING_MODES, 'convert', 'plan'):
-    raise InputError('--config', 'is not given', f'--mode={mode} needs one, for instance --config=demo.')
   if mode == 'plan':
-    plan.plan(config, _TARGET.value, _DEVICES.value, _MEMORY.value)
+    plan.plan(config, options.TARGET.value, options.DEVICES.value, options.MEMORY.value)
     return
-  if _SHARD.value and mode != 'prepare':
-    raise InputError(
-      '--shard',
-      f'is an option of --mode=prepare, and this is --mode={mode}',
-      'Prepare the shards first, then train without --shard.',
-    )
-  workdir = _workdir()
-  process = launchers.resolve_process(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  if options.OUTPUT.value and mode in _TRAINING_MODES and not pools:
+    raise InputError('--output', f'is not an option of --mode={mode} with one run', 'Its folder is the --workdir.')
+  workdir, *others = workdirs or [_default_workdir()]
+  process = launchers.resolve_process(options.COORDINATOR.value, options.NUM_PROCESSES.value, options.PROCESS_ID.value)
   computes = mode in ('all', 'train', 'evaluate', 'predict')
   if computes or (process and process.process_id is None):
     runtime.start(process, config.runtime.platform if computes and config is not None else '')
@@ -176,13 +137,48 @@ def _dispatch() -> None:
     devices.start()  # any will do
   if computes:
     _log.info('running on %s', devices.describe())
-  _keep_compiled_programs(config.runtime.compilation_cache if config is not None else _DEFAULT_CACHE)
-  if mode in _TRAINING_MODES:
+  devices.keep_compiled_programs(config.runtime.compilation_cache if config is not None else _DEFAULT_CACHE)
+  if pools:
+    _pool(workdirs, config)
+  elif mode in _TRAINING_MODES:
     _train_and_score(mode, config, workdir)
   elif mode == 'predict':
-    _predict(workdir)
+    _predict([workdir, *others])
+  elif mode == 'compare':
+    runtime.on_process_zero(lambda: _compare([workdir, *others]))
   else:
-    runtime.on_process_zero(lambda: {'report': _report, 'compare': _compare, 'convert': _convert}[mode](workdir))
+    runtime.on_process_zero(lambda: {'report': _report, 'convert': _convert}[mode](workdir))
+
+
+def _check_options(mode: str, config: ml_collections.ConfigDict | None) -> None:
+  """Raises InputError where a config or an option belongs to another mode, and would be passed over."""
+  if (mode == 'paper') != (config is not None and 'paper' in config):
+    cure = 'Give it to --mode=paper.' if mode != 'paper' else 'Give --config=paper:table1; docs/paper.md lists others.'
+    raise InputError('--config', f'is not one for --mode={mode}', cure)
+  if options.SHARD.value and mode not in ('prepare', 'paper'):
+    raise InputError(
+      '--shard',
+      f'is an option of --mode=prepare and --mode=paper, and this is --mode={mode}',
+      'Prepare the shards first, then train without --shard.',
+    )
+  for flag in (options.SEEDS, options.DRY_RUN, options.COLLECT):
+    if mode != 'paper' and flag.present:
+      raise InputError(f'--{flag.name}', f'is an option of --mode=paper, and this is --mode={mode}', 'Leave it out.')
+
+
+def _paper(config: ml_collections.ConfigDict, workdir: str) -> None:
+  process = launchers.resolve_process(options.COORDINATOR.value, options.NUM_PROCESSES.value, options.PROCESS_ID.value)
+  if process and process.num_processes != 1:
+    cure = 'Start it once, or as the tasks of a job array (--shard=i/n).'
+    raise InputError('--mode=paper', 'was started as several processes of one run', cure)
+  paper.make(
+    config,
+    workdir,
+    options.SEEDS.value,
+    shard=options.SHARD.value,
+    dry_run=options.DRY_RUN.value,
+    collect_only=options.COLLECT.value,
+  )
 
 
 def _set_up_logging() -> None:
@@ -193,11 +189,8 @@ def _set_up_logging() -> None:
     logging.getLogger(library).setLevel(logging.WARNING)
 
 
-def _workdir() -> str:
-  """The folder of the run; of compare, folders separated by commas."""
-  if _WORKDIR.value:
-    return ','.join(os.path.expanduser(folder) for folder in _WORKDIR.value.split(','))
-  if _CONFIG.value is None:
+def _default_workdir() -> str:
+  if options.CONFIG.value is None:
     raise InputError('--workdir', 'is not given', 'Name the folder of the run: --workdir=runs/NAME.')
   path = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
   return os.path.join('runs', os.path.splitext(os.path.basename(path))[0])
@@ -207,13 +200,6 @@ def _path(flag: flags.FlagHolder, cure: str) -> str:
   if not flag.value:
     raise InputError(f'--{flag.name}', 'is not given', cure)
   return os.path.expanduser(flag.value)
-
-
-def _keep_compiled_programs(folder: str) -> None:
-  """Compiled programs are kept on disk, so that the next start of the same run begins at once."""
-  if folder and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-    jax.config.update('jax_compilation_cache_dir', os.path.expanduser(folder))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
 def _train_and_score(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -232,8 +218,8 @@ def _stages(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
         workdir,
         store_dir,
         anew=mode == 'prepare',
-        shard=_SHARD.value,
-        scheduler=_SCHEDULER.value and os.path.expanduser(_SCHEDULER.value),
+        shard=options.SHARD.value,
+        scheduler=options.SCHEDULER.value and os.path.expanduser(options.SCHEDULER.value),
       )
     )
   else:
@@ -249,9 +235,9 @@ def _stages(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
 
 
 def _convert(workdir: str) -> None:
-  weights = _path(_INPUT, 'Give the file of weights: .safetensors, .npz, .pth or .pt.')
-  check_config(_CONFIG.value)
-  import_run.import_run(_CONFIG.value, workdir, weights)
+  weights = _path(options.INPUT, 'Give the file of weights: .safetensors, .npz, .pth or .pt.')
+  check_config(options.CONFIG.value)
+  import_run.import_run(options.CONFIG.value, workdir, weights)
   print(f'{weights} -> {workdir}: a run that predicts, evaluates or trains on.')
 
 
@@ -260,30 +246,38 @@ def _report(workdir: str) -> None:
     print(line)
 
 
-def _compare(workdirs: str) -> None:
-  text = comparison.compare(workdirs.split(','))
+def _pool(workdirs: list[str], config: ml_collections.ConfigDict | None) -> None:
+  if config is not None:
+    check_config(config)
+  output = _path(options.OUTPUT, 'Give a new folder for the pooled scores of the folds.')
+  cross_validation.pool(workdirs, output, config)
+  runtime.on_process_zero(lambda: _report(output))
+
+
+def _compare(workdirs: list[str]) -> None:
+  text = comparison.compare(workdirs)
   print(text)
-  if _OUTPUT.value:
-    atomic_files.write_text(os.path.expanduser(_OUTPUT.value), text)
+  if options.OUTPUT.value:
+    atomic_files.write_text(os.path.expanduser(options.OUTPUT.value), text)
 
 
-def _predict(workdir: str) -> None:
+def _predict(workdirs: list[str]) -> None:
   outcome = predict.predict_all(
-    workdir,
-    _path(_INPUT, 'Give a scan (.nii, .nii.gz), a DICOM series folder, or a folder of scans.'),
-    _path(_OUTPUT, 'Give a folder for the label maps, or a .nii.gz file for one scan.'),
-    which=_CHECKPOINT.value,
-    mirror_axes=tuple(int(axis) if axis.isdecimal() else axis for axis in _MIRROR.value),
-    largest_component=_LARGEST.value,
-    save_probabilities=_PROBABILITIES.value,
-    overlap=_OVERLAP.value,
-    overwrite=_OVERWRITE.value,
-    matmul_precision=_CONFIG.value and _CONFIG.value.runtime.matmul_precision,
+    workdirs,
+    _path(options.INPUT, 'Give a scan (.nii, .nii.gz), a DICOM series folder, or a folder of scans.'),
+    _path(options.OUTPUT, 'Give a folder for the label maps, or a .nii.gz file for one scan.'),
+    which=options.CHECKPOINT.value,
+    mirror_axes=tuple(int(axis) if axis.isdecimal() else axis for axis in options.MIRROR.value),
+    largest_component=options.LARGEST.value,
+    save_probabilities=options.PROBABILITIES.value,
+    overlap=options.OVERLAP.value,
+    overwrite=options.OVERWRITE.value,
+    matmul_precision=options.CONFIG.value and options.CONFIG.value.runtime.matmul_precision,
   )
   if runtime.process_index() == 0:
     print(command_line.prediction_text(outcome))
   failed = list(outcome.failed)
-  if _STRICT.value and outcome.passed_over:
+  if options.STRICT.value and outcome.passed_over:
     cure = 'Move these files away, or predict without --strict.'
     failed.append(InputError('--strict', f'{len(outcome.passed_over)} files or folders were passed over', cure))
   if failed:

@@ -1,4 +1,4 @@
-"""Prediction: label maps of new scans (NIfTI files, DICOM series, or folders of them) by the network of a run."""
+"""Prediction: label maps of new scans (NIfTI, DICOM series, or folders of them) by the network of a run or several."""
 
 import dataclasses
 import functools
@@ -6,110 +6,47 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from afw_jax import models
-from afw_jax.data import usual, working_grid
 from afw_jax.data.formats import scans as scan_files
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.dicom_series import PassedOver
 from afw_jax.data.formats.scans import Scan
-from afw_jax.data.padding import without_padding
-from afw_jax.data.sets import intensities
-from afw_jax.data.sets.window import scan_window
-from afw_jax.distributed import runtime, sharding
+from afw_jax.distributed import runtime
 from afw_jax.errors import InputError, InputErrors
-from afw_jax.inference import batch, forward, outputs, record, segmentation
-from afw_jax.training import checkpoint
+from afw_jax.inference import averaging, batch, outputs, record
+from afw_jax.inference.trained import Trained, load, overlap_of, precision_of
 
 
-@dataclasses.dataclass(frozen=True)
-class Trained:
-  """The network of a trained run, with everything that is needed to segment a scan.
-
-  Attributes:
-    predict_step: jitted, (variables, raw image (B, *S, 1), window (B, 2)) -> probabilities (B, *S, C).
-    variables: of the network.
-    meta: of the checkpoint: config, model, data (organs, window, options of the working grid).
-  """
-
-  predict_step: forward.PredictStep
-  variables: Any
-  meta: dict
-
-  @property
-  def organs(self) -> tuple[str, ...]:
-    """Names of classes 1..C-1."""
-    return tuple(self.meta['data']['organs'])
-
-  @property
-  def labels(self) -> dict[str, int]:
-    """Organ name -> class id."""
-    return {organ: c for c, organ in enumerate(self.organs, 1)}
-
-  @property
-  def input_size(self) -> tuple[int, ...]:
-    """Spatial shape the network was trained on: (h, w) of slices, (d, h, w) of volumes or crops."""
-    return tuple(self.meta['model']['input_size'])
-
-  def file_ids(self, labels: np.ndarray) -> np.ndarray:
-    """Class ids -> the ids in the label files of the data set; uint8 of the same shape, uint16 if one exceeds 255."""
-    ids = [0, *(self.meta['data']['output_ids'][organ] for organ in self.organs)]
-    return np.array(ids, np.min_scalar_type(max(ids)))[labels]
-
-
-def load(
-  workdir: str | os.PathLike,
+def load_all(
+  workdirs: Sequence[str | os.PathLike],
   *,
   which: str = 'best',
   mirror_axes: Sequence[int] = (),
   matmul_precision: str | None = None,
-) -> Trained:
-  """Loads the network of a trained run onto all devices of this process.
+) -> list[Trained]:
+  """Loads the networks of several trained runs, whose probabilities can be averaged.
 
   Args:
-    workdir: of the run.
-    which: 'best' (by validation DSC; the last one where nothing was validated) or 'last' checkpoint.
-    mirror_axes: spatial axes to average predictions over; see `forward.mirror_averaged`.
-    matmul_precision: of the products in the network, one of `models.PRECISIONS`; None: that of the run.
+    workdirs: of the runs; of unlike networks too (2D and 3D), whose order of the organs may differ.
+    which, mirror_axes, matmul_precision: as in `load`.
+
+  Returns:
+    The networks; all give the probabilities of their classes in the order of the first.
 
   Raises:
-    InputError: an option is not valid, there is no checkpoint, it is torn or altered, or it is of another network.
+    InputError: a run cannot be loaded, is given twice, or is not of the same organs or the same modality.
   """
-  if which not in ('best', 'last'):
-    raise InputError('eval.checkpoint', f'{which!r} is not a valid checkpoint', "Use 'best' or 'last'.")
-  workdir = os.path.expanduser(workdir)
-  folder = os.path.join(workdir, 'checkpoints', which)
-  if which == 'best' and not checkpoint.steps_in(folder):  # nothing was validated, or its first save is under way
-    folder = os.path.join(workdir, 'checkpoints', 'last')
-  meta = checkpoint.read_meta(folder)
-  if meta is None:
-    raise InputError(
-      workdir, 'there is no checkpoint in it', 'Train first (--mode=train), or give the --workdir of a finished run.'
-    )
-  network = meta['model']
-  # A volume that was divided over several devices in training may be too large for one.
-  mesh = runtime.local_mesh(meta['config'].get('mesh', {}).get('spatial', 1))
-  model = models.build(
-    network['name'], num_classes=network['num_classes'], constrain=sharding.make_constrain(mesh), **network['options']
-  )
-  abstract = models.abstract_variables(model, (1, *network['input_size'], 1))
-  everywhere = sharding.replicated(mesh)
-  abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), abstract)
-  variables, meta = checkpoint.restore_variables(folder, abstract)
-  predict_step = forward.mirror_averaged(forward.make_predict_step(model), mirror_axes)
-  predict_step = models.at_precision(matmul_precision or _precision_of(meta), predict_step)
-  return Trained(sharding.jit_over_mesh(mesh, predict_step), variables, meta)
-
-
-def _precision_of(meta: dict) -> str:
-  """The precision of the products in a run; runs that have no such option used JAX's default."""
-  return meta['config'].get('runtime', {}).get('matmul_precision', 'default')
+  loaded = {}
+  for workdir in map(os.path.expanduser, workdirs):
+    if workdir in loaded:
+      raise InputError('--workdir', f'{workdir} is given twice', 'Give each run once.')
+    loaded[workdir] = load(workdir, which=which, mirror_axes=mirror_axes, matmul_precision=matmul_precision)
+  return averaging.alike(loaded, mirror_axes)
 
 
 def predict_volume(
-  trained: Trained,
+  trained: Trained | Sequence[Trained],
   scan: volumes.Volume,
   *,
   batch_size: int | None = None,
@@ -120,7 +57,7 @@ def predict_volume(
   """Segments a scan that was read with `volumes.read_image`.
 
   Args:
-    trained: from `load`.
+    trained: from `load`; or from `load_all`, to average their probabilities.
     scan: in the internal orientation.
     batch_size: slices or sliding windows per call of the network; None: eval.batch_size of the run.
     overlap: of neighbouring sliding windows, as a share of their side; None: eval.overlap of the run.
@@ -133,8 +70,8 @@ def predict_volume(
   Raises:
     InputError: the scan carries no voxel size and the working grid needs one.
   """
-  made = _segment(
-    trained,
+  made = averaging.segment_scan(
+    [trained] if isinstance(trained, Trained) else trained,
     scan,
     batch_size=batch_size,
     overlap=overlap,
@@ -144,63 +81,24 @@ def predict_volume(
   return made.labels, made.probabilities
 
 
-def _cleaned(trained: Trained, scan: volumes.Volume) -> tuple[volumes.Volume, tuple[float, float]]:
-  """The scan without padding, and its intensity window."""
-  data = trained.meta['data']
-  scan = dataclasses.replace(scan, array=without_padding(scan.array, in_hu=intensities.is_hu(data['options'])))
-  return scan, scan_window(scan.array, data['window'])
-
-
-def _segment(
-  trained: Trained,
-  scan: volumes.Volume,
-  *,
-  batch_size: int | None,
-  overlap: float | None,
-  largest_component: bool,
-  keep_probabilities: bool,
-) -> batch.Segmented:
-  config, data = trained.meta['config']['eval'], trained.meta['data']
-  scan, window = _cleaned(trained, scan)
-  resampling, image = working_grid.to_working_grid(scan, data['options'], usual.overhang_of(data))
-  options = segmentation.Options(
-    trained.input_size,
-    batch_size=batch_size or config['batch_size'],
-    overlap=config.get('overlap', 0.5) if overlap is None else overlap,
-    largest_component=largest_component,
-  )
-  labels, probabilities = segmentation.segment_volume(
-    trained.predict_step,
-    trained.variables,
-    image,
-    window,
-    resampling,
-    options,
-    keep_probabilities=keep_probabilities,
-  )
-  return batch.Segmented(labels, probabilities, _notes(trained, scan, window))
-
-
-def scan_notes(trained: Trained, scan: volumes.Volume) -> list[str]:
+def scan_notes(trained: Trained | Sequence[Trained], scan: volumes.Volume) -> list[str]:
   """What is unusual about a scan for a network: warnings, with which its label map is not to be trusted unseen.
 
   Args:
-    trained: from `load`.
+    trained: from `load` or `load_all`.
     scan: from `volumes.read_image`.
 
   Returns:
     Sentences without a full stop; empty for a scan like those of the training.
   """
-  return _notes(trained, *_cleaned(trained, scan))
-
-
-def _notes(trained: Trained, scan: volumes.Volume, window: tuple[float, float]) -> list[str]:
-  data = trained.meta['data']
-  return usual.notes_on(intensities.describe(scan.array, intensities.is_hu(data['options'])), window, data)
+  return averaging.scan_notes([trained] if isinstance(trained, Trained) else trained, scan)
 
 
 def predict(
-  workdir: str | os.PathLike, input_path: str | os.PathLike, output: str | os.PathLike, **options: Any
+  workdir: str | os.PathLike | Sequence[str | os.PathLike],
+  input_path: str | os.PathLike,
+  output: str | os.PathLike,
+  **options: Any,
 ) -> list[dict]:
   """Segments one scan or a folder of scans, as `predict_all`, and returns the rows of all of them.
 
@@ -215,7 +113,7 @@ def predict(
 
 
 def predict_all(
-  workdir: str | os.PathLike,
+  workdir: str | os.PathLike | Sequence[str | os.PathLike],
   input_path: str | os.PathLike,
   output: str | os.PathLike,
   *,
@@ -234,7 +132,8 @@ def predict_all(
   same checkpoint with the same options, is not made again.
 
   Args:
-    workdir: of the trained run; window, grid and organ names come from its checkpoint.
+    workdir: of the trained run; window, grid and organ names come from its checkpoint. Of several runs the
+      probabilities are averaged on the grid of the scan, each with its own window and working grid.
     input_path: a file with one scan, or a folder, with files and DICOM series at any depth.
     output: a folder, or a .nii.gz file where the input is one scan. Tables of all label maps in the folder are
       volumes.csv and volumes.json; the latter also names what failed and what was passed over.
@@ -249,35 +148,34 @@ def predict_all(
     InputError: no scan was found, `output` cannot be used, the network cannot be loaded, or the machine is at its end
       (disk, memory). What was predicted before is kept, and the same call goes on from there.
   """
-  workdir, input_path, output = (os.path.expanduser(path) for path in (workdir, input_path, output))
+  workdirs = [os.path.expanduser(w) for w in ([workdir] if isinstance(workdir, str | os.PathLike) else workdir)]
+  input_path, output = (os.path.expanduser(path) for path in (input_path, output))
   folder, to_file = outputs.destination(output)
   scans, passed_over = _find(input_path)
   if to_file and len(scans) > 1:
     raise InputError(output, f'{len(scans)} scans cannot go into one file', 'Give a folder as --output.')
   record.check(folder)
-  trained = load(workdir, which=which, mirror_axes=mirror_axes, matmul_precision=matmul_precision)
-  precision = matmul_precision or _precision_of(trained.meta)
-  overlap = trained.meta['config']['eval'].get('overlap', 0.5) if overlap is None else overlap
-  used = {'step': trained.meta['step'], 'sha256': checkpoint.digest(trained.meta), 'workdir': workdir}
+  networks = load_all(workdirs, which=which, mirror_axes=mirror_axes, matmul_precision=matmul_precision)
+  trained = networks[0]
   job = batch.Job(
     input_path,
     folder,
     scans,
     labels={scan.name: output if to_file else outputs.label_path(folder, scan) for scan in scans},
     made_by={
-      'checkpoint': used,
+      'checkpoint': averaging.checkpoints(networks, workdirs),
       'options': {
         'mirror_axes': list(mirror_axes),
-        'overlap': overlap,
+        'overlap': averaging.option(overlap_of(network) if overlap is None else overlap for network in networks),
         'largest_component': largest_component,
-        'matmul_precision': precision,
+        'matmul_precision': averaging.option(matmul_precision or precision_of(network.meta) for network in networks),
       },
     },
     ids={organ: trained.meta['data']['output_ids'][organ] for organ in trained.organs},
     file_ids=trained.file_ids,
     segment=functools.partial(
-      _segment,
-      trained,
+      averaging.segment_scan,
+      networks,
       batch_size=batch_size,
       overlap=overlap,
       largest_component=largest_component,

@@ -47,7 +47,7 @@ def prepare(
   data, options, selected = config.data, build.store_options(config.data), build.selection_options(config.data)
   splits = _recorded_splits(config.data, workdir)
   if splits:
-    selected = dataclasses.replace(selected, cases=_all_ids(splits))
+    selected = dataclasses.replace(selected, cases=_all_ids(splits), fold='')
   if os.path.exists(os.path.join(store_dir, 'dataset.json')) and not anew:
     _check_options(config, store_dir)
     index = store.read_index(store_dir)

@@ -6,14 +6,16 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import jax
 import ml_collections
 
 import afw_jax
+from afw_jax.config import default_config
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError, did_you_mean
+from afw_jax.report.runs import POOLED
 from afw_jax.system import atomic_files, locks
 
 PACKAGES = (
@@ -42,6 +44,16 @@ def _used(config: dict) -> dict:
     **config,
     **{section: chosen(config[section]) for section in ('model', 'loss', 'augment') if section in config},
   }
+
+
+def _completed(config: dict) -> dict:
+  """A config with the defaults of keys that the version that wrote it did not have: they keep what it did."""
+
+  def filled(defaults: dict, values: dict) -> dict:
+    both = lambda k: isinstance(defaults.get(k), dict) and isinstance(values[k], dict)
+    return {**defaults, **{k: filled(defaults[k], values[k]) if both(k) else values[k] for k in values}}
+
+  return filled(json.loads(default_config().to_json_best_effort()), config)
 
 
 def _flat(tree: dict, prefix: str = '') -> dict:
@@ -97,22 +109,33 @@ def claimed(
 
 def _claim(workdir: str, config: ml_collections.ConfigDict, versions: dict) -> None:
   path = os.path.join(workdir, 'config.json')
+  if os.path.exists(os.path.join(workdir, POOLED)):
+    raise InputError(workdir, 'holds the pooled scores of a cross-validation', 'Choose another --workdir.')
   new = json.loads(config.to_json_best_effort())
-  if os.path.exists(path) and begun(workdir):  # where nothing was trained yet, the new config takes over
-    old, now = _flat(_used(read_config(workdir))), _flat(_used(new))
-    differing = [
-      f'{k} was {old.get(k, "absent")!r}, is {now.get(k, "absent")!r}'
-      for k in sorted(old | now)
-      if old.get(k, '') != now.get(k, '')
-    ]
-    if differing:
-      raise InputError(
-        path,
-        'this workdir belongs to another config: ' + '; '.join(differing),
-        'Choose another --workdir, or start with the values it was made with.',
-      )
+  # Where nothing was trained yet, the new config takes over.
+  differing = differences(read_config(workdir), new) if os.path.exists(path) and begun(workdir) else {}
+  if differing:
+    raise InputError(
+      path,
+      'this workdir belongs to another config: '
+      + '; '.join(f'{k} was {a!r}, is {b!r}' for k, (a, b) in differing.items()),
+      'Choose another --workdir, or start with the values it was made with.',
+    )
   atomic_files.write_json(path, new)
   atomic_files.write_json(os.path.join(workdir, 'environment.json'), versions)
+
+
+def differences(old: dict, now: dict, *, but: Collection[str] = ()) -> dict[str, tuple]:
+  """Key -> its values in two configs as JSON where these differ; without `FREE` and options that are not used.
+
+  Args:
+    old: one config.
+    now: the other.
+    but: other keys that may differ.
+  """
+  old, now = ({k: v for k, v in _flat(_used(_completed(config))).items() if k not in but} for config in (old, now))
+  differing = [k for k in sorted(old | now) if old.get(k, '') != now.get(k, '')]
+  return {k: (old.get(k, 'absent'), now.get(k, 'absent')) for k in differing}
 
 
 def environment() -> dict:
@@ -153,6 +176,11 @@ def read_config(workdir: str) -> dict:
   return atomic_files.read_json(path, cure='Restore a copy of it, or choose another --workdir.')
 
 
+def recorded_config(workdir: str) -> ml_collections.ConfigDict:
+  """`read_config` for starting again from it: keys of later versions have their defaults."""
+  return ml_collections.ConfigDict(_completed(read_config(workdir)))
+
+
 def _siblings(workdir: str) -> list[str]:
   parent = os.path.dirname(os.path.abspath(workdir))
   return [os.path.join(os.path.dirname(workdir), d) for d in os.listdir(parent)] if os.path.isdir(parent) else []
@@ -167,3 +195,14 @@ def store_path(config: ml_collections.ConfigDict, workdir: str) -> str:
   options['root'] = os.path.abspath(config.data.root)
   digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
   return os.path.join(os.path.dirname(os.path.abspath(workdir)), 'stores', f'{config.data.dataset}-{digest}')
+
+
+def in_use(workdir: str) -> bool:
+  """Whether a run holds a workdir, or is about to; nothing is written."""
+  # Who claims a workdir holds `.claiming`, for which others wait, and then takes `.lock`, for which nobody waits: it
+  # must not be taken from a run by this look.
+  with locks.probed(os.path.join(workdir, '.claiming')) as claiming:
+    if claiming:
+      return True
+    with locks.probed(os.path.join(workdir, '.lock')) as held:
+      return held

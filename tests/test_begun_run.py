@@ -132,3 +132,16 @@ def test_a_resumed_training_refuses_a_store_with_other_cases(tmp_path, loaded, m
   monkeypatch.setattr(checkpoint, 'read_meta', lambda folder: meta)
   with pytest.raises(InputError, match='trained with other scans or labels of c1 than'):  # c3 is a test case
     train.train(run, str(tmp_path / 'a'), store_dir)
+
+
+def test_a_run_goes_on_with_its_own_fold_only(begun):
+  """Also where config.json, which is compared first, is gone."""
+  root, run, folder = begun
+  store_dir = workdir.store_path(run, str(folder))
+  run.data.fold = '2/3'
+  for call in (
+    lambda: prepare_mode.check_current(run, str(folder), store_dir),
+    lambda: train.train(run, str(folder), store_dir),
+  ):
+    with pytest.raises(InputError, match=r"data.fold: is '2/3', but the checkpoints of this run were trained with ''"):
+      call()

@@ -1,5 +1,6 @@
 """Command-line arguments before they are parsed, the help screen, and where configs are found."""
 
+import functools
 import json
 import os
 import pathlib
@@ -10,7 +11,7 @@ import sys
 import pytest
 from conftest import ROOT, command, environment
 
-from afw_jax import command_line, main
+from afw_jax import command_line, main, options
 from afw_jax.config import default_config, shipped
 from afw_jax.errors import InputError
 
@@ -72,7 +73,7 @@ TUPLES = [
 ] + ['model.unet.features', 'model.unetrpp.stem', 'augment.extended.scale', 'loss.ce_afw.rare']  # fmt: skip
 READ = """
 from afw_jax import main
-main._dispatch = lambda: print(main._CONFIG.value.to_json_best_effort())
+main._dispatch = lambda: print(main.options.CONFIG.value.to_json_best_effort())
 main.main()
 """
 
@@ -128,8 +129,8 @@ def test_help_is_one_readable_screen_with_every_mode_and_flag():
   )
   lines = done.stdout.splitlines()
   assert done.returncode == 0 and len(lines) <= 40 and max(map(len, lines)) <= 110, done.stdout
-  assert {re.split(r'\s+', line)[1] for line in lines if re.match(r'  [a-z]+  ', line)} == set(main.MODES)
-  ours = [flag.name for flag in main.flags.FLAGS.flags_by_module_dict()['afw_jax.main']]
+  assert {re.split(r'\s+', line)[1] for line in lines if re.match(r'  [a-z]+  ', line)} == set(options.MODES)
+  ours = [flag.name for flag in main.flags.FLAGS.flags_by_module_dict()['afw_jax.options']]
   assert all(f'--{name}' in done.stdout for name in ours), ours
   assert all(name in done.stdout for name in shipped.names())
   files = re.findall(r'(\S+defaults\.py)', done.stdout)
@@ -138,3 +139,21 @@ def test_help_is_one_readable_screen_with_every_mode_and_flag():
 
 def test_without_arguments_the_help_is_shown(run_main):
   assert 'afw-jax --config=' in run_main(check=2).stdout
+
+
+def test_commas_separate_workdirs_and_stay_in_names_of_folders(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+  for name in ('a', 'b,c', 'd', 'home/e', 'one', 'one,two', 'two'):
+    os.makedirs(name)
+  split = functools.partial(command_line.split_workdirs, several=True)
+  assert split('') == [] and split('a') == ['a'] and split('a,d') == ['a', 'd']
+  assert split('a,b,c,d') == ['a', 'b,c', 'd'] and split('b,c') == ['b,c']
+  assert split('~/e,a') == [f'{tmp_path}/home/e', 'a']
+  assert split('a,missing') == ['a', 'missing']
+  assert command_line.split_workdirs('new,run', several=False) == ['new,run']
+  with pytest.raises(InputError, match=r"one,two can mean \['one', 'two'\] or \['one,two'\]"):
+    split('one,two')
+  for text in ('a,', ',a', 'a,,d'):
+    with pytest.raises(InputError, match='has an empty name'):
+      split(text)

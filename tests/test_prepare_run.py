@@ -27,7 +27,7 @@ from afw_jax.training import checkpoint
 
 def test_the_store_of_a_config_is_named_by_what_changes_voxels(tmp_path):
   name = lambda **changes: workdir.store_path(config(tmp_path, **changes), str(tmp_path / 'run'))
-  same = dict(window='paper', fractions=(1.0, 1.0, 0.0), num_cases=3, split_seed=7, keep_defective=True)
+  same = dict(window='paper', fractions=(1.0, 1.0, 0.0), num_cases=3, split_seed=7, keep_defective=True, fold='2/3')
   assert name() == name(**same) == workdir.store_path(config(tmp_path), str(tmp_path / 'other'))
   different = [
     name(**{key: value})
@@ -48,6 +48,9 @@ def test_runs_prepare_what_is_missing_and_say_what_they_use(tmp_path, loaded, ca
   caplog.clear()
   assert prepare_run(config(root, split_seed=5, window='transunet'), tmp_path / 'c') == first
   assert len(loaded) == 6 and 'no test part' in caplog.text and 'preparing' not in caplog.text
+  for k in (1, 2, 3):
+    assert prepare_run(config(root, fold=f'{k}/3'), tmp_path / f'fold {k}') == first
+  assert len(loaded) == 6 and 'fold 3 of 3: 2 of 6 cases are held out' in caplog.text
   (root / 'images').rename(root / 'gone')
   with pytest.raises(InputError, match='has neither images/ nor imagesTr/'):
     prepare_run(config(root), tmp_path / 'd')

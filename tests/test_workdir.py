@@ -20,9 +20,9 @@ def claim(path, config):
     pass
 
 
-def contents(path):
-  """Path -> bytes of every file but .claiming, which holds the name of the last process that tried."""
-  return {p.relative_to(path): p.read_bytes() for p in path.rglob('*') if p.is_file() and p.name != '.claiming'}
+def contents(path, but=('.claiming',)):
+  """Path -> bytes of every file but .claiming, which holds the name of the last process that tried, and the time."""
+  return {p.relative_to(path): p.read_bytes() for p in path.rglob('*') if p.is_file() and p.name not in but}
 
 
 @pytest.fixture
@@ -45,10 +45,24 @@ def test_options_that_do_not_affect_training_may_change(begun):
   claim(begun, config)
 
 
+def test_options_that_a_later_version_added_have_their_defaults(begun):
+  older = json.loads((begun / 'config.json').read_text(encoding='utf-8'))
+  for key in ('weights', 'background', 'tau'):
+    del older['loss']['ce_afw'][key]
+  del older['model']['unet']['head_kernel'], older['seed']
+  (begun / 'config.json').write_text(json.dumps(older), encoding='utf-8')
+  config = demo.get_config()
+  config.loss.ce_afw.weights, config.seed = 'entropic', 1
+  with pytest.raises(InputError, match="weights was 'learned', is 'entropic'; seed was 0, is 1"):
+    claim(begun, config)
+  claim(begun, demo.get_config())
+
+
 def test_options_that_affect_training_may_not(begun):
   config = demo.get_config()
   config.model.unet.head_kernel, config.loss.name, config.train.epochs = 3, 'ce_dice', 7
-  before = contents(begun)
+  locks_held = ('.claiming', '.lock')  # by this process again, a moment later
+  before = contents(begun, but=locks_held)
   with pytest.raises(InputError, match='another --workdir') as error:
     claim(begun, config)
   for said in (
@@ -58,7 +72,18 @@ def test_options_that_affect_training_may_not(begun):
     'loss.ce_dice.recipe was',
   ):
     assert said in str(error.value)
-  assert contents(begun) == before
+  assert contents(begun, but=locks_held) == before
+
+
+def test_a_workdir_belongs_to_one_fold(begun):
+  older = json.loads((begun / 'config.json').read_text(encoding='utf-8'))
+  del older['data']['fold']  # a version without folds
+  (begun / 'config.json').write_text(json.dumps(older), encoding='utf-8')
+  claim(begun, demo.get_config())
+  config = demo.get_config()
+  config.data.fold = '2/5'
+  with pytest.raises(InputError, match="data.fold was '', is '2/5'"):
+    claim(begun, config)
 
 
 def test_where_nothing_was_trained_a_new_config_takes_over(tmp_path):

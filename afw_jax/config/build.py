@@ -144,12 +144,23 @@ def selection_options(data: ml_collections.ConfigDict) -> SelectionOptions:
     seed=data.split_seed,
     cases=data.num_cases or None,
     keep_defective=data.keep_defective,
+    fold=data.fold,
   )
 
 
 def selection(config: ml_collections.ConfigDict, index: dict, checkpoint_meta: dict | None = None) -> Selection:
-  """The cases that a run uses: those recorded in its checkpoint, or those that its config selects from the store."""
+  """The cases that a run uses: those recorded in its checkpoint, or those that its config selects from the store.
+
+  Raises:
+    InputError: the checkpoint was trained on another fold than that of the config, or as `select`.
+  """
   recorded = checkpoint_meta and recorded_selection(index, checkpoint_meta['data'])
+  if recorded and recorded.fold != config.data.fold:
+    raise InputError(
+      'data.fold',
+      f'is {config.data.fold!r}, but the checkpoints of this run were trained with {recorded.fold!r}',
+      'Choose another --workdir for this fold.',
+    )
   return recorded or select(index, selection_options(config.data))
 
 

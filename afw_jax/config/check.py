@@ -42,6 +42,7 @@ def check_config(config: ml_collections.ConfigDict, *, fresh: bool = True) -> No
     raise InputError('train.foreground', f'is {config.train.foreground}', 'Give a fraction from 0 to 1.')
   if not 0 <= config.eval.overlap < 1:
     raise InputError('eval.overlap', f'is {config.eval.overlap}', 'Give a fraction from 0 to below 1.')
+  build.selection_options(config.data)
   build.augmentation(config)
   size = build.input_size(config)
   if config.augment.name == 'volume' and len(size) == 2:

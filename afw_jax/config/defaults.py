@@ -1,4 +1,8 @@
-"""The default config: every key, with the paper's training (section 3.1) as values."""
+"""The default config: every key, with the paper's training (section 3.1) as values.
+
+A run of an earlier version goes on with the defaults of the keys that it did not have, so a new key has a default that
+changes nothing.
+"""
 
 import ml_collections
 from ml_collections import ConfigDict, config_dict
@@ -35,7 +39,8 @@ def _data() -> ConfigDict:
   data.window = ''  # paper [50, 350] HU | transunet [-125, 275] HU | percentile | LOW,HIGH; '' = that of the data set
   data.fractions = ()  # of (train, val, test) where no split is published or given; () = those of the data set
   data.num_cases = 0  # number of cases drawn with split_seed; 0 = all
-  data.split_seed = 0
+  data.fold = ''  # K/N: hold out the K-th of N folds as val and train on the others; '' = no cross-validation
+  data.split_seed = 0  # of the split, the folds and the draw
   data.keep_defective = False  # whether to use cases with known defects
   return data
 
@@ -86,13 +91,19 @@ def _loss() -> ConfigDict:
   loss.name = 'ce_afw'  # ce_afw ce_dice ce_gd focal_dice, and the others of afw_jax.losses.LOSSES
   loss.ce_afw = dict(
     recipe='paper',  # paper: Eq. 7, linear denominators | released: 0.5 CE + 0.5 AFW, squared denominators
-    gamma=0.25,  # exponent of the focused organs
+    gamma=0.25,  # exponent of the focused organs; above 1 the worst are pulled most
     rare=(),  # names of the focused organs; () = every organ
     correction='eq6',  # eq6 | eq2
     symmetric=False,  # True: the same exponent for the background (Table 4)
-    learned_weights=True,  # False: equal weights (Table 3)
+    weights='learned',  # learned | equal (Table 3) | solved (at their optimum) | entropic | entropic_present
+    learned_weights=True,  # False: the same as weights='equal'
+    background='weighted',  # weighted | anchored: the background weighs 1, only organs are weighted
+    tau=0.25,  # temperature of the entropic weights; smaller: more weight on the worst classes
   )
-  loss.ce_dice = dict(recipe='paper')  # paper: 1 CE + 1 Dice, linear | released: 0.5 and 0.5, squared
+  loss.ce_dice = dict(
+    recipe='paper',  # paper: 1 CE + 1 Dice, linear | released: 0.5 and 0.5, squared
+    reduction='mean',  # of the Dice losses of the classes: mean | sum
+  )
   loss.ce_gd = dict(ce_weight=1.0, gd_weight=1.0)
   loss.focal_dice = dict(focal_weight=1.0, dice_weight=1.0, gamma=2.0)
   loss.tversky = dict(fp_weight=0.3, fn_weight=0.7)

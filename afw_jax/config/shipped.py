@@ -1,7 +1,10 @@
 """Finds the config files that come with the package, so that a config can be given by name: --config=synapse."""
 
+import importlib.util
 import os
 import pathlib
+
+import ml_collections
 
 from afw_jax.errors import InputError, did_you_mean
 
@@ -44,3 +47,20 @@ def find_config(name: str) -> str:
       )
     path = str(folder() / f'{shipped}.py')
   return f'{path}{colon}{argument}'
+
+
+def load(name: str) -> ml_collections.ConfigDict:
+  """The config of a shipped config file, for instance of 'abdomenct1k_3d:unetrpp'.
+
+  Raises:
+    InputError: there is no such config, or it has no such variant.
+  """
+  stem, _, variant = name.partition(':')
+  if stem not in names():
+    raise InputError(name, 'is not a shipped config', f'{did_you_mean(stem, names())}Use one of {", ".join(names())}.')
+  spec = importlib.util.spec_from_file_location(f'afw_jax_shipped_{stem}', folder() / f'{stem}.py')
+  if spec is None or spec.loader is None:
+    raise InputError(folder() / f'{stem}.py', 'cannot be loaded', 'Install the package again.')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(*filter(None, [variant]))

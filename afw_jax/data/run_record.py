@@ -20,8 +20,9 @@ def data_record(index: Mapping, selection: Selection) -> dict:
     selection: of the run.
 
   Returns:
-    'name', 'modality', 'organs', 'output_ids', 'options' and 'window' of the data, 'splits' (part -> case ids), and for
-    each case digests of its 'scans' (the voxels) and 'contents' (everything that is prepared).
+    'name', 'modality', 'organs', 'output_ids', 'options' and 'window' of the data, 'splits' (part -> case ids), 'fold'
+    ('' without folds), and for each case digests of its 'scans' (the voxels) and 'contents' (everything that is
+    prepared).
   """
   window = selection.window if isinstance(selection.window, str) else list(selection.window)
   digest = lambda key: {case_id: index['cases'][case_id][key][:_DIGITS] for case_id in selection.ids}
@@ -30,6 +31,7 @@ def data_record(index: Mapping, selection: Selection) -> dict:
     'window': window,
     'options': {**index['options'], 'window': window},
     'splits': selection.splits,
+    'fold': selection.fold,
     'scans': digest('voxels_sha256'),
     'contents': digest('content_sha256'),
   }
@@ -65,7 +67,7 @@ def recorded_selection(index: Mapping, recorded: Mapping) -> Selection | None:
     raise InputErrors(leaks) if len(leaks) > 1 else leaks[0]
   windows = windows_of(index, ids, recorded['window'])
   contents = {case_id: index['cases'][case_id]['content_sha256'] for case_id in ids}
-  return Selection(dict(splits), recorded['window'], {}, [], windows, contents)
+  return Selection(dict(splits), recorded['window'], {}, [], recorded.get('fold', ''), windows, contents)
 
 
 def differences(recorded: Mapping, now: Mapping, keys: Sequence[str]) -> dict[str, tuple]:
@@ -89,6 +91,36 @@ def changed_cases(recorded: Mapping, now: Mapping, parts: Sequence[str]) -> list
   before = recorded.get('contents') or {}
   ids = sorted(case_id for part in parts for case_id in now['splits'][part])
   return [case_id for case_id in ids if before.get(case_id, now['contents'][case_id]) != now['contents'][case_id]]
+
+
+def check_folds(recorded: Mapping[str, Mapping]) -> None:
+  """Checks that the folds of a cross-validation are of the same cases, each of which is held out once.
+
+  Args:
+    recorded: workdir of the run of each fold -> `data_record` in its checkpoint.
+
+  Raises:
+    InputError: runs have other cases or other scans or labels of a case, or a case is held out twice or never.
+  """
+  (where, first), *others = recorded.items()
+  cure = 'Train all folds on the same data: those that began before it changed need a new --workdir.'
+  for workdir, record in others:
+    for parts in (('train', 'val'), ('test',)):
+      now, before = ({case for part in parts for case in r['splits'][part]} for r in (record, first))
+      if now != before:
+        raise InputError(workdir, f'has other cases than {where}: {abbreviate(sorted(now ^ before))}', cure)
+    contents = first['contents']
+    if changed := sorted(case for case, content in record['contents'].items() if content != contents[case]):
+      what = f'was trained with other scans or labels of {abbreviate(changed)} than {where}'
+      raise InputError(workdir, what, cure)
+  holder: dict[str, str] = {}
+  for workdir, record in recorded.items():
+    for case in record['splits']['val']:
+      if case in holder:
+        raise InputError(workdir, f'holds out case {case}, and so does {holder[case]}', cure)
+      holder[case] = workdir
+  if never := sorted(set(first['splits']['train']) - holder.keys()):
+    raise InputError('--workdir', f'no fold holds out {abbreviate(never)}', cure)
 
 
 def trained_part(recorded: Mapping, index: Mapping, case_id: str) -> str | None:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from afw_jax.data.sets.case_files import abbreviate, normal_name
-from afw_jax.data.sets.split import split_cases
+from afw_jax.data.sets.split import parse_fold, split_cases, split_fold
 from afw_jax.data.sets.window import Window, resolve_window
 from afw_jax.errors import InputError, InputErrors
 
@@ -30,9 +30,10 @@ class SelectionOptions:
       `window.resolve_window`.
     fractions: of (train, val, test) for cases whose part is neither published nor given; None: the default of the data
       set. If given, they also divide a published train part into train and val where no val part is published.
-    seed: of the split, and of the draw if `cases` is a number.
+    seed: of the split and the folds, and of the draw if `cases` is a number.
     cases: ids, or the number of cases to draw; None: all.
     keep_defective: also use cases with known defects.
+    fold: 'K/N' holds out the K-th of N folds as the val part, see `split.split_fold`; '': no folds.
   """
 
   window: str | Sequence[float] | None = None
@@ -40,8 +41,10 @@ class SelectionOptions:
   seed: int = 0
   cases: Sequence[str] | int | None = None
   keep_defective: bool = False
+  fold: str = ''
 
   def __post_init__(self):
+    parse_fold(self.fold)
     if isinstance(self.cases, int) and self.cases < 1:
       raise InputError(
         f'cases {self.cases}', 'is not a number of cases', 'Give a positive number, a list of ids, or None'
@@ -57,12 +60,14 @@ class Choice:
     window: (low, high), or 'percentile' of each scan.
     excluded: case id -> reason.
     notes: remarks for the user.
+    fold: that is held out, as in `SelectionOptions`.
   """
 
   splits: dict[str, list[str]]
   window: Window
   excluded: dict[str, str]
   notes: list[str]
+  fold: str
 
   @property
   def ids(self) -> list[str]:
@@ -94,7 +99,7 @@ def choose(listing: Mapping, options: SelectionOptions) -> Choice:
     A `Choice`; it depends on the listing and the options only.
 
   Raises:
-    InputError: no usable case, unknown case ids, an invalid window or fractions.
+    InputError: no usable case, unknown case ids, an invalid window or fractions, or more folds than subjects.
   """
   window = resolve_window(options.window, listing['window'], in_hu=listing['in_hu'], dataset=listing['name'])
   scans = {case_id: scan for case_id, scan in sorted(listing['scans'].items()) if scan['labelled']}
@@ -107,20 +112,23 @@ def choose(listing: Mapping, options: SelectionOptions) -> Choice:
   absent = set(listing['published']) - set(usable)
   if absent and options.cases is None:
     notes.append(f'{len(absent)} of the {len(listing["published"])} published cases are missing')
-  splits = split_cases(
-    [(i, scans[i]['subject'], scans[i]['part']) for i in ids],
-    listing['fractions'] if options.fractions is None else options.fractions,
-    options.seed,
-    resplit_train=options.fractions is not None and not listing.get('explicit_val'),
-  )
+  cases = [(i, scans[i]['subject'], scans[i]['part']) for i in ids]
+  fractions = listing['fractions'] if options.fractions is None else options.fractions
   given = {case_id for case_id in ids if scans[case_id]['part'] == 'train'}
-  if moved := len(given & set(splits['val'])):
-    notes.append(f'{moved} of the {len(given)} given training cases are used for validation (data.fractions)')
+  if fold := parse_fold(options.fold):
+    splits = split_fold(cases, fractions, options.seed, fold)
+    dealt = len(splits['train']) + len(splits['val'])
+    notes.append(f'fold {fold.number} of {fold.count}: {len(splits["val"])} of {dealt} cases are held out (val)')
+  else:
+    resplit = options.fractions is not None and not listing.get('explicit_val')
+    splits = split_cases(cases, fractions, options.seed, resplit_train=resplit)
+    if moved := len(given & set(splits['val'])):
+      notes.append(f'{moved} of the {len(given)} given training cases are used for validation (data.fractions)')
   if splits['val'] or splits['test']:
     notes += [f'no {part} part: {consequence}' for part, consequence in _WITHOUT.items() if not splits[part]]
   else:
     notes.append('no val and no test part: the last checkpoint is used, and nothing can be scored')
-  return Choice(splits, window, excluded, notes)
+  return Choice(splits, window, excluded, notes, options.fold)
 
 
 def select(index: Mapping, options: SelectionOptions) -> Selection:
@@ -151,7 +159,7 @@ def select(index: Mapping, options: SelectionOptions) -> Selection:
   notes = choice.notes + _case_notes(index['organs'], cases, choice.splits['train'])
   windows = windows_of(index, choice.ids, choice.window)
   contents = {case_id: case['content_sha256'] for case_id, case in cases.items()}
-  return Selection(choice.splits, choice.window, choice.excluded, notes, windows, contents)
+  return Selection(choice.splits, choice.window, choice.excluded, notes, choice.fold, windows, contents)
 
 
 def scored_split(splits: Mapping[str, Sequence[str]], wanted: str) -> str | None:

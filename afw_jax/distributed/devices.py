@@ -129,3 +129,10 @@ def _collected_warnings() -> Iterator[list[str]]:
 def _line(text: object) -> str:
   """The text in one line, without the advice of JAX to uninstall something."""
   return ' '.join(str(text).split(' (set JAX_PLATFORMS=')[0].split(' (you may need to')[0].split()).rstrip('.')
+
+
+def keep_compiled_programs(folder: str) -> None:
+  """Compiled programs are kept on disk, so that the next start of the same run begins at once."""
+  if folder and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+    jax.config.update('jax_compilation_cache_dir', os.path.expanduser(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)

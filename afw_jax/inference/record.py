@@ -132,6 +132,11 @@ def _write(folder: str, content: dict) -> None:
           row.get('scan', ''),
           *volumes,
           row['output'],
-          f'{made_by["workdir"]} step {made_by["step"]}' if made_by else '',
+          _name(made_by) if made_by else '',
         ]
       )
+
+
+def _name(made_by: dict) -> str:
+  """The checkpoint of a row, or all that were averaged."""
+  return ' + '.join(f'{one["workdir"]} step {one["step"]}' for one in made_by.get('average_of', [made_by]))

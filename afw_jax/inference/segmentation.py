@@ -124,60 +124,83 @@ def _restore(
   return out, jnp.argmax(out, -1).astype(jnp.uint8)
 
 
-def segment(
-  predict_step: PredictStep,
-  variables: PyTree,
-  image: np.ndarray,
-  window: Sequence[float],
-  matrices: Matrices,
-  options: Options,
-  *,
-  keep_probabilities: bool = False,
-) -> tuple[np.ndarray, np.ndarray | None]:
-  """The label map of one scan on its own grid, computed a few slices at a time.
+@dataclasses.dataclass(frozen=True)
+class View:
+  """One scan as one network takes it.
 
-  Args:
+  Attributes:
     predict_step: jitted.
     variables: of the network.
-    image: (D, h, w) raw intensities on the working grid.
+    image: (d, h, w) raw intensities on the working grid of the network.
     window: (low, high) intensities of this scan.
-    matrices: (D0, D), (H, h) and (W, w), working grid -> scan's grid, from `resample.restore_matrices`.
+    matrices: (D, d), (H, h) and (W, w), working grid -> scan's grid, from `resample.restore_matrices`.
     options: how the volume is put through the network.
-    keep_probabilities: also return the probabilities.
-
-  Returns:
-    (labels (D0, H, W) uint8 class ids, probabilities (D0, H, W, C) float16 or None).
-
-  Raises:
-    InputError: options.input_size or options.overlap are not valid.
   """
-  size = options.input_size
+
+  predict_step: PredictStep
+  variables: PyTree
+  image: np.ndarray
+  window: Sequence[float]
+  matrices: Matrices
+  options: Options
+
+
+def _restored(view: View) -> Iterator[tuple[slice, Array, Array]]:
+  """(slices of the scan's grid, their probabilities (_ROWS, H, W, C), labels (_ROWS, H, W)), in z order."""
+  size, options = view.options.input_size, view.options
   if len(size) not in (2, 3):
     raise InputError(f'input_size {tuple(size)}', 'is not a valid size', 'Give (h, w) or (d, h, w).')
-  if tuple(size) == image.shape[1:]:
-    working = predict_slices(predict_step, variables, image, window, batch_size=options.batch_size)
+  if tuple(size) == view.image.shape[1:]:
+    working = predict_slices(view.predict_step, view.variables, view.image, view.window, batch_size=options.batch_size)
   else:
-    step = predict_step if len(size) == 3 else _of_flat_volumes(predict_step)
     working = predict_windows(
-      step,
-      variables,
-      image,
-      window,
+      view.predict_step if len(size) == 3 else _of_flat_volumes(view.predict_step),
+      view.variables,
+      view.image,
+      view.window,
       window_size=(1,) * (3 - len(size)) + tuple(size),
       overlap=options.overlap,
       batch_size=options.batch_size,
     )
-  rows, columns = (m if m is None else jnp.asarray(m) for m in map(_identity_as_none, matrices[1:]))
-  labels = np.empty([len(m) for m in matrices], np.uint8)
+  rows, columns = (m if m is None else jnp.asarray(m) for m in map(_identity_as_none, view.matrices[1:]))
+  for block in _blocks(working, np.asarray(view.matrices[0])):
+    probabilities, found = _restore(block.slices, block.weights, rows, columns)
+    yield slice(block.first, block.first + block.count), probabilities, found
+
+
+@jax.jit
+def _mean(probabilities: tuple[Array, ...]) -> tuple[Array, Array]:
+  """The mean of the probabilities (n, H, W, C) of several networks, and its labels (n, H, W)."""
+  total = sum(probabilities[1:], probabilities[0])
+  return total / len(probabilities), jnp.argmax(total, -1).astype(jnp.uint8)
+
+
+def segment_views(views: Sequence[View], *, keep_probabilities: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+  """The label map of one scan on its own grid, by one network or by the mean of the probabilities of several.
+
+  It is computed a few slices at a time. The networks take turns, so that of no network the probabilities of a whole
+  volume are held; where the working grid of one does not reach, its probabilities are 0 and the others decide.
+
+  Args:
+    views: of the same scan by each network, all with the same classes.
+    keep_probabilities: also return the probabilities.
+
+  Returns:
+    (labels (D, H, W) uint8 class ids, probabilities (D, H, W, C) float16 or None).
+
+  Raises:
+    InputError: options.input_size or options.overlap are not valid.
+  """
+  labels = np.empty([len(m) for m in views[0].matrices], np.uint8)
   kept: np.ndarray | None = None
   ready: tuple[slice, Array] | None = None
-  for block in _blocks(working, np.asarray(matrices[0])):
-    probabilities, found = _restore(block.slices, block.weights, rows, columns)
-    part = slice(block.first, block.first + block.count)
+  for (part, probabilities, found), *others in zip(*map(_restored, views), strict=True):
+    if others:
+      probabilities, found = _mean((probabilities, *(other for _, other, _ in others)))
     if keep_probabilities:
       if kept is None:
         kept = np.empty((*labels.shape, probabilities.shape[-1]), np.float16)
-      kept[part] = np.asarray(probabilities)[: block.count]
+      kept[part] = np.asarray(probabilities)[: part.stop - part.start]
     if ready is not None:  # copied one block late, so that the device is never idle
       _copy(labels, *ready)
     ready = part, found
@@ -195,6 +218,21 @@ def _copy(labels: np.ndarray, part: slice, found: Array) -> None:
   labels[part] = np.asarray(found)[: part.stop - part.start]
 
 
+def segment(
+  predict_step: PredictStep,
+  variables: PyTree,
+  image: np.ndarray,
+  window: Sequence[float],
+  matrices: Matrices,
+  options: Options,
+  *,
+  keep_probabilities: bool = False,
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """`segment_views` for one network; the arguments are the attributes of its `View`."""
+  view = View(predict_step, variables, image, window, matrices, options)
+  return segment_views([view], keep_probabilities=keep_probabilities)
+
+
 def segment_volume(
   predict_step: PredictStep,
   variables: PyTree,
@@ -202,9 +240,7 @@ def segment_volume(
   window: Sequence[float],
   resampling: resample.Resampling,
   options: Options,
-  *,
-  keep_probabilities: bool = False,
-) -> tuple[np.ndarray, np.ndarray | None]:
+) -> np.ndarray:
   """The final label map of one scan: `segment` on its own grid, then the clean-up that the options ask for.
 
   Args:
@@ -214,19 +250,16 @@ def segment_volume(
     window: (low, high) intensities of this scan.
     resampling: how the scan was brought to the working grid.
     options: how the volume is put through the network.
-    keep_probabilities: also return the probabilities, as they are before the clean-up.
 
   Returns:
-    (labels (D, H, W) uint8 class ids, probabilities (D, H, W, C) float16 or None).
+    (D, H, W) uint8 class ids.
 
   Raises:
     InputError: options.input_size or options.overlap are not valid.
   """
   matrices = resample.restore_matrices(resampling)
-  labels, probabilities = segment(
-    predict_step, variables, image, window, matrices, options, keep_probabilities=keep_probabilities
-  )
-  return largest_components(labels) if options.largest_component else labels, probabilities
+  labels, _ = segment(predict_step, variables, image, window, matrices, options)
+  return largest_components(labels) if options.largest_component else labels
 
 
 def largest_components(labels: np.ndarray) -> np.ndarray:

@@ -50,7 +50,7 @@ def validate(
   ):
     case = store.read_case(store_dir, case_id, content=contents[case_id])
     grid, image = working_grid.prepared_case(case, overhang)
-    labels, _ = segmentation.segment_volume(predict_step, variables, image, windows[case_id], grid, options)
+    labels = segmentation.segment_volume(predict_step, variables, image, windows[case_id], grid, options)
     scores[case_id] = metrics.dice_per_class(labels, case.arrays['native_label'], len(organs) + 1)[1:].tolist()
   merged = {case_id: score for part in runtime.gather(scores) for case_id, score in part.items()}
   table = np.array([merged[case_id] for case_id in case_ids])

@@ -11,7 +11,7 @@
 >>> loss_fn = losses.make_loss('ce_afw', recipe='released')            # by name, for a training loop
 >>> total, terms = jax.jit(loss_fn)(logits, labels, s)
 >>> sorted(terms), terms['dice'].shape
-(['contribution', 'dice', 'focused', 'weight'], (3,))
+(['contribution', 'dice', 'focused', 'pull', 'weight'], (3,))
 
 All losses have in common:
 - Sums run over the whole batch and all spatial axes. Under jit with sharded arrays that is the global batch without

@@ -9,51 +9,33 @@ References:
 """
 
 from collections.abc import Collection
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from afw_jax.losses.checks import check_choice, check_log_sigma_sq, check_number, focused_classes
-from afw_jax.losses.pixels import SMOOTH, Pixels, pixels, power
+from afw_jax.losses.checks import check_choice, check_number, focused_classes
+from afw_jax.losses.pixels import SMOOTH, Pixels, class_sizes, pixels, power, power_slope
+from afw_jax.losses.recipes import recipe_of
 from afw_jax.losses.terms import cross_entropy_of, dice_terms_of
-from afw_jax.losses.types import Array, AxisName, Correction, RecipeName, Reduction, Scalar
+from afw_jax.losses.types import (
+  Array,
+  AxisName,
+  Background,
+  Correction,
+  RecipeName,
+  Reduction,
+  Scalar,
+  Weights,
+)
+from afw_jax.losses.weights import weigh
 
-# Defaults of every function that takes these options: the paper's choices.
+# Defaults of every function that takes these options: the paper's choices, and the temperature of entropic weights.
 GAMMA = 0.25
 CORRECTION: Correction = 'eq6'
 REDUCTION: Reduction = 'sum'
-
-STEEPEST = 30.0  # exp(-s) continues as its tangent below s = -STEEPEST
-
-
-class Recipe(NamedTuple):
-  """How cross-entropy and (AFW-)Dice are added up, and whether the denominators of Dice are squared."""
-
-  ce_weight: Scalar
-  dice_weight: Scalar
-  squared: bool
-
-
-RECIPES: dict[str, Recipe] = {'paper': Recipe(1.0, 1.0, False), 'released': Recipe(0.5, 0.5, True)}
-
-
-def recipe_of(recipe: RecipeName, ce_weight: Scalar | None, dice_weight: Scalar | None, squared: bool | None) -> Recipe:
-  """The named recipe with the values that are given (not None) in place of its own.
-
-  Raises:
-    InputError: an unknown recipe, or a weight out of range.
-  """
-  check_choice('recipe', recipe, RECIPES)
-  named = RECIPES[recipe]
-  mixture = Recipe(
-    named.ce_weight if ce_weight is None else ce_weight,
-    named.dice_weight if dice_weight is None else dice_weight,
-    named.squared if squared is None else squared,
-  )
-  check_number('ce_weight', mixture.ce_weight)
-  check_number('dice_weight', mixture.dice_weight)
-  return mixture
+WEIGHTS: Weights = 'learned'
+BACKGROUND: Background = 'weighted'
+TAU = 0.25
 
 
 def init_log_sigma_sq(num_classes: int) -> jax.Array:
@@ -70,18 +52,7 @@ def init_log_sigma_sq(num_classes: int) -> jax.Array:
   return jnp.zeros((num_classes,), jnp.float32)
 
 
-def class_weights(log_sigma_sq: jax.Array) -> jax.Array:
-  """Class weights 1 / sigma_c^2 = exp(-s_c) of paper Eq. 6, finite in value and gradient for every s.
-
-  Below s = -30, a weight of 1e13, the exponential continues as its tangent, up to 1e6 times its value there: the
-  gradient still pushes s back up, and nothing overflows. Training stays far away: in equilibrium exp(-s_c) is below
-  1 / focused loss, so that s_c stays above -7 while that loss is above 1e-3.
-  """
-  x = -log_sigma_sq
-  return jnp.exp(jnp.minimum(x, STEEPEST)) * (1 + jnp.clip(x - STEEPEST, 0, 1e6))
-
-
-def afw_terms_of(
+def afw_of(
   px: Pixels,
   log_sigma_sq: Array | None,
   *,
@@ -90,33 +61,22 @@ def afw_terms_of(
   squared: bool,
   smooth: Scalar,
   symmetric: bool,
-) -> dict[str, jax.Array]:
-  """`afw_dice_terms` of prepared pixels."""
+  reduction: Reduction,
+  weights: Weights,
+  **weight_options,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """`afw_dice` of prepared pixels, and its terms; the other options are those of `weigh`."""
   check_number('gamma', gamma)
+  check_choice('reduction', reduction, ('sum', 'mean'))
   num_classes = px.p.shape[-1]
   focus = focused_classes(num_classes, rare, symmetric)
   dice = dice_terms_of(px, squared=squared, smooth=smooth)
   focused = jnp.where(focus, power(dice, gamma), dice)
-  if log_sigma_sq is None:
-    weight = jnp.ones_like(dice)
-  else:
-    check_log_sigma_sq(jnp.asarray(log_sigma_sq), num_classes)
-    weight = class_weights(jnp.asarray(log_sigma_sq, dice.dtype))
-  return {'dice': dice, 'focused': focused, 'weight': weight, 'contribution': weight * focused}
-
-
-def afw_of(
-  px: Pixels, log_sigma_sq: Array | None, *, correction: Correction, reduction: Reduction, **terms_options
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """`afw_dice` of prepared pixels, and its terms, which take the other options."""
-  terms = afw_terms_of(px, log_sigma_sq, **terms_options)
-  check_choice('correction', correction, ('eq6', 'eq2', None))
-  check_choice('reduction', reduction, ('sum', 'mean'))
-  loss = terms['contribution'].sum()
-  if log_sigma_sq is not None and correction is not None:
-    s = jnp.asarray(log_sigma_sq, loss.dtype)
-    loss += jax.nn.softplus(s.sum()) if correction == 'eq6' else jax.nn.softplus(s).sum()
-  return loss if reduction == 'sum' else loss / terms['contribution'].size, terms
+  present = class_sizes(px) > 0 if weights == 'entropic_present' else True
+  loss, weight = weigh(focused, log_sigma_sq, weights=weights, present=present, **weight_options)
+  pull = weight * jnp.where(focus, power_slope(dice, gamma), 1)
+  terms = {'dice': dice, 'focused': focused, 'weight': weight, 'contribution': weight * focused, 'pull': pull}
+  return (loss, terms) if reduction == 'sum' else (loss / num_classes, terms | {'pull': pull / num_classes})
 
 
 def ce_afw_of(
@@ -132,7 +92,8 @@ def ce_afw_of(
   """`afw_loss` of prepared pixels, and the terms of AFW-Dice, which takes the other options."""
   mixture = recipe_of(recipe, ce_weight, dice_weight, squared)
   afw, terms = afw_of(px, log_sigma_sq, squared=mixture.squared, **afw_options)
-  return mixture.ce_weight * cross_entropy_of(px) + mixture.dice_weight * afw, terms
+  loss = mixture.ce_weight * cross_entropy_of(px) + mixture.dice_weight * afw
+  return loss, terms | {'pull': mixture.dice_weight * terms['pull']}
 
 
 def afw_dice_terms(
@@ -142,26 +103,46 @@ def afw_dice_terms(
   *,
   gamma: Scalar = GAMMA,
   rare: Collection[int] | None = None,
+  correction: Correction = CORRECTION,
   squared: bool = False,
   smooth: Scalar = SMOOTH,
   symmetric: bool = False,
+  weights: Weights = WEIGHTS,
+  background: Background = BACKGROUND,
+  tau: Scalar = TAU,
   mask: Array | None = None,
   axis_name: AxisName | None = None,
 ) -> dict[str, jax.Array]:
   """The parts of AFW-Dice class by class, for logs and plots.
 
   Args:
-    logits, labels, log_sigma_sq, gamma, rare, squared, smooth, symmetric, mask, axis_name: as for `afw_dice`.
+    logits, labels, log_sigma_sq, gamma, rare, correction, squared, smooth, symmetric, weights, background, tau, mask,
+      axis_name: as for `afw_dice`.
 
   Returns:
-    Four (C,) arrays: 'dice', the plain Dice loss L_c; 'focused', L_c^gamma for focused classes and L_c for the others;
-    'weight', exp(-s_c); 'contribution', weight * focused, whose sum plus the correction is `afw_dice`.
+    Five (C,) arrays: 'dice', the plain Dice loss L_c; 'focused', L_c^gamma for focused classes and L_c for the others;
+    'weight', w_c; 'contribution', weight * focused, whose sum plus the correction is `afw_dice` (not with entropic
+    weights); 'pull', the derivative of `afw_dice` with respect to L_c, w_c gamma_c L_c^(gamma_c - 1): how strongly the
+    loss pulls on the class.
 
   Raises:
     InputError: as for `afw_dice`.
   """
-  px = pixels(logits, labels, mask, axis_name)
-  return afw_terms_of(px, log_sigma_sq, gamma=gamma, rare=rare, squared=squared, smooth=smooth, symmetric=symmetric)
+  _, terms = afw_of(
+    pixels(logits, labels, mask, axis_name),
+    log_sigma_sq,
+    gamma=gamma,
+    rare=rare,
+    correction=correction,
+    squared=squared,
+    smooth=smooth,
+    symmetric=symmetric,
+    reduction='sum',
+    weights=weights,
+    background=background,
+    tau=tau,
+  )
+  return terms
 
 
 def afw_dice(
@@ -176,6 +157,9 @@ def afw_dice(
   smooth: Scalar = SMOOTH,
   symmetric: bool = False,
   reduction: Reduction = REDUCTION,
+  weights: Weights = WEIGHTS,
+  background: Background = BACKGROUND,
+  tau: Scalar = TAU,
   mask: Array | None = None,
   axis_name: AxisName | None = None,
 ) -> jax.Array:
@@ -187,12 +171,17 @@ def afw_dice(
   its power 0.25 would be NaN. The power is exact above L = 1e-12 and a straight line to (0, 0) below, so that its
   gradient is finite.
 
+  The learned weights settle where all exp(-s_c) L_c^gamma_c are equal, so that the class with the smallest loss weighs
+  most: docs/the-loss.md has the closed forms, and what each choice of `weights` does.
+
   Args:
     logits: (B, *S, C) floating; bfloat16 and float16 are converted to float32 first.
     labels: (B, *S) integer class ids, 0 the background; pixels with ids outside [0, C) are ignored.
     log_sigma_sq: (C,) log-variances s, trained with the network, initialised by `init_log_sigma_sq`; None for equal
-      weights and no correction (paper Table 3). exp(-s) is finite for any s: see `class_weights`.
-    gamma: exponent of the focused classes, 0 or more. 1 is the plain weighted Dice; with 0 they have no gradient.
+      weights and no correction (paper Table 3). exp(-s) is finite for any s: see `class_weights`. Used by
+      weights='learned' alone.
+    gamma: exponent of the focused classes, 0 or more. Below 1 it pulls hardest on nearly perfect classes, above 1 on
+      those with the largest loss; 1 is the plain weighted Dice; with 0 they have no gradient.
     rare: ids of the focused classes; None means every foreground class (the paper's choice).
     correction: 'eq6', ln(prod sigma^2 + 1) = softplus(sum s); 'eq2', sum ln(sigma^2 + 1) = sum softplus(s); or None.
     squared: False for the linear denominators of Eq. 4, True for the squared ones of the released code.
@@ -200,6 +189,13 @@ def afw_dice(
     symmetric: whether every class has the exponent, background included (paper Table 4); `rare` must be None then.
     reduction: 'sum' over classes, or 'mean': everything, correction included, divided by C (the equilibrium of the
       weights stays the same).
+    weights: 'learned', exp(-s_c); 'equal', 1, without correction; 'solved', those that minimise the loss over s, found
+      anew for each batch; 'entropic', C softmax(l / tau) of the terms l_c after the power, where the loss is
+      C tau ln((1 / C) sum exp(l_c / tau)), without correction; 'entropic_present', the same over the classes in the
+      labels of the (global) batch, while the terms of the others are added with the weight 1.
+    background: 'weighted', like every class; 'anchored', with the weight 1, so that weights and correction are those of
+      the organs alone (s_0 is not used).
+    tau: temperature of the entropic weights, 1e-6 to 1e6; large: equal weights, small: the worst class alone.
     mask: None, or (B, *S) bool or weights of the pixels.
     axis_name: mapped axis inside shard_map or pmap; the sums are psum-ed before the power, so it is the global loss.
 
@@ -219,6 +215,9 @@ def afw_dice(
     smooth=smooth,
     symmetric=symmetric,
     reduction=reduction,
+    weights=weights,
+    background=background,
+    tau=tau,
   )
   return loss
 
@@ -238,6 +237,9 @@ def afw_loss(
   smooth: Scalar = SMOOTH,
   symmetric: bool = False,
   reduction: Reduction = REDUCTION,
+  weights: Weights = WEIGHTS,
+  background: Background = BACKGROUND,
+  tau: Scalar = TAU,
   mask: Array | None = None,
   axis_name: AxisName | None = None,
 ) -> jax.Array:
@@ -246,8 +248,8 @@ def afw_loss(
   Args:
     recipe: 'paper' for weights 1 and 1 and linear denominators, 'released' for 0.5 and 0.5 and squared ones.
     ce_weight, dice_weight, squared: None takes the recipe's value.
-    logits, labels, log_sigma_sq, gamma, rare, correction, smooth, symmetric, reduction, mask, axis_name: as for
-      `afw_dice`.
+    logits, labels, log_sigma_sq, gamma, rare, correction, smooth, symmetric, reduction, weights, background, tau, mask,
+      axis_name: as for `afw_dice`.
 
   Returns:
     Scalar.
@@ -268,5 +270,8 @@ def afw_loss(
     smooth=smooth,
     symmetric=symmetric,
     reduction=reduction,
+    weights=weights,
+    background=background,
+    tau=tau,
   )
   return loss

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from afw_jax.errors import InputError
-from afw_jax.losses.afw import afw_dice, afw_loss, afw_of, ce_afw_of, recipe_of
+from afw_jax.losses.afw import afw_dice, afw_loss, afw_of, ce_afw_of
 from afw_jax.losses.checks import check_choice, check_flag, check_number
 from afw_jax.losses.pixels import SMOOTH, pixels
+from afw_jax.losses.recipes import recipe_of
 from afw_jax.losses.terms import (
   cross_entropy_of,
   dice_loss,
@@ -31,7 +32,7 @@ from afw_jax.losses.tversky import (
   unified_focal_loss,
   unified_focal_of,
 )
-from afw_jax.losses.types import AxisName, LossFn
+from afw_jax.losses.types import AxisName, LossFn, Scalar
 
 
 def _linear_dice(px) -> dict[str, jax.Array]:
@@ -48,23 +49,29 @@ def _single(loss_of):
 
 
 def _weighted(loss_of):
-  """A loss with class weights, with the option to leave log_sigma_sq out."""
+  """A loss with class weights, with the option learned_weights=False for weights='equal'."""
 
-  def loss_and_terms(px, log_sigma_sq, *, learned_weights, **options):
+  def loss_and_terms(px, log_sigma_sq, *, learned_weights, weights, **options):
     check_flag('learned_weights', learned_weights)
-    return loss_of(px, log_sigma_sq if learned_weights else None, **options)
+    if not learned_weights and weights not in ('learned', 'equal'):
+      raise InputError('learned_weights', f'is False, and weights is {weights!r}', 'Give one of the two.')
+    return loss_of(px, log_sigma_sq, weights=weights if learned_weights else 'equal', **options)
 
   return loss_and_terms
 
 
-def _dice(px, log_sigma_sq, *, squared, smooth, **options):
-  loss = dice_of(px, squared=squared, smooth=smooth, **options)
-  return loss, {'dice': dice_terms_of(px, squared=squared, smooth=smooth)}
+def _dice(px, log_sigma_sq, *, squared, smooth, include_background, reduction, weight: Scalar = 1.0):
+  """Dice with its terms; the pull is that on `weight` times this loss."""
+  loss = dice_of(px, squared=squared, smooth=smooth, include_background=include_background, reduction=reduction)
+  dice = dice_terms_of(px, squared=squared, smooth=smooth)
+  included = jnp.ones_like(dice).at[0].set(include_background)
+  pull = included / included.sum() if reduction == 'mean' else included
+  return loss, {'dice': dice, 'pull': weight * pull}
 
 
 def _ce_dice(px, log_sigma_sq, *, recipe, ce_weight, dice_weight, squared, **options):
   mixture = recipe_of(recipe, ce_weight, dice_weight, squared)
-  dice, terms = _dice(px, None, squared=mixture.squared, **options)
+  dice, terms = _dice(px, None, squared=mixture.squared, weight=mixture.dice_weight, **options)
   return mixture.ce_weight * cross_entropy_of(px) + mixture.dice_weight * dice, terms
 
 
@@ -78,7 +85,7 @@ def _ce_gd(px, log_sigma_sq, *, ce_weight, gd_weight, smooth):
 def _focal_dice(px, log_sigma_sq, *, focal_weight, dice_weight, gamma, **options):
   check_number('focal_weight', focal_weight)
   check_number('dice_weight', dice_weight)
-  dice, terms = _dice(px, None, **options)
+  dice, terms = _dice(px, None, weight=dice_weight, **options)
   return focal_weight * focal_of(px, gamma=gamma) + dice_weight * dice, terms
 
 
@@ -134,13 +141,13 @@ def make_loss(name: str, *, axis_name: AxisName | None = None, **options) -> Los
     **options: keyword options of the loss, as in the public function of that loss (`loss_options(name)` lists them).
       'ce_dice' and 'ce_afw' take recipe='paper' (weights 1 and 1, linear denominators) or 'released' (0.5 and 0.5,
       squared), overridden by ce_weight, dice_weight, squared; VA-TransUNet's mixture is ce_weight=0.4,
-      dice_weight=0.6, squared=True. 'afw' and 'ce_afw' take learned_weights=False for equal class weights (paper
-      Table 3), and then do not use log_sigma_sq.
+      dice_weight=0.6, squared=True. Equal class weights (paper Table 3) are weights='equal', or learned_weights=False.
 
   Returns:
     fn(logits, labels, log_sigma_sq, *, mask=None) -> (loss, terms). loss is a scalar; terms are (C,) arrays: always
-    'dice', the Dice loss of each class (the one inside the loss if it has one, otherwise the linear one), and for AFW
-    also 'focused', 'weight' and 'contribution'. Only 'afw' and 'ce_afw' use log_sigma_sq.
+    'dice', the Dice loss of each class (the one inside the loss if it has one, otherwise the linear one). Losses made
+    of these terms also give 'pull', the derivative of the loss with respect to each of them, and AFW gives 'focused',
+    'weight' and 'contribution'. Only 'afw' and 'ce_afw' with weights='learned' use log_sigma_sq.
 
   Raises:
     InputError: an unknown name or option, or an invalid value; raised here and not in the first training step.

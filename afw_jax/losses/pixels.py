@@ -68,6 +68,12 @@ def totals(px: Pixels, *values: jax.Array) -> tuple[jax.Array, ...]:
   return sums if px.axis_name is None else jax.lax.psum(sums, px.axis_name)
 
 
+def class_sizes(px: Pixels) -> jax.Array:
+  """(C,) number of pixels of each class in the labels of the global batch, weighted by the mask."""
+  (size,) = totals(px, px.g * px.weight[..., None])
+  return size
+
+
 def mean(px: Pixels, value: jax.Array) -> jax.Array:
   """Weighted mean of value (B, *S) over the pixels of the global batch; 0 if every pixel is ignored."""
   total, count = totals(px, value * px.weight, px.weight)
@@ -100,6 +106,12 @@ def overlap(
 def ratio(error: jax.Array, rest: jax.Array) -> jax.Array:
   """error / (error + rest), always in [0, 1] and finite at 0 / 0."""
   return error / jnp.maximum(error + rest, TINY)
+
+
+def power_slope(x: jax.Array, exponent: Scalar) -> jax.Array:
+  """The derivative of `power`, that of the chord below FLOOR."""
+  _, slope = jax.jvp(lambda x: power(x, exponent), (x,), (jnp.ones_like(x),))
+  return slope
 
 
 def power(x: jax.Array, exponent: Scalar) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from afw_jax.losses.checks import check_choice, check_flag, check_number
-from afw_jax.losses.pixels import SMOOTH, Pixels, mean, overlap, pixels, power, ratio, totals
+from afw_jax.losses.pixels import SMOOTH, Pixels, class_sizes, mean, overlap, pixels, power, ratio
 from afw_jax.losses.types import Array, AxisName, Reduction, Scalar
 
 REDUCTIONS = ('mean', 'sum', 'none')
@@ -175,7 +175,7 @@ def generalised_dice_of(px: Pixels, *, smooth: Scalar) -> jax.Array:
   """`generalised_dice_loss` of prepared pixels."""
   check_number('smooth', smooth)
   error, hit = overlap(px)
-  (size,) = totals(px, px.g * px.weight[..., None])
+  size = class_sizes(px)
   present = size > 0
   weight = jnp.where(present, 1 / jnp.where(present, size, 1) ** 2, 0)
   weight = jnp.where(present, weight, weight.max())

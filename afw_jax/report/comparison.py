@@ -6,7 +6,7 @@ import numpy as np
 
 from afw_jax.errors import InputError
 from afw_jax.report import tables
-from afw_jax.report.notes import RULES, SPLITS, caution
+from afw_jax.report.notes import RULES, caution, fold_note, split_note
 from afw_jax.report.runs import SETTINGS, Run, read_run
 from afw_jax.report.stats import paired
 from afw_jax.report.tables import heading, markdown, number
@@ -41,14 +41,14 @@ def compare(workdirs: list[str]) -> str:
     raise InputError('--workdir', f'{len(workdirs)} run(s) given', 'Name two or more to compare.')
   runs = [read_run(w) for w in workdirs]
   for run in runs[1:]:
-    _check_alike(run, runs[0])
+    check_alike(run, runs[0])
   common = [case for case in runs[0].cases if all(case in run.cases for run in runs)]
   if not common:
     raise InputError(', '.join(workdirs), 'have no case in common', 'Evaluate them on the same split.')
   left_out = len({case for run in runs for case in run.cases}) - len(common)
   runs = [run.only(common) for run in runs]
   for run in runs[1:]:
-    _check_same_truth(run, runs[0])
+    check_same_truth(run, runs[0])
 
   names, distance = _names(runs), heading(runs[0], 'hd95_pooled_mm', 'HD95')
   tests = [_test(f'{name} - {names[0]}', run, runs[0]) for name, run in zip(names[1:], runs[1:])]
@@ -67,7 +67,8 @@ def compare(workdirs: list[str]) -> str:
   return '\n\n'.join(parts) + '\n'
 
 
-def _check_alike(run: Run, first: Run) -> None:
+def check_alike(run: Run, first: Run) -> None:
+  """Raises InputError where two runs were not scored alike."""
   for field, name in _ALIKE.items():
     if getattr(run, field) != getattr(first, field):
       raise InputError(
@@ -84,7 +85,7 @@ def _check_alike(run: Run, first: Run) -> None:
     )
 
 
-def _check_same_truth(run: Run, first: Run) -> None:
+def check_same_truth(run: Run, first: Run) -> None:
   """Raises InputError where the same case has another reference label map or another grid."""
   for i, case in enumerate(run.cases):
     cure = 'The runs were scored on different scans or labels: evaluate both on the same data.'
@@ -123,7 +124,8 @@ def _notes(names: list[str], runs: list[Run], left_out: int) -> list[str]:
     f'{count} common case(s)'
     + (f' ({left_out} others left out)' if left_out else '')
     + f', {first.dataset}, split {first.split}. Metric convention: **{first.convention}**. {RULES[first.convention]}',
-    *([SPLITS[first.split]] if first.split in SPLITS else []),
+    *split_note(first.split, first.settings.get('checkpoint')),
+    *_folds(names, runs),
     *_unchecked(names, runs),
     *_different_settings(names, runs),
     'Brackets: 95 % bootstrap intervals over cases (5000 resamples, seed 0). p: Wilcoxon signed-rank test, two-sided, '
@@ -142,6 +144,16 @@ def _unchecked(names: list[str], runs: list[Run]) -> list[str]:
     f'**Not checked: {", ".join(unknown)}.** It is not recorded on which cases the network was trained (imported '
     'weights, or scores of an older version), so that some of the cases above may have been among them.'
   ]
+
+
+def _folds(names: list[str], runs: list[Run]) -> list[str]:
+  """The folds of a cross-validation that runs are or are pooled over, with a warning where these are not the same."""
+  late = [f'{name}: {", ".join(run.unfinished)}' for name, run in zip(names, runs) if run.unfinished]
+  late = [f'**Folds whose training had not come to its end:** {"; ".join(late)}.'] if late else []
+  if len({run.folds for run in runs}) == 1:
+    return [*fold_note(runs[0].folds), *late]
+  shown = '; '.join(f'{name}: {", ".join(run.folds) or "none"}' for name, run in zip(names, runs))
+  return [f'**Different folds:** {shown}. The networks were trained on different cases.', *late]
 
 
 def _different_settings(names: list[str], runs: list[Run]) -> list[str]:

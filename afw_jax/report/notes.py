@@ -32,6 +32,46 @@ SPLITS = {
 FEW_CASES = 12
 
 
+_LAST = (
+  '**Validation split.** The last checkpoint was scored, which these cases did not choose. Where they chose options of '
+  'the training, the scores are optimistic all the same.'
+)
+
+
+def split_note(split: str, checkpoint: object) -> list[str]:
+  """What it means that a split was scored, else nothing.
+
+  Args:
+    split: that was scored.
+    checkpoint: 'best', 'last', or whatever is recorded.
+  """
+  if split == 'val' and checkpoint == 'last':
+    return [_LAST]
+  return [SPLITS[split]] if split in SPLITS else []
+
+
+def fold_note(folds: Sequence[str], unfinished: Sequence[str] = ()) -> list[str]:
+  """What the scores are of where a run is one fold of a cross-validation or several were pooled, else nothing.
+
+  Args:
+    folds: 'K/N' of each.
+    unfinished: those of them whose training had not come to its end.
+  """
+  if not folds:
+    return []
+  count = folds[0].split('/')[1]
+  if len(folds) == 1:
+    return [f'**Fold {folds[0].split("/")[0]} of {count}.** The network was trained without the cases of this fold.']
+  notes = [
+    f'**Pooled over {count} folds.** Each case was scored once, by the network of the fold that was trained without it.'
+  ]
+  if unfinished:
+    notes.append(
+      f'**Not finished: fold {", ".join(unfinished)}.** Its training had not come to its end when it was scored.'
+    )
+  return notes
+
+
 def caution(num_cases: int) -> list[str]:
   """A warning where the cases are too few for the confidence intervals, else nothing."""
   if num_cases >= FEW_CASES:

@@ -9,7 +9,7 @@ import urllib.parse
 import numpy as np
 
 from afw_jax.report import figures, tables
-from afw_jax.report.notes import RULES, SPLITS, caution, unusual
+from afw_jax.report.notes import RULES, caution, fold_note, split_note, unusual
 from afw_jax.report.runs import SETTINGS, Run, read_run
 from afw_jax.report.tables import format_table, heading, markdown, number
 from afw_jax.system import atomic_files
@@ -73,6 +73,7 @@ def _markdown_report(run: Run, folder: str, drawn: list[str]) -> str:
     f'# {run.network} with {run.loss} on {run.dataset}',
     f'Loss: {run.loss}{options}. {len(run.cases)} case(s) of split `{run.split}`, each scored as a volume on the grid '
     'of its scan.',
+    *fold_note(run.folds, run.unfinished),
     *([f'Predicted with {settings}.'] if settings else []),
     f'Metric convention: **{run.convention}**. {RULES[run.convention]}',
     f'## Scores by organ ({run.convention}, distances in {run.unit})',
@@ -81,7 +82,7 @@ def _markdown_report(run: Run, folder: str, drawn: list[str]) -> str:
     f'row `{tables.MEAN}` averages the organs of each case first. HD95 is the 95th percentile of the distances of both '
     f'directions together, HD95 max the larger of the two directed percentiles. NSD within {tolerance} {run.unit}. '
     '`scored`: number of cases in the mean DSC (last row: of organs in all cases).',
-    *([SPLITS[run.split]] if run.split in SPLITS else []),
+    *split_note(run.split, run.settings.get('checkpoint')),
     *caution(len(run.cases)),
     *unusual(dict(zip(run.cases, run.notes))),
     f'## Organs as columns ({run.convention})',

@@ -1,4 +1,4 @@
-"""Reads the scores of an evaluated run from its workdir as arrays."""
+"""Reads the scores of an evaluated run, or the pooled ones of a cross-validation, from a workdir as arrays."""
 
 import glob
 import os
@@ -16,6 +16,9 @@ VOLUMES = ('true_voxels', 'pred_voxels', 'true_ml', 'pred_ml')
 SETTINGS = ('checkpoint', 'mirror_axes', 'overlap', 'largest_component')
 # Scores that are infinite for an organ in one of the two masks only. JSON has no infinity: the files hold null.
 INFINITE = {'monai': ('hd_mm', 'assd_mm')}
+# In a workdir that holds the pooled scores of a cross-validation: {'folds': [{'fold': 'K/N', 'workdir':, 'cases': [case
+# ids], 'step':, 'total_steps':} for each]}.
+POOLED = 'folds.json'
 _CURE = 'Run --mode=evaluate again.'
 
 
@@ -27,6 +30,8 @@ class Run(NamedTuple):
     dataset, network, loss, loss_options: from its config; 'not recorded' where the config does not say.
     split: the split that was scored.
     convention, unit, nsd_tolerance: of the metrics; unit is that of the distances.
+    folds: that the cases were held out in, 'K/N': several where scores are pooled; () without cross-validation.
+    unfinished: those of them whose training had not come to its end when they were pooled.
     settings: how the label maps were predicted, the keys `SETTINGS`; {} in files that do not record it.
     cases: (N,) case ids, sorted.
     organs: (O,) organ names.
@@ -46,6 +51,8 @@ class Run(NamedTuple):
   convention: str
   unit: str
   nsd_tolerance: object
+  folds: tuple[str, ...]
+  unfinished: tuple[str, ...]
   settings: dict
   cases: tuple[str, ...]
   organs: tuple[str, ...]
@@ -111,7 +118,8 @@ def read_run(workdir: str) -> Run:
 
   Raises:
     InputError: a file is missing or damaged, or the cases were not scored alike (convention, tolerance, split, organs,
-      checkpoint), or a case was used to train the network and is scored as if it were not.
+      checkpoint, fold), pooled scores are not those of all folds, or a case was used to train the network and is scored
+    as if it were not.
   """
   config = atomic_files.read_json(
     os.path.join(workdir, 'config.json'), cure='Give the --workdir of a trained and evaluated run.'
@@ -120,11 +128,17 @@ def read_run(workdir: str) -> Run:
   if not paths:
     raise InputError(os.path.join(workdir, 'cases'), 'contains no scores', 'Run --mode=evaluate first.')
   records = [atomic_files.read_json(path, cure=_CURE) for path in paths]
-  for path, record in zip(paths, records):
+  pooled = _read_pooled(workdir)
+  first_of: dict[str | None, int] = {}  # a fold has a checkpoint of its own
+  for i, (path, record) in enumerate(zip(paths, records)):
+    same = first_of.setdefault(record.get('fold'), i) if pooled else 0
     _check(path, record, paths[0], records[0])
+    _check_alike(path, record, paths[same], records[same], ('fold', 'checkpoint_step', 'checkpoint_sha256'))
   cases = tuple(str(r['case']) for r in records)
   if len(set(cases)) < len(cases):
     raise InputError(os.path.join(workdir, 'cases'), 'contains a case twice', _CURE)
+  if pooled:
+    _check_pooled(workdir, pooled, records)
   split = records[0].get('split', 'not recorded')
   used = {case: record.get('training_split') for case, record in zip(cases, records)}
   check_unseen(workdir, split, used)
@@ -136,11 +150,13 @@ def read_run(workdir: str) -> Run:
     dataset=_setting(config, 'data', 'dataset'),
     network=_setting(config, 'model', 'name'),
     loss=loss,
-    loss_options=section.get(loss) or {} if isinstance(section, dict) else {},
+    loss_options=_loss_options(section.get(loss) or {}) if isinstance(section, dict) else {},
     split=split,
     convention=records[0]['convention'],
     unit=_unit(records),
     nsd_tolerance=records[0].get('nsd_tolerance_mm'),
+    folds=tuple(pooled) or tuple(filter(None, [records[0].get('fold')])),
+    unfinished=tuple(fold for fold, made in pooled.items() if made['step'] < made['total_steps']),
     settings=records[0].get('settings', {}),
     cases=cases,
     organs=organs,
@@ -174,11 +190,7 @@ def _check(path: str, record: dict, first_path: str, first: dict) -> None:
       f'the metric convention {record["convention"]!r} is unknown',
       f'Evaluate again with --config.eval.convention, one of {", ".join(UNITS)}.',
     )
-  for key in ('convention', 'nsd_tolerance_mm', 'split', 'settings', 'checkpoint_step'):
-    if record.get(key) != first.get(key):
-      raise InputError(
-        path, f'has {key} {record.get(key)!r}, {first_path} has {first.get(key)!r}: they cannot share a table', _CURE
-      )
+  _check_alike(path, record, first_path, first, ('convention', 'nsd_tolerance_mm', 'split', 'settings'))
   if not record['scores'] or set(record['scores']) != set(first['scores']):
     raise InputError(path, f'scores {sorted(record["scores"])}, {first_path} {sorted(first["scores"])}', _CURE)
   if set(record.get('organs', record['scores'])) != set(record['scores']):
@@ -190,12 +202,55 @@ def _check(path: str, record: dict, first_path: str, first: dict) -> None:
       raise InputError(path, f'{bad[0]} of {organ} is {values[bad[0]]!r}, not true or false', _CURE)
 
 
+def _check_alike(path: str, record: dict, first_path: str, first: dict, keys: Sequence[str]) -> None:
+  for key in keys:
+    if record.get(key) != first.get(key):
+      raise InputError(
+        path, f'has {key} {record.get(key)!r}, {first_path} has {first.get(key)!r}: they cannot share a table', _CURE
+      )
+
+
+def _read_pooled(workdir: str) -> dict[str, dict]:
+  """'K/N' -> its entry in `POOLED`; {} in the workdir of a single run."""
+  path = os.path.join(workdir, POOLED)
+  if not os.path.lexists(path):
+    return {}
+  folds = atomic_files.read_json(path, cure=_CURE).get('folds')
+  keys = {'fold', 'cases', 'step', 'total_steps'}
+  if (
+    not folds or not isinstance(folds, list) or not all(isinstance(made, dict) and keys <= set(made) for made in folds)
+  ):
+    raise InputError(path, 'is not a list of folds', _CURE)
+  return {made['fold']: made for made in folds}
+
+
+def _check_pooled(workdir: str, pooled: dict[str, dict], records: list[dict]) -> None:
+  """Raises InputError where the scores are not those of all cases of all folds."""
+  wanted = {(case, fold) for fold, made in pooled.items() for case in made['cases']}
+  there = {(str(r['case']), r.get('fold')) for r in records}
+  if wanted != there:
+    names = sorted({case for case, _ in wanted ^ there})
+    raise InputError(
+      os.path.join(workdir, 'cases'),
+      f'are not the scores that were pooled: {", ".join(names[:8])} are missing or not among them',
+      'Pool the folds again (--mode=evaluate --workdir=A,B,... --output=FOLDER).',
+    )
+
+
 def _unit(records: list[dict]) -> str:
   """mm, or voxels where the convention ignores spacing or the scans have none."""
   if UNITS[records[0]['convention']] == 'voxels':
     return 'voxels'
   with_mm = {bool(r.get('has_mm', True)) for r in records}
   return {(True,): 'mm', (False,): 'voxels'}.get(tuple(with_mm), 'mm or voxels (some scans have no spacing)')
+
+
+def _loss_options(options: dict) -> dict:
+  """The options of a loss as they work: learned_weights says nothing beside weights, but that False means 'equal'."""
+  if 'weights' not in options:
+    return options
+  rest = {key: value for key, value in options.items() if key != 'learned_weights'}
+  return rest if options.get('learned_weights', True) else rest | {'weights': 'equal'}
 
 
 def _setting(config: dict, section: str, key: str) -> str:

@@ -1,6 +1,7 @@
-"""Statistics over cases: mean with a bootstrap confidence interval, and the paired comparison of two runs."""
+"""Statistics over cases and trainings: means with bootstrap intervals, paired comparisons, several of them."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +53,64 @@ def summarise(values: np.ndarray, *, level: float = 0.95, seed: int = 0) -> Summ
     return Summary(mean, math.nan, math.nan, math.nan, n)
   low, high = _bootstrap_interval(values, level, seed)
   return Summary(mean, float(values.std(ddof=1)), low, high, n)
+
+
+def summarise_seeds(values: np.ndarray, *, level: float = 0.95, seed: int = 0) -> Summary:
+  """Mean over the cases of several trainings, its spread over these, and an interval for both sources of chance.
+
+  The interval is that of a bootstrap in two levels: each resample draws trainings, and draws cases, which are the same
+  for all trainings (crossed, as in A. B. Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1(2):386-411,
+  2007). With one training it is that of `summarise`.
+
+  Args:
+    values: (S, N) one row for each training (seed), one column for each case; nan where a case has no value.
+    level, seed: as in `summarise`.
+
+  Returns:
+    Summary of the mean over cases, each averaged over trainings first; `sd` is the sample standard deviation of the
+    means of the trainings, nan for one; `n` is the number of cases.
+  """
+  values = np.atleast_2d(np.asarray(values, np.float64))
+  values = values[:, ~np.isnan(values).all(axis=0)]
+  values = values[~np.isnan(values).all(axis=1)]
+  trainings, n = values.shape
+  if trainings < 2 or n == 0:
+    return summarise(values.ravel(), level=level, seed=seed)._replace(sd=math.nan)
+  if not np.isfinite(values[~np.isnan(values)]).all():
+    return Summary(float(np.nanmean(values)), math.nan, math.nan, math.nan, n)
+  sd = float(np.nanmean(values, axis=1).std(ddof=1))
+  mean = float(np.nanmean(values, axis=0).mean())
+  if n == 1:
+    return Summary(mean, sd, math.nan, math.nan, n)
+  rng = np.random.default_rng(seed)
+  # How often each training and each case is drawn: with these, a resample is a weighted mean.
+  rows = rng.multinomial(trainings, np.full(trainings, 1 / trainings), RESAMPLES)
+  columns = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES)
+  known, filled = ~np.isnan(values), np.nan_to_num(values)
+  weight = rows @ known
+  with np.errstate(invalid='ignore'):
+    by_case = np.where(weight > 0, (rows @ filled) / weight, 0)
+    means = (by_case * columns).sum(1) / (columns * (weight > 0)).sum(1)
+  low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
+  return Summary(mean, sd, float(low), float(high), n)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+  """p-values corrected for several comparisons by Holm's step-down procedure, in the order given.
+
+  Reference: S. Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics
+  6(2):65-70, 1979.
+
+  Args:
+    p_values: nan for a comparison that could not be made; it is not counted, and stays nan.
+  """
+  corrected = [math.nan] * len(p_values)
+  made = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+  highest = 0.0
+  for rank, (p, i) in enumerate(made):
+    highest = max(highest, min(1.0, (len(made) - rank) * p))
+    corrected[i] = highest
+  return corrected
 
 
 def paired(first: np.ndarray, second: np.ndarray, *, level: float = 0.95, seed: int = 0) -> Paired:

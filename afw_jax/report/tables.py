@@ -75,11 +75,20 @@ def format_table(run: Run) -> str:
     lines.append([organ, shown[0], interval, *shown[1:], str(counts['missed']), str(counts['false_positive'])])
   widths = [max(len(row[i]) for row in [head, *lines]) for i in range(len(head))]
   text = [
-    f'{len(run.cases)} case(s) of split {run.split}, metric convention: {run.convention}, distances in {run.unit}'
+    f'{len(run.cases)} case(s) of split {run.split}{_folds(run)}, metric convention: {run.convention}, '
+    f'distances in {run.unit}'
   ]
   for row in [head, ['-' * w for w in widths], *lines[:-1], ['-' * w for w in widths], lines[-1]]:
     text.append('  '.join([row[0].ljust(widths[0]), *(v.rjust(w) for v, w in zip(row[1:], widths[1:]))]).rstrip())
   return '\n'.join(text)
+
+
+def _folds(run: Run) -> str:
+  """', fold K of N', ', N folds pooled' or nothing."""
+  if not run.folds:
+    return ''
+  number, count = run.folds[0].split('/')
+  return f', fold {number} of {count}' if len(run.folds) == 1 else f', {count} folds pooled'
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -122,7 +131,7 @@ def scores_csv(run: Run) -> str:
       values = [repr(float(run.scores[name][n, o])) for name, _ in names]
       flags = [int(run.flags[f][n, o]) for f in FLAGS]
       rows.append([case, organ, run.convention, *values, *flags, *(f'{run.volumes[v][n, o]:.10g}' for v in VOLUMES)])
-  return _csv(rows)
+  return csv_text(rows)
 
 
 def table_csv(run: Run) -> str:
@@ -139,7 +148,7 @@ def table_csv(run: Run) -> str:
         *(counts[c] for c in _COUNTS),
       ]
     )
-  return _csv(rows)
+  return csv_text(rows)
 
 
 def table_tex(run: Run) -> str:
@@ -148,11 +157,12 @@ def table_tex(run: Run) -> str:
   lines = [
     r'\begin{table}',
     r'\centering',
-    rf'\caption{{{_tex(run.network)} with {_tex(run.loss)} on {_tex(run.dataset)} ({_tex(run.split)} split): '
-    rf"mean $\pm$ standard deviation over {len(run.cases)} cases, metric convention ``{_tex(run.convention)}''.}}",
+    rf'\caption{{{tex_text(run.network)} with {tex_text(run.loss)} on {tex_text(run.dataset)} '
+    rf'({tex_text(run.split)} split{_folds(run)}): mean $\pm$ standard deviation over {len(run.cases)} cases, '
+    rf"metric convention ``{tex_text(run.convention)}''.}}",
     rf'\begin{{tabular}}{{l{"r" * (len(shown) + 1)}}}',
     r'\toprule',
-    ' & '.join(['organ', *(_tex(heading(run, name, title)) for name, title, _, _ in shown), 'missed']) + r' \\',
+    ' & '.join(['organ', *(tex_text(heading(run, name, title)) for name, title, _, _ in shown), 'missed']) + r' \\',
     r'\midrule',
   ]
   for organ, s, counts in organ_rows(run):
@@ -161,7 +171,7 @@ def table_tex(run: Run) -> str:
     cells = [
       number(s[n].mean, d) + ('' if math.isnan(s[n].sd) else rf' $\pm$ {number(s[n].sd, d)}') for n, _, _, d in shown
     ]
-    lines.append(' & '.join([_tex(organ), *cells, str(counts['missed'])]) + r' \\')
+    lines.append(' & '.join([tex_text(organ), *cells, str(counts['missed'])]) + r' \\')
   return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}', r'\end{table}', ''])
 
 
@@ -169,7 +179,8 @@ def _in_unit(run: Run, name: str) -> str:
   return name if run.unit == 'mm' else name.replace('_mm', '_voxels' if run.unit == 'voxels' else '_mixed_units')
 
 
-def _csv(rows: list[list]) -> str:
+def csv_text(rows: list[list]) -> str:
+  """Rows as CSV."""
   text = io.StringIO()
   csv.writer(text, lineterminator='\n').writerows(rows)
   return text.getvalue()
@@ -182,5 +193,6 @@ _TEX = {c: f'\\{c}' for c in '_%&#${}'} | {
 }
 
 
-def _tex(text: str) -> str:
+def tex_text(text: str) -> str:
+  """A text as LaTeX shows it."""
   return ' '.join(''.join(_TEX.get(c, c) for c in text).split())

@@ -21,6 +21,40 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
 _SAY_AFTER_S = 0.3
 
 
+class InUse(InputError):
+  """The lock is held by another process."""
+
+
+@contextlib.contextmanager
+def probed(path: str | os.PathLike) -> Iterator[bool]:
+  """Yields whether another process holds the lock of a file; while the block runs, no other takes a free one.
+
+  Nothing is written. Where there is no such file, or the file system has no locks, nobody holds it.
+
+  Raises:
+    InputError: the file cannot be read.
+  """
+  try:
+    file = os.open(path, os.O_RDONLY)
+  except FileNotFoundError:
+    yield False
+    return
+  except OSError as error:
+    raise InputError(path, f'cannot be read ({error.strerror})', 'Check its permissions.') from error
+  held = False
+  try:
+    try:
+      fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+      held = True
+    except OSError as error:
+      if error.errno not in WITHOUT_LOCKS:
+        raise InputError(path, f'cannot be locked ({error.strerror})', 'Check the disk.') from error
+    yield held
+  finally:
+    os.close(file)
+
+
 @contextlib.contextmanager
 def locked(
   path: str | os.PathLike,
@@ -47,7 +81,8 @@ def locked(
     Whether the lock is held. False on a file system that has no locks, which gives one warning for each folder.
 
   Raises:
-    InputError: the file cannot be written, or the lock was not free in time.
+    InUse: the lock was not free in time.
+    InputError: the file cannot be written.
   """
   path = os.fspath(path)
   with write_errors(os.path.dirname(path) or '.'):
@@ -75,7 +110,7 @@ def _acquire(file: int, path: str, kind: int, patience_s: float, cure: str, wait
     except BlockingIOError as error:
       holder = os.pread(file, 200, 0).decode(errors='replace') or 'which has just started'
       if time.monotonic() >= deadline:
-        raise InputError(folder, f'is in use by another process ({holder})', cure) from error
+        raise InUse(folder, f'is in use by another process ({holder})', cure) from error
     except OSError as error:
       if error.errno not in WITHOUT_LOCKS:
         raise InputError(

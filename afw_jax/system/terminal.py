@@ -1,5 +1,6 @@
 """The terminal of this process, which it may not have: standard streams that are closed or missing, progress bars."""
 
+import contextlib
 import errno
 import io
 import logging
@@ -7,7 +8,7 @@ import os
 import select
 import stat
 import sys
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import tqdm
 
@@ -77,6 +78,18 @@ def lost_output() -> str | None:
   return raw.lost if isinstance(raw, _Output) else None
 
 
+def fail(message: str) -> NoReturn:
+  """Ends the process with one line on stderr and exit code 2, as the last that it prints."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  # Threads that still read or write (checkpoints, events) could print into this line: their stderr is closed first.
+  stderr = os.dup(2)
+  os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+  with contextlib.suppress(OSError):  # the disk of a log is full, perhaps: the exit code says it
+    os.write(stderr, f'\nerror: {message}\n'.encode(sys.stderr.encoding or 'utf-8', 'backslashreplace'))
+  os._exit(2)
+
+
 def is_interactive() -> bool:
   """Whether stderr is a terminal, so that progress bars are drawn often."""
   return _is_open(sys.stderr) and sys.stderr.isatty()
@@ -91,6 +104,7 @@ def say(text: str) -> None:
   """Prints a line on stdout between progress bars; nothing where stdout is closed."""
   if _is_open(sys.stdout):
     tqdm.tqdm.write(text)
+    sys.stdout.flush()  # into a log, too
 
 
 def _is_open(stream: TextIO | None) -> bool:

@@ -44,7 +44,7 @@ def test_no_recorded_selection():
 def test_records_are_compared_without_the_format_of_the_store():
   record = record_of(index())
   assert list(record) == [
-    'name', 'modality', 'organs', 'output_ids', 'window', 'options', 'splits', 'scans', 'contents'
+    'name', 'modality', 'organs', 'output_ids', 'window', 'options', 'splits', 'fold', 'scans', 'contents'
   ]  # fmt: skip
   assert record['window'] == [50, 350] == record['options']['window']
   older = {**record, 'options': {'format': 1, **record['options']}}
@@ -91,3 +91,11 @@ def test_a_training_scan_in_the_place_of_a_test_scan_is_recognised():
   assert trained_part(record, swapped, test) == 'train'
   with pytest.raises(InputError, match='is the same scan as'):
     recorded_selection(swapped, record)
+
+
+def test_a_run_keeps_its_fold():
+  record = record_of(index(), fold='2/4')
+  assert record['fold'] == '2/4' and recorded_selection(index(), record).fold == '2/4'
+  assert record_of(index())['fold'] == ''
+  del record['fold']  # a version without folds
+  assert recorded_selection(index(), record).fold == ''

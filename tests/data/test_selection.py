@@ -159,3 +159,29 @@ def test_the_same_scan_twice_in_a_selection():
 )
 def test_the_split_that_is_scored(full, wanted, scored):
   assert scored_split({part: ['a'] if part in full else [] for part in ('train', 'val', 'test')}, wanted) == scored
+
+
+def test_a_fold_divides_all_but_the_test_cases():
+  of_fold = lambda name, ids, fold, **options: choose(listing(name, ids), SelectionOptions(fold=fold, **options))
+  folds = [of_fold('chaos_ct', CHAOS, f'{k}/3') for k in (1, 2, 3)]
+  assert sorted(sum((choice.splits['val'] for choice in folds), [])) == CHAOS
+  assert [choice.fold for choice in folds] == ['1/3', '2/3', '3/3']
+  assert all(choice.ids == CHAOS and not choice.splits['test'] for choice in folds)
+  assert 'fold 2 of 3: 7 of 20 cases are held out (val)' in folds[1].notes
+
+  published = of_fold('synapse', SYNAPSE, '1/2')
+  assert numbers(published.splits['test']) == [1, 2] and len(published.splits['val']) == 2
+  assert published.splits['test'] == choose(listing('synapse', SYNAPSE), SelectionOptions()).splits['test']
+  drawn = of_fold('abdomenct1k', ABDOMEN, '1/2')  # whose own fractions have a test share
+  assert drawn.splits['test'] == choose(listing('abdomenct1k', ABDOMEN), SelectionOptions()).splits['test'] != []
+  assert set(drawn.excluded) == {'Case_00078', 'Case_00219', 'Case_00577', 'Case_00656'}
+  fewer = of_fold('chaos_ct', CHAOS, '1/2', cases=5)
+  assert fewer.ids == choose(listing('chaos_ct', CHAOS), SelectionOptions(cases=5)).ids
+
+
+def test_folds_that_cannot_be():
+  with pytest.raises(InputError, match=r'20 subject.* cannot be dealt into 21 folds.*Ask for fewer folds'):
+    choose(listing('chaos_ct', CHAOS), SelectionOptions(fold='1/21'))
+  with pytest.raises(InputError, match="'5/4' is not a fold"):
+    SelectionOptions(fold='5/4')
+  assert select(index(), SelectionOptions(fold='3/4')).fold == '3/4'

@@ -12,7 +12,7 @@ from absl import flags
 from conftest import ROOT
 from doc_pages import PAGES, blocks, codes, prose
 
-from afw_jax import command_line, main
+from afw_jax import command_line, options
 from afw_jax.config import shipped
 
 BLOCKS = [block for page in PAGES for block in blocks(page, 'bash')]
@@ -118,7 +118,7 @@ def check_afw_jax(arguments) -> None:
     elif name.startswith('config.'):
       set_key(config, name.removeprefix('config.'), value)
     elif name == 'mode':
-      assert value in main.MODES, value
+      assert value in options.MODES, value
     elif name != 'help':
       assert name in flags.FLAGS, f'there is no --{name}'
       if value:
@@ -168,7 +168,7 @@ def test_commands_of_the_help_screen():
   _, _, examples = command_line.help_text().partition('modes')
   shown = shown_commands(examples.replace('[', '').replace(']', ''))
   modes = {word.removeprefix('--mode=') for command in shown for word in command if word.startswith('--mode=')}
-  assert modes | {'all'} == set(main.MODES)
+  assert modes | {'all'} == set(options.MODES)
   for command in shown:
     check(command)
 

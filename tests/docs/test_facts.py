@@ -9,9 +9,10 @@ import pytest
 from doc_pages import PAGES, ROOT, blocks, codes, prose, read, table
 from test_architecture import LAYERS, OWNERS, PACKAGE
 
-from afw_jax import losses, main, metrics, models
+from afw_jax import losses, metrics, models
 from afw_jax.config import default_config, shipped
 from afw_jax.data.sets import lookup, public, window
+from afw_jax.options import MODES
 
 # Options of every network, and the kernel of attention, which no config holds.
 COMMON = ('num_classes', 'size', 'dtype', 'remat', 'constrain', 'attend')
@@ -103,7 +104,7 @@ def test_data_sets():
 
 
 def test_modes_and_sections():
-  assert {codes(row[0])[0] for row in table('docs/running.md', '`--mode`')} == set(main.MODES)
+  assert {codes(row[0])[0] for row in table('docs/running.md', '`--mode`')} == set(MODES)
   assert {codes(row[0])[0] for row in table('docs/running.md', 'section')} | {'seed'} == set(default_config())
 
 

@@ -93,7 +93,8 @@ def test_equal_weights_have_no_correction_and_mean_is_the_sum_over_c():
 def test_terms_are_what_the_loss_is_made_of():
   logits, labels, s = case(4)
   terms = losses.afw_dice_terms(logits, labels, s, rare=(1, 3), gamma=0.5)
-  assert sorted(terms) == ['contribution', 'dice', 'focused', 'weight'] and all(t.shape == (4,) for t in terms.values())
+  assert sorted(terms) == ['contribution', 'dice', 'focused', 'pull', 'weight']
+  assert all(t.shape == (4,) for t in terms.values())
   dice = np.asarray(losses.dice_terms(logits, labels))
   np.testing.assert_array_equal(terms['dice'], dice)
   np.testing.assert_allclose(terms['focused'], np.where([0, 1, 0, 1], dice**0.5, dice), rtol=1e-6)
@@ -181,6 +182,11 @@ OPTIONS = [
   {'correction': None, 'symmetric': True},
   {'gamma': 0.75, 'rare': (2,)},
   {'reduction': 'mean', 'smooth': 1e-2},
+  {'background': 'anchored', 'gamma': 1.5},
+  {'weights': 'solved'},
+  {'weights': 'solved', 'correction': 'eq2', 'background': 'anchored'},
+  {'weights': 'entropic', 'gamma': 1.0},
+  {'weights': 'entropic_present', 'background': 'anchored', 'gamma': 2.0, 'tau': 0.05},
 ]
 
 

@@ -30,7 +30,9 @@ SAME = [
   ('unified_focal', {'rare': [1]}, lambda: losses.unified_focal_loss(X, Y, rare=[1])),
   ('afw', {'correction': 'eq2'}, lambda: losses.afw_dice(X, Y, S, correction='eq2')),
   ('afw', {'learned_weights': False}, lambda: losses.afw_dice(X, Y, None)),
+  ('afw', {'weights': 'solved'}, lambda: losses.afw_dice(X, Y, None, weights='solved')),
   ('ce_dice', {}, lambda: CE + losses.dice_loss(X, Y)),
+  ('ce_dice', {'reduction': 'sum'}, lambda: CE + losses.dice_terms(X, Y).sum()),
   ('ce_dice', {'recipe': 'released'}, lambda: 0.5 * CE + 0.5 * losses.dice_loss(X, Y, squared=True)),
   (
     'ce_dice',
@@ -52,6 +54,11 @@ SAME = [
     lambda: losses.afw_loss(X, Y, S, symmetric=True, reduction='mean'),
   ),
   ('ce_afw', {'learned_weights': False}, lambda: losses.afw_loss(X, Y, None)),
+  (
+    'ce_afw',
+    {'weights': 'entropic', 'tau': 0.1, 'background': 'anchored'},
+    lambda: losses.afw_loss(X, Y, None, weights='entropic', tau=0.1, background='anchored'),
+  ),
 ]
 
 
@@ -60,8 +67,9 @@ def test_named_loss_is_the_function_of_that_name(name, options, expected):
   loss, terms = jax.jit(losses.make_loss(name, **options))(X, Y, S)
   assert loss.shape == () and loss.dtype == np.float32
   np.testing.assert_allclose(loss, expected(), rtol=1e-6)
-  wanted = ['contribution', 'dice', 'focused', 'weight'] if 'afw' in name else ['dice']
-  assert sorted(terms) == wanted and all(t.shape == (4,) for t in terms.values())
+  wanted = {'dice'} | ({'pull'} if name in ('dice', 'ce_dice', 'focal_dice') else set())
+  wanted = {'contribution', 'dice', 'focused', 'pull', 'weight'} if 'afw' in name else wanted
+  assert set(terms) == wanted and all(t.shape == (4,) for t in terms.values())
   squared = options.get('squared', options.get('recipe') == 'released')
   np.testing.assert_allclose(terms['dice'], losses.dice_terms(X, Y, squared=squared), rtol=1e-6)
 
@@ -91,6 +99,14 @@ def test_only_learned_weights_read_the_log_variances(name):
     ('ce_afw', {'rare': (1, -2)}, ['rare', '-2']),
     ('ce_afw', {'rare': 'liver'}, ['rare', 'liver']),
     ('ce_afw', {'learned_weights': 'no'}, ['learned_weights']),
+    ('ce_afw', {'weights': 'entropy'}, ['Did you mean', "'entropic'", 'solved']),
+    ('afw', {'weights': False}, ['weights', 'equal']),
+    ('afw', {'background': 'fixed'}, ['background', 'anchored']),
+    ('ce_afw', {'learned_weights': False, 'weights': 'solved'}, ['learned_weights', "'solved'", 'one of the two']),
+    ('ce_afw', {'weights': 'solved', 'correction': None}, ['correction', "'eq2'"]),
+    ('ce_afw', {'tau': 0}, ['tau']),
+    ('ce_afw', {'tau': -0.25, 'weights': 'entropic'}, ['tau', '-0.25']),
+    ('ce_afw', {'tau': float('inf')}, ['tau', 'inf']),
     ('ce_dice', {'reduction': 'none'}, ['reduction']),
     ('ce_gd', {'gd_weight': '1'}, ['gd_weight']),
     ('unified_focal', {'lam': 2}, ['lam']),

@@ -14,6 +14,13 @@ MADE = {name: losses.make_loss(name) for name in losses.LOSSES} | {
   'squared, gamma 0': losses.make_loss('afw', squared=True, gamma=0.0, rare=(1,)),
   'focal below one': losses.make_loss('focal', gamma=0.5),
   'no smoothing': losses.make_loss('ce_dice', smooth=0.0),
+  'sum of Dice': losses.make_loss('ce_dice', reduction='sum'),
+  'anchored': losses.make_loss('ce_afw', background='anchored', correction='eq2'),
+  'solved': losses.make_loss('ce_afw', weights='solved'),
+  'solved, eq2, anchored': losses.make_loss('afw', weights='solved', correction='eq2', background='anchored'),
+  'entropic': losses.make_loss('ce_afw', weights='entropic', tau=0.02),
+  'entropic_present': losses.make_loss('ce_afw', weights='entropic_present', gamma=2.0, background='anchored'),
+  'equal, gamma 1.5': losses.make_loss('afw', weights='equal', gamma=1.5, symmetric=True),
 }
 
 

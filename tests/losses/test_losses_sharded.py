@@ -26,6 +26,10 @@ mask[3] = False                                             # one shard has noth
 def total(x, y, s, mask, axis_name=None):                   # every loss, each with a weight of its own
   made = [losses.make_loss(n, axis_name=axis_name) for n in losses.LOSSES]
   made.append(losses.make_loss('afw', squared=True, axis_name=axis_name))
+  for weights in ('equal', 'solved', 'entropic', 'entropic_present'):
+    made.append(losses.make_loss('afw', weights=weights, axis_name=axis_name))
+    made.append(losses.make_loss('afw', weights=weights, background='anchored', gamma=2.0, axis_name=axis_name))
+  made.append(losses.make_loss('afw', weights='solved', correction='eq2', axis_name=axis_name))
   values = jax.numpy.stack([fn(x, y, s, mask=mask)[0] for fn in made])
   return (values * np.arange(1, 1 + len(made))).sum(), values
 

@@ -4,7 +4,7 @@ import statistics as stdlib
 import numpy as np
 import pytest
 
-from afw_jax.report.stats import paired, summarise
+from afw_jax.report.stats import holm, paired, summarise, summarise_seeds
 
 
 def test_summarise():
@@ -42,3 +42,43 @@ def test_paired():
   assert paired(first, first)[:4] == (0, 0, 0, 1)
   lone = paired([1], [3])
   assert lone.difference == 2 and math.isnan(lone.p) and lone.n == 1
+
+
+def test_holm_by_hand():
+  assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # 4 x 0.005, 3 x 0.01, 2 x 0.03
+  assert holm([0.2]) == [0.2] and holm([]) == []
+  assert holm([0.9, 0.8]) == [1, 1]
+  corrected = holm([0.02, math.nan, 0.02])  # a comparison that was not made does not count
+  assert corrected[0] == corrected[2] == pytest.approx(0.04) and math.isnan(corrected[1])
+
+
+def test_seeds_and_cases():
+  values = np.array([[1, 2, 3, 6], [3, 4, 5, 8]], float)
+  s = summarise_seeds(values)
+  assert s.mean == pytest.approx(4) and s.n == 4 and s.sd == pytest.approx(math.sqrt(2))  # of the means 3 and 5
+  cases_only = summarise(values.mean(0))
+  assert s.low < cases_only.low < cases_only.high < s.high  # wider: the seeds differ, too
+  assert summarise_seeds(values) == s
+  alike = summarise_seeds(np.stack([values[0]] * 3))
+  assert alike.sd == 0 and alike.low == pytest.approx(summarise(values[0]).low, abs=0.3)
+  constant = summarise_seeds(
+    np.array([[2.0] * 5, [4.0] * 5])
+  )  # the cases do not differ: the draws of two seeds are left
+  assert (constant.mean, constant.low, constant.high) == (3, 2, 4)
+
+
+def test_one_seed_is_the_bootstrap_over_cases():
+  values = np.array([0.5, 0.6, math.nan, 0.9])
+  one, plain = summarise_seeds(values[None]), summarise(values)
+  assert (one.mean, one.low, one.high, one.n) == (plain.mean, plain.low, plain.high, 3) and math.isnan(one.sd)
+
+
+def test_missing_cells_are_left_out():
+  s = summarise_seeds(np.array([[1, math.nan, 3], [3, math.nan, math.nan]]))
+  assert s.n == 2 and s.mean == pytest.approx(2.5) and s.sd == pytest.approx(math.sqrt(0.5))  # cases 2, 3; seeds 2, 3
+  assert 1 <= s.low < s.high <= 3
+  assert summarise_seeds(np.full((2, 3), math.nan)).n == 0
+  assert (
+    math.isnan(summarise_seeds(np.array([[1.0], [3.0]])).low) and summarise_seeds(np.array([[1.0], [3.0]])).mean == 2
+  )
+  assert math.isnan(summarise_seeds(np.array([[1.0, math.inf], [3.0, 1.0]])).low)

@@ -1,4 +1,4 @@
-"""Shards: the part of the cases that one task of an array job prepares."""
+"""Shards: the part of the work, cases or runs, that one task of an array job does."""
 
 import logging
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ _log = logging.getLogger('afw_jax')
 
 
 def parse_shard(text: str, environment: Mapping[str, str]) -> tuple[int, int] | None:
-  """The shard that this process prepares.
+  """The shard that this process works on.
 
   Args:
     text: 'i/n', counted from 0; '': from the SLURM array job that this process is a task of, if it is one.
     environment: os.environ.
 
   Returns:
-    (i, n), or None for all cases.
+    (i, n), or None for everything.
 
   Raises:
     InputError: not a valid shard, or array tasks that are not evenly numbered.
@@ -42,5 +42,5 @@ def parse_shard(text: str, environment: Mapping[str, str]) -> tuple[int, int] | 
       'Submit --array=0-N, or give the shard of this task: --shard=i/n',
     )
   shard = (task - first) // step, count
-  _log.info('task %d of a SLURM array: shard %d/%d (--shard=0/1 prepares all cases)', task, *shard)
+  _log.info('task %d of a SLURM array: shard %d/%d (--shard=0/1 does everything)', task, *shard)
   return shard

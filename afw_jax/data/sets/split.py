@@ -1,11 +1,42 @@
-"""Train, validation and test splits: published parts are kept, the other cases are assigned by a seed."""
+"""Train, validation and test splits, and folds: published parts are kept, the other cases are assigned by a seed."""
 
 import hashlib
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from afw_jax.data.sets.spec import PARTS
 from afw_jax.errors import InputError
+
+
+class Fold(NamedTuple):
+  """One fold of a cross-validation.
+
+  Attributes:
+    number: of the fold that is held out, from 1.
+    count: of folds.
+  """
+
+  number: int
+  count: int
+
+
+def parse_fold(text: str) -> Fold | None:
+  """The fold that 'K/N' names: the K-th of N, both counted from 1; None for ''.
+
+  Raises:
+    InputError: the text is not of this form, N is below 2, or K is not from 1 to N.
+  """
+  if not text:
+    return None
+  found = re.fullmatch('([1-9][0-9]{0,5})/([1-9][0-9]{0,5})', text)
+  fold = Fold(*map(int, found.groups())) if found else None
+  if fold is None or fold.count < 2 or fold.number > fold.count:
+    raise InputError(
+      'data.fold', f'{text!r} is not a fold', 'Give K/N with N from 2 and K from 1 to N: 2/5 is the second of five'
+    )
+  return fold
 
 
 def split_cases(
@@ -49,12 +80,55 @@ def split_cases(
       free.setdefault(subject, []).append(case_id)
     else:
       out[part].append(case_id)
-  order = sorted(free, key=lambda s: hashlib.sha256(f'{seed}/{s}'.encode(errors='surrogateescape')).hexdigest())
+  order = _ordered(free, seed)
   for part, count in zip(PARTS, _counts(len(order), fractions)):
     for subject in order[:count]:
       out[part] += free[subject]
     order = order[count:]
   return {part: sorted(ids) for part, ids in out.items()}
+
+
+def split_fold(
+  cases: Sequence[tuple[str, str, str | None]], fractions: Sequence[float], seed: int, fold: Fold
+) -> dict[str, list[str]]:
+  """Holds out one fold of a cross-validation as the val part.
+
+  The test part is the one that `split_cases` makes: a published or given one, or that of the third fraction. Whatever
+  else there is, given train and val parts included, is dealt: the subjects are put in an order that depends on the
+  seed and their names alone, and cut into N pieces whose sizes differ by at most one subject. So each case is held out
+  in exactly one of the N folds. One subject more shifts each of the N - 1 cuts by at most one subject: no more than
+  N - 1 of the others change their fold (about N / 3 on average), each to a neighbouring one.
+
+  Args:
+    cases, fractions, seed: as of `split_cases`; of the fractions only the third counts.
+    fold: the one to hold out.
+
+  Returns:
+    {'train': [...], 'val': [...], 'test': [...]}, each sorted; only test can be empty.
+
+  Raises:
+    InputError: as `split_cases`, or fewer subjects than folds.
+  """
+  test = split_cases(cases, fractions, seed)['test']
+  kept, dealt = set(test), {}
+  for case_id, subject, _ in cases:
+    if case_id not in kept:
+      dealt.setdefault(subject, []).append(case_id)
+  if len(dealt) < fold.count:
+    raise InputError(
+      'data.fold',
+      f'{len(dealt)} subject(s) cannot be dealt into {fold.count} folds (cases of the test part are not dealt)',
+      'Ask for fewer folds or use more cases',
+    )
+  order = _ordered(dealt, seed)
+  first, last = ((fold.number - i) * len(order) // fold.count for i in (1, 0))
+  cases_of = lambda subjects: sorted(case_id for subject in subjects for case_id in dealt[subject])
+  return {'train': cases_of(order[:first] + order[last:]), 'val': cases_of(order[first:last]), 'test': test}
+
+
+def _ordered(subjects: Iterable[str], seed: int) -> list[str]:
+  """Subjects in an order that depends on the seed and, for any two of them, on their names alone."""
+  return sorted(subjects, key=lambda s: hashlib.sha256(f'{seed}/{s}'.encode(errors='surrogateescape')).hexdigest())
 
 
 def _counts(n: int, fractions: Sequence[float]) -> tuple[int, int, int]:

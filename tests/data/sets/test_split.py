@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afw_jax.data.sets.split import split_cases
+from afw_jax.data.sets.split import Fold, parse_fold, split_cases, split_fold
 from afw_jax.errors import InputError
 
 
@@ -50,3 +50,73 @@ def test_given_parts_win():
   for bad in ((0, 1, 1), (1, -1, 1), (1, 1), (float('inf'), 1, 0)):
     with pytest.raises(InputError, match='fractions of'):
       split_cases(named(4), bad, 0)
+
+
+FRACTIONS = (3, 1, 0)
+
+
+def held_out(cases, count, seed=0, fractions=FRACTIONS):
+  """The held-out case ids of each of the folds."""
+  return [split_fold(cases, fractions, seed, Fold(k, count))['val'] for k in range(1, count + 1)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(2, 40), st.integers(2, 10), st.integers(0, 9), st.integers(1, 3))
+def test_every_case_is_held_out_in_one_fold_of_even_size(n, count, seed, scans):
+  cases = [(f's{i:02d}_{k}', f's{i:02d}', None) for i in range(n) for k in range(scans)]
+  if count > n:
+    with pytest.raises(InputError, match=rf'{n} subject\(s\) cannot be dealt into {count} folds'):
+      held_out(cases, count, seed)
+    return
+  folds = held_out(cases, count, seed)
+  assert sorted(sum(folds, [])) == [case_id for case_id, _, _ in cases]
+  subjects = [{case_id.split('_')[0] for case_id in fold} for fold in folds]
+  assert sum(map(len, subjects)) == n  # no subject is in two folds
+  assert max(map(len, subjects)) - min(map(len, subjects)) <= 1
+  assert folds == held_out(cases[::-1], count, seed)
+  for k, fold in enumerate(folds, 1):
+    out = split_fold(cases, FRACTIONS, seed, Fold(k, count))
+    assert sorted(out['train'] + fold) == sorted(sum(folds, [])) and not out['test']
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(2, 60), st.integers(2, 10), st.integers(0, 99), st.text(min_size=1))
+def test_a_case_more_moves_at_most_one_over_each_cut(n, count, seed, name):
+  if count > n or name in {case_id for case_id, _, _ in named(n)}:
+    return
+  fold_of = lambda cases: {case_id: k for k, fold in enumerate(held_out(cases, count, seed)) for case_id in fold}
+  before, after = fold_of(named(n)), fold_of([*named(n), (name, name, None)])
+  moved = [(before[i], after[i]) for i in before if before[i] != after[i]]
+  assert all(abs(a - b) == 1 for a, b in moved)
+  assert len({(min(pair), max(pair)) for pair in moved}) == len(moved) <= count - 1
+
+
+def test_folds_stay_as_they_are_and_depend_on_the_seed():
+  numbers = lambda seed: [[int(case_id[1:]) for case_id in fold] for fold in held_out(named(8), 4, seed)]
+  assert numbers(0) == [[1, 7], [3, 4], [0, 6], [2, 5]]
+  assert numbers(1) != numbers(0)
+
+
+def test_test_cases_are_never_dealt():
+  given = [('a', 'a', 'train'), ('b', 'b', 'train'), ('c', 'c', 'val'), ('d', 'd', None), ('t', 't', 'test')]
+  assert sorted(sum(held_out(given, 4), [])) == ['a', 'b', 'c', 'd']
+  assert all(split_fold(given, FRACTIONS, 0, Fold(k, 4))['test'] == ['t'] for k in (1, 2, 3, 4))
+  with pytest.raises(InputError, match='4 subject.* cannot be dealt into 5 folds'):
+    held_out(given, 5)
+  with pytest.raises(InputError, match='own test part'):
+    held_out(given, 2, fractions=(6, 1, 3))
+  test = split_cases(named(10), (6, 1, 3), 7)['test']
+  folds = [split_fold(named(10), (6, 1, 3), 7, Fold(k, 3)) for k in (1, 2, 3)]
+  assert [fold['test'] for fold in folds] == [test] * 3 and [len(fold['val']) for fold in folds] == [2, 2, 3]
+
+
+@pytest.mark.parametrize(
+  'text', ['0/5', '6/5', '1/1', '1/0', '2', '2/', '/5', '2/5/5', '-1/5', ' 2/5', '02/5', '2.0/5', 'a/b', '٢/٥']
+)
+def test_what_is_no_fold(text):
+  with pytest.raises(InputError, match=r'data\.fold: .* is not a fold. Give K/N'):
+    parse_fold(text)
+
+
+def test_folds_by_name():
+  assert parse_fold('') is None and parse_fold('5/5') == (5, 5) and parse_fold('10/12') == Fold(10, 12)

@@ -1,0 +1,60 @@
+"""The options of the command line."""
+
+from absl import flags
+from ml_collections import config_flags
+
+MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'compare', 'predict', 'convert', 'plan', 'paper')
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'Name of a shipped config, or path of a config file.')
+WORKDIR = flags.DEFINE_string(
+  'workdir',
+  None,
+  'Folder of the run; default: runs/NAME_OF_THE_CONFIG. compare, evaluate, predict: several with commas.',
+)
+MODE = flags.DEFINE_enum('mode', 'all', MODES, 'What to do.')
+INPUT = flags.DEFINE_string(
+  'input',
+  None,
+  'predict: a NIfTI file, a DICOM series folder, or a folder of scans. convert: a file of PyTorch weights.',
+)
+OUTPUT = flags.DEFINE_string(
+  'output', None, 'predict: a folder, or a .nii.gz file for one scan. evaluate, folds: a folder. compare: a .md file.'
+)
+CHECKPOINT = flags.DEFINE_enum('checkpoint', 'best', ('best', 'last'), 'predict: which checkpoint.')
+PROBABILITIES = flags.DEFINE_bool('probabilities', False, 'predict: also write the probability of each organ.')
+LARGEST = flags.DEFINE_bool(
+  'largest_component', False, 'predict: keep the largest connected component of each organ only.'
+)
+OVERLAP = flags.DEFINE_float(
+  'overlap', None, 'predict: overlap of neighbouring patches, as a share of their size; default: eval.overlap.', 0, 0.99
+)
+MIRROR = flags.DEFINE_list(
+  'mirror_axes', [], 'predict: spatial axes to mirror and average over (test-time augmentation).'
+)
+TARGET = flags.DEFINE_string(
+  'target', 'cpu', 'plan: the accelerator to compile for: cpu, a100_40, a100, h100, h200 or v5e.'
+)
+DEVICES = flags.DEFINE_string(
+  'devices', '', 'plan: numbers of devices, or meshes data x spatial: 1,8,4x2. Default: 1 to 16.'
+)
+MEMORY = flags.DEFINE_float('memory_gib', None, 'plan: memory of one device, where it differs from the usual one.')
+SEEDS = flags.DEFINE_list('seeds', ['0'], 'paper: the seeds of each run.')
+DRY_RUN = flags.DEFINE_bool('dry_run', False, 'paper: say what is missing and what it needs, and train nothing.')
+COLLECT = flags.DEFINE_bool('collect', False, 'paper: write the tables from what is there, and train nothing.')
+STRICT = flags.DEFINE_bool('strict', False, 'predict: exit code 2 also where files were passed over as no scans.')
+OVERWRITE = flags.DEFINE_bool(
+  'overwrite', False, 'predict: make label maps again that are there, and replace files of others.'
+)
+SHARD = flags.DEFINE_string(
+  'shard',
+  '',
+  'prepare, paper: i/n, from 0: do every n-th case or run from the i-th on. Default: by the SLURM array task.',
+)
+SCHEDULER = flags.DEFINE_string('scheduler', None, 'prepare: address or scheduler file of a Dask cluster.')
+COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'Distributed: HOST:PORT of process 0; auto: from the TPU metadata.'
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'Distributed: number of processes; 1: a single process, whatever the environment says.'
+)
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Distributed: rank of this process, from 0.')
