@@ -38,9 +38,9 @@ modes, each with an example
              afw-jax --mode=convert --config=synapse --input=weights.pth --workdir=runs/converted
   plan       memory and communication of a training step, compiled without the hardware
              afw-jax --mode=plan --config=synapse --target=h100 --devices=1,4,2x4 [--memory_gib=80]
-  paper      the tables of the paper and Figures 3 and 4: every run that they need, and what is there as tables
+  paper      train what the tables of the paper and its Figures 3 and 4 need, and collect them
              afw-jax --mode=paper --config=paper:table1 --workdir=runs/paper --seeds=0,1,2 [--shard=0/4]
-             options: --dry_run (what is missing, and what it needs) --collect (write the tables, train nothing)
+             options: --dry_run (what is missing, and what it needs) --collect (the tables; no training)
 
 configs      {configs}
 config keys  --config.loss.name=ce_dice --config.model.name=transunet --config.train.batch_size=8 ...

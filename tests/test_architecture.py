@@ -58,9 +58,10 @@ LAYERS = {
     'import_run',
     'planning',
     'report',
+    'paper',
     'data.preparation.prepare',
   ),
-  'entry': ('main', 'command_line', 'data.phantom.__main__'),
+  'entry': ('main', 'options', 'command_line', 'data.phantom.__main__'),
 }
 RANKS = {prefix: rank for rank, prefixes in enumerate(LAYERS.values()) for prefix in prefixes}
 # Foreign libraries and the only modules that may import them; one that is not named here may not be imported at all.
@@ -68,8 +69,8 @@ EVERYWHERE = {'jax', 'numpy', 'scipy'}
 OWNERS = {
   'flax': ('models', 'weights', 'import_run'),
   'optax': ('training.optimizer', 'training.step'),
-  'ml_collections': (*LAYERS['composition'], 'main'),
-  'absl': ('main', 'data.pipeline'),
+  'ml_collections': (*LAYERS['composition'], 'main', 'options'),
+  'absl': ('main', 'options', 'data.pipeline'),
   'orbax': ('training.checkpoint', 'training.checkpoint_writer', 'training.checkpoint_disk'),
   'etils': ('training.checkpoint_disk',),
   'grain': ('data.pipeline',),

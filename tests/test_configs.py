@@ -15,7 +15,8 @@ from afw_jax.data.sets.lookup import get_spec
 from afw_jax.errors import InputError
 from configs import abdomenct1k_3d, demo, folder
 
-NAMES = sorted(path.stem for path in pathlib.Path(__file__).parent.parent.glob('configs/*.py'))
+FILES = pathlib.Path(__file__).parent.parent.glob('configs/*.py')
+NAMES = sorted(path.stem for path in FILES if path.stem != 'paper')  # which is many: tests/paper/test_paper_runs.py
 VARIANTS = [(name,) for name in NAMES] + [
   ('abdomenct1k_3d', kind + more) for kind in abdomenct1k_3d.PATCHES for more in ('', '_patch')
 ]

@@ -50,7 +50,8 @@ def lines(runs: Sequence[Run]) -> Iterator[str]:
   if missing:
     yield (
       f'\nAll that is missing: {hours:.3g} GPU hours at an assumed {ASSUMED_TFLOPS} TFLOP/s, without validation and '
-      'scoring' + (f', and {unknown} runs of which the steps are known once their data are prepared' if unknown else '')
+      'scoring'
+      + (f', and {unknown} runs whose steps or organs are known once their data are prepared' if unknown else '')
     )
 
 

@@ -104,6 +104,7 @@ def say(text: str) -> None:
   """Prints a line on stdout between progress bars; nothing where stdout is closed."""
   if _is_open(sys.stdout):
     tqdm.tqdm.write(text)
+    sys.stdout.flush()  # into a log, too
 
 
 def _is_open(stream: TextIO | None) -> bool:

@@ -77,18 +77,16 @@ def test_each_run_has_the_config_that_it_was_planned_with(resumed):
     assert written == planned
 
 
-def test_a_third_start_trains_nothing_and_dry_run_names_what_is_missing(resumed, run_main):
+def test_dry_run_names_what_is_missing_and_writes_nothing(resumed, run_main):
   workdir, _ = resumed
-  before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*') if 'tables' not in path.parts}
-  third = run_main(*paper(workdir, 'table1,phantom', '--shard=0/2')[3:])
-  assert third.stdout.split() == [str(workdir / 'tables' / 'table1.md')]
+  times = lambda: {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
+  before = times()
   dry = run_main(*paper(workdir, 'table1,phantom', '--dry_run')[3:])
-  after = {path: path.stat().st_mtime_ns for path in workdir.rglob('*') if 'tables' not in path.parts}
-  assert after == before
+  assert times() == before
   assert '4 runs: 2 done, 2 missing, of which 0 are running' in dry.stdout
   commands = re.findall(r'^python -m afw_jax\.main .*--workdir=(\S+)', dry.stdout, re.M)
   assert [os.path.basename(path) for path in commands] == ['synapse-unet-ce_gd-seed0', 'synapse-unet-ce_afw-seed0']
-  assert re.search(r'synapse-unet-ce_gd-seed0: folder in .*, 8 steps, 0\.\d+ TFLOP each, \S+ GPU hours', dry.stdout)
+  assert re.search(r'synapse-unet-ce_gd-seed0: folder in .*, 8 steps, \S+ TFLOP each, \S+ GPU hours', dry.stdout)
 
 
 def test_a_folder_of_another_config_is_refused_before_any_work(resumed, run_main):
@@ -102,12 +100,11 @@ def test_a_folder_of_another_config_is_refused_before_any_work(resumed, run_main
   (('--mode=train', '--config=paper:table1'), '--config: is not one for --mode=train'),
   (('--mode=train', '--config=demo', '--dry_run'), '--dry_run: is an option of --mode=paper'),
   (('--mode=paper', '--config=paper:table9'), "there is no 'table9'. Did you mean"),
-  (('--mode=paper', '--config=paper', '--config.synapse.data.root=/nowhere'), '/nowhere: there is no such folder'),
 ])  # fmt: skip
 def test_wrong_options_end_in_one_line(run_main, tmp_path, arguments, says):
   failed = run_main(*arguments, f'--workdir={tmp_path / "w"}', check=2)
   assert says in failed.stderr and failed.stderr.strip().count('\n') <= 1
-  assert not [path for path in tmp_path.rglob('*') if path.is_file() and path.parent.name != 'tables']
+  assert not list(tmp_path.iterdir())
 
 
 @SLOW

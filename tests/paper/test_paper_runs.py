@@ -5,9 +5,11 @@ import sys
 
 import pytest
 from absl import flags
+from marks import SLOW
 from ml_collections import config_flags
 
-from afw_jax import command_line
+from afw_jax import command_line, losses
+from afw_jax.config.check import check_config
 from afw_jax.errors import InputError
 from afw_jax.paper import tables
 from afw_jax.paper.runs import arguments, check_folder, distinct, flat, make_run, members, shown_command
@@ -40,6 +42,20 @@ def test_a_command_line_gives_the_config_of_its_run(variant):
     config, workdir = parsed(arguments(run))
     assert flat(config) == flat(run.config) and workdir == run.folder
   assert "'/x/a b.npz'" not in shown_command(run) and 'python -m afw_jax.main --config=' in shown_command(run)
+
+
+@pytest.mark.parametrize('variant', ['all,losses', pytest.param('all,losses,phantom', marks=SLOW)])
+def test_every_run_can_be_trained_as_far_as_can_be_told_without_data(variant):
+  """Each network once, and each loss with its options once."""
+  more = {'paper.best': 'square,ce_dice_sum,anchored'}
+  kinds = {(run.data, run.config.model.name): run for run in runs(variant, **more)}
+  for run in kinds.values():
+    check_config(run.config)
+  options = {str(dict(run.config.loss[run.config.loss.name])): run.config.loss for run in runs(variant, **more)}
+  assert len(options) == 3 + 17  # those of the other losses, and ce_afw or ce_dice with options
+  for loss in options.values():
+    chosen = {key: value for key, value in loss[loss.name].items() if key != 'rare'}
+    losses.make_loss(loss.name, **chosen)
 
 
 def test_a_key_that_is_not_there_or_of_another_type():
