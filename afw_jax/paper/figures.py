@@ -17,9 +17,9 @@ _SEEN = {
     "patient's left is at the right."
   ),
   'surfaces': (
-    'The scan with the median mean DSC of {reference}. All surfaces are seen by one camera, {azimuth} degrees from the '
-    "front towards the patient's left and {below} degrees from below, at one scale, on the grid of the scan; their "
-    "shape is not smoothed. The patient's left is at the right."
+    'The scan with the median mean DSC of {reference} (of two in the middle the lower). All surfaces are seen by one '
+    "camera, {azimuth} degrees from the front towards the patient's left and {below} degrees from below, at one scale, "
+    "on the grid of the scan; their shape is not smoothed. The patient's left is at the right."
   ),
 }
 
@@ -33,12 +33,19 @@ def caption(table: Table, shown: Shown, *, phantom: bool = False) -> list[str]:
   """The sentences that belong to a figure: what it shows, how it was chosen, and what is missing."""
   lines = shown.filled.lines
   missing = [line.row.label for line in lines if not line.done]
+  lacking = [
+    f'{label} in {scan.case} ({" ".join(found.split())})'
+    for scan in shown.scans
+    for label, found in scan.predictions.items()
+    if isinstance(found, str) and label not in missing
+  ]
   reference = shown.reference or _reference(table)
   instead = f'{_reference(table)} has no run yet, so {reference} chooses. ' if reference != _reference(table) else ''
   view = {'azimuth': surface_views.AZIMUTH_DEG, 'below': -surface_views.ELEVATION_DEG}
   return [
     f'{sum(line.done for line in lines)} of {sum(line.planned for line in lines)} runs.'
-    + (f' No run yet: {"; ".join(missing)}.' if missing else ''),
+    + (f' No run yet: {"; ".join(missing)}.' if missing else '')
+    + (f' Not shown: {"; ".join(lacking)}.' if lacking else ''),
     *([f'**{PHANTOM}**'] if phantom else []),
     f'{instead}{_SEEN[table.picture].format(reference=reference, **view)}',
     'Drawn are the label maps that were scored'

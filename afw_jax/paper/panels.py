@@ -46,7 +46,7 @@ def sheet(
   lines = max(text.count('\n') for text in headings)
   above = 0.7 + 0.2 * (lines + title.count('\n'))
   figure = new_figure(width, panel[1] * len(shown.scans) + above + 0.25 * legend_rows)
-  figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+  figure.get_layout_engine().set(w_pad=0.02, h_pad=0.05, wspace=0.01, hspace=0.01)
   grid = figure.subplots(len(shown.scans), len(columns) + 1, squeeze=False)
   for n, (scan, row) in enumerate(zip(shown.scans, grid)):
     for axes, column in zip(row, (None, *columns)):

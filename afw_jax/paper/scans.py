@@ -12,7 +12,7 @@ from afw_jax import workdir as run_folder
 from afw_jax.config import build
 from afw_jax.data import resample, store, usual, working_grid
 from afw_jax.data.formats import volumes
-from afw_jax.data.formats.geometry import Geometry
+from afw_jax.data.formats.geometry import MAX_DISPLACEMENT, Geometry, displacement
 from afw_jax.errors import InputError
 from afw_jax.inference import trained
 from afw_jax.paper import choice, collect, states
@@ -142,7 +142,7 @@ def _scan(table: Table, case_id: str, standing: str, runs: dict[str, Run], score
     elif case_id not in dsc[row.label]:
       maps[row.label] = NOT_SCORED
     else:
-      maps[row.label] = _prediction(runs[row.label], scored[row.label], case, truth.shape)
+      maps[row.label] = _prediction(runs[row.label], scored[row.label], case)
   made = {label: of_run[case_id] for label, of_run in dsc.items() if case_id in of_run}
   if table.picture == 'surfaces':
     return Scan(case_id, standing, geometry.spacing_mm, geometry.has_mm, truth, maps, made)
@@ -166,7 +166,7 @@ def _meta(run: Run) -> dict:
   return trained.read_meta(run.folder, run.config.eval.checkpoint)[1]
 
 
-def _prediction(run: Run, scored: scores.Run, case: store.Case, shape: tuple[int, ...]) -> np.ndarray | str:
+def _prediction(run: Run, scored: scores.Run, case: store.Case) -> np.ndarray | str:
   """The label map that a run was scored by, in classes; `NO_MAP` where it was deleted, `NO_RUN` while it is made."""
   name = file_name(case.id)
   path = os.path.join(run.folder, 'predictions', f'{name}.nii.gz')
@@ -176,10 +176,13 @@ def _prediction(run: Run, scored: scores.Run, case: store.Case, shape: tuple[int
   if record.get('content_sha256') not in (None, store.content_digest(case.meta)):
     raise InputError(run.folder, f'scored another scan or truth as {case.id} than its store holds now', _AGAIN)
   ids = _meta(run)['data']['output_ids']
-  labels = as_classes(path, volumes.read_label(path).array, [ids[organ] for organ in scored.organs])
+  read = volumes.read_label(path)
+  grid = Geometry.from_json(case.meta['geometry'])
+  labels = as_classes(path, read.array, [ids[organ] for organ in scored.organs])
+  same_grid = labels.shape == grid.internal_shape and displacement(grid, read.geometry)[0] <= MAX_DISPLACEMENT
   counts = np.bincount(labels.ravel(), minlength=len(scored.organs) + 1)[1:]
   expected = scored.volumes['pred_voxels'][scored.cases.index(case.id)]
-  if labels.shape != shape or any(n != wanted for n, wanted in zip(counts, expected) if not np.isnan(wanted)):
+  if not same_grid or any(n != wanted for n, wanted in zip(counts, expected) if not np.isnan(wanted)):
     raise InputError(path, 'is not the label map that was scored', _AGAIN)
   return labels
 

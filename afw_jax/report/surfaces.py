@@ -136,7 +136,7 @@ def depths(
 
   Returns:
     ((rows, columns) of the frame, the first row at the bottom; (h, w) float32 depth of these pixels along `into`, in mm
-    from the centre of the first voxel; inf where a ray meets nothing); None for an empty mask.
+    from the centre of the first voxel; inf where a ray meets nothing); None if the frame shows nothing of the mask.
   """
   box = _box(mask)
   if box is None:
@@ -150,7 +150,7 @@ def depths(
   start = [max(0, int((low[n] - framed.low[n]) / side)) for n in range(2)]
   stop = [min(framed.shape[n], int(np.ceil((high[n] - framed.low[n]) / side)) + 1) for n in range(2)]
   if any(b <= a for a, b in zip(start, stop)):
-    return (slice(0), slice(0)), np.empty((0, 0), np.float32)
+    return None
   step = min(2 * side, 0.75 * float(min(spacing_mm)))
   count = int(np.ceil((high[2] - low[2]) / step)) + 1
   corner = [framed.low[n] + (start[n] + 0.5) * side for n in range(2)] + [low[2]]
