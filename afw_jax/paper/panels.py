@@ -44,7 +44,7 @@ def sheet(
   per_row = -(-len(names) // max(1, legend_rows))
   headings = [_wrapped(column) for column in (TRUTH, *columns)]
   lines = max(text.count('\n') for text in headings)
-  above = 0.7 + 0.2 * (lines + title.count('\n'))
+  above = 0.85 + 0.22 * (lines + title.count('\n'))
   figure = new_figure(width, panel[1] * len(shown.scans) + above + 0.25 * legend_rows)
   figure.get_layout_engine().set(w_pad=0.02, h_pad=0.05, wspace=0.01, hspace=0.01)
   grid = figure.subplots(len(shown.scans), len(columns) + 1, squeeze=False)

@@ -35,6 +35,8 @@ def _panel(
   (rows, columns), longer = framed.shape, max(framed.shape)
   axes.set_xlim(-_MARGIN * longer, columns + _MARGIN * longer)
   axes.set_ylim(rows + _BELOW * longer, -_MARGIN * longer)
+  if not labels.any():
+    axes.text(0.5, 0.55, 'no organ found', transform=axes.transAxes, fontsize=10, ha='center', color='#404040')
   if labels is scan.truth and scan.has_mm:
     panels.scale_bar(axes, framed.pixel_mm, 'black', [], height=0.02)
   for label, dsc in scan.dsc.items():

@@ -17,7 +17,7 @@ from afw_jax.data.formats import volumes
 from afw_jax.data.formats.geometry import Geometry
 from afw_jax.errors import InputError
 from afw_jax.inference import trained
-from afw_jax.paper import figures, panels, scans, states, tables
+from afw_jax.paper import choice, figures, panels, scans, states, tables
 from afw_jax.paper.runs import members
 from configs import paper as config_file
 
@@ -123,8 +123,10 @@ def test_every_column_shows_the_same_slice_window_and_part(made, drawn):
   grid = np.reshape(figure.axes, (3, 5))
   assert [axes.get_title() for axes in grid[0]] == ['truth', FOCAL, GD, DICE, AFW]
   assert legend_labels(figure) == ['1 liver', '2 gall bladder'] and '3 of 4 runs' in figure.get_suptitle()
+  crops = choice.crops([scan.seen for scan in shown.scans], [scan.spacing_mm[1:] for scan in shown.scans])
   sizes = set()
-  for row, scan in zip(grid, shown.scans):
+  for row, scan, (top, bottom, left, right) in zip(grid, shown.scans, crops):
+    assert (*row[1].get_ylim()[::-1], *row[1].get_xlim()) == pytest.approx((top, bottom, left, right))
     assert row[0].get_ylabel() == f'{scan.case}\n{scan.standing}, slice {scan.slice}'
     for axes in (row[0], row[1], row[3], row[4]):
       np.testing.assert_array_equal(axes.images[0].get_array(), scan.image[scan.slice])
@@ -160,6 +162,10 @@ def test_surfaces_are_those_of_the_scan_grid_from_one_camera(made, drawn, monkey
   assert len(seen) == 3 and all(one[2] is seen[0][2] and one[3] is seen[0][3] for one in seen)
   assert all(one[1] == (3.0, 1.5, 1.25) and one[0].shape == (6, 40, 48) for one in seen)
   np.testing.assert_array_equal(seen[2][0], np.roll(seen[0][0], 4, axis=2))
+  shown.scans[0].predictions[last][:] = 0
+  figures.draw('x.png', made.seven, shown)
+  assert 'no organ found' in [t.get_text() for t in drawn[1].axes[4].texts]
+  assert 'no organ found' not in [t.get_text() for t in drawn[0].axes[4].texts]
   titles = [axes.get_title() for axes in drawn[0].axes]
   assert titles[0] == 'truth' and titles[-1] == 'UNETR++,\nCE + AFW-Dice' and len(titles) == 5
   assert [[t.get_text() for t in axes.texts] for axes in drawn[0].axes[2:4]] == [['no run yet']] * 2
