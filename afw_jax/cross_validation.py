@@ -151,9 +151,8 @@ def _check_same_config(
   """Raises InputError where the config of a run differs from another in more than the fold."""
   old, now = (json.loads(config.to_json_best_effort()) for config in (own, other))
   if differing := run_folder.differences(old, now, but=('data.fold',)):
-    raise InputError(
-      workdir, f'has another config than {where}: {"; ".join(differing)}', 'Folds may differ in data.fold only.'
-    )
+    shown = '; '.join(f'{key} is {one!r}, there {another!r}' for key, (one, another) in differing.items())
+    raise InputError(workdir, f'has another config than {where}: {shown}', 'Folds may differ in data.fold only.')
 
 
 def _check_alike(run: _Run, first: _Run) -> None:

@@ -124,6 +124,8 @@ def _dispatch() -> None:
   if mode == 'plan':
     plan.plan(config, options.TARGET.value, options.DEVICES.value, options.MEMORY.value)
     return
+  if options.OUTPUT.value and mode in _TRAINING_MODES and not pools:
+    raise InputError('--output', f'is not an option of --mode={mode} with one run', 'Its folder is the --workdir.')
   workdir, *others = workdirs or [_default_workdir()]
   process = launchers.resolve_process(options.COORDINATOR.value, options.NUM_PROCESSES.value, options.PROCESS_ID.value)
   computes = mode in ('all', 'train', 'evaluate', 'predict')

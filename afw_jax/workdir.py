@@ -113,31 +113,29 @@ def _claim(workdir: str, config: ml_collections.ConfigDict, versions: dict) -> N
     raise InputError(workdir, 'holds the pooled scores of a cross-validation', 'Choose another --workdir.')
   new = json.loads(config.to_json_best_effort())
   # Where nothing was trained yet, the new config takes over.
-  differing = differences(read_config(workdir), new) if os.path.exists(path) and begun(workdir) else []
+  differing = differences(read_config(workdir), new) if os.path.exists(path) and begun(workdir) else {}
   if differing:
     raise InputError(
       path,
-      'this workdir belongs to another config: ' + '; '.join(differing),
+      'this workdir belongs to another config: '
+      + '; '.join(f'{k} was {a!r}, is {b!r}' for k, (a, b) in differing.items()),
       'Choose another --workdir, or start with the values it was made with.',
     )
   atomic_files.write_json(path, new)
   atomic_files.write_json(os.path.join(workdir, 'environment.json'), versions)
 
 
-def differences(old: dict, now: dict, *, but: Collection[str] = ()) -> list[str]:
-  """What differs between two configs as JSON, as 'KEY was X, is Y'; without `FREE` and options that are not used.
+def differences(old: dict, now: dict, *, but: Collection[str] = ()) -> dict[str, tuple]:
+  """Key -> its values in two configs as JSON where these differ; without `FREE` and options that are not used.
 
   Args:
-    old: the config before.
-    now: the config now.
+    old: one config.
+    now: the other.
     but: other keys that may differ.
   """
   old, now = ({k: v for k, v in _flat(_used(_completed(config))).items() if k not in but} for config in (old, now))
-  return [
-    f'{k} was {old.get(k, "absent")!r}, is {now.get(k, "absent")!r}'
-    for k in sorted(old | now)
-    if old.get(k, '') != now.get(k, '')
-  ]
+  differing = [k for k in sorted(old | now) if old.get(k, '') != now.get(k, '')]
+  return {k: (old.get(k, 'absent'), now.get(k, 'absent')) for k in differing}
 
 
 def environment() -> dict:

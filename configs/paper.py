@@ -60,6 +60,7 @@ def _recipe(section: str):
   if section == 'chaos_mr':  # two to three minutes on two cores for each training
     config.model.unet.features = (8, 16, 32, 64, 128)
     config.train.batch_size = 12
+    config.eval.num_pictures = 1
     config.train.steps_per_epoch = 30
     config.train.epochs = 20
     _score_held_out_fold(config)

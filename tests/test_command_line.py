@@ -1,5 +1,6 @@
 """Command-line arguments before they are parsed, the help screen, and where configs are found."""
 
+import functools
 import json
 import os
 import pathlib
@@ -138,3 +139,21 @@ def test_help_is_one_readable_screen_with_every_mode_and_flag():
 
 def test_without_arguments_the_help_is_shown(run_main):
   assert 'afw-jax --config=' in run_main(check=2).stdout
+
+
+def test_commas_separate_workdirs_and_stay_in_names_of_folders(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+  for name in ('a', 'b,c', 'd', 'home/e', 'one', 'one,two', 'two'):
+    os.makedirs(name)
+  split = functools.partial(command_line.split_workdirs, several=True)
+  assert split('') == [] and split('a') == ['a'] and split('a,d') == ['a', 'd']
+  assert split('a,b,c,d') == ['a', 'b,c', 'd'] and split('b,c') == ['b,c']
+  assert split('~/e,a') == [f'{tmp_path}/home/e', 'a']
+  assert split('a,missing') == ['a', 'missing']
+  assert command_line.split_workdirs('new,run', several=False) == ['new,run']
+  with pytest.raises(InputError, match=r"one,two can mean \['one', 'two'\] or \['one,two'\]"):
+    split('one,two')
+  for text in ('a,', ',a', 'a,,d'):
+    with pytest.raises(InputError, match='has an empty name'):
+      split(text)

@@ -48,7 +48,8 @@ def test_metrics_have_every_step_once(trained):
   assert steps == list(range(1, 25))
   assert [r['step'] for r in records if 'val/dsc' in r] == [8, 16, 24]
   first = records[0]
-  assert {f'weight/{c}' for c in ('background', *ORGANS)} <= set(first) and first['data_wait_s'] >= 0
+  assert {f'{key}/{c}' for key in ('weight', 'pull') for c in ('background', *ORGANS)} <= set(first)
+  assert first['data_wait_s'] >= 0
   rate = json.loads((trained / 'config.json').read_text(encoding='utf-8'))['optimizer']['learning_rate']
   assert first['train/lr'] == pytest.approx(rate) and records[-2]['train/loss'] < first['train/loss']
 

@@ -32,6 +32,9 @@ def one_line(done, quiet=True):
     (('--config=configs/synapse.py', '--config.data.root=nowhere', '--workdir=WORK/a'), 'syn3193805'),
     (('--config=configs/demo.py', '--config.data.window=1,b', '--workdir=WORK/b'), 'data.window'),
     (('stray', '--workdir=x'), 'stray'),
+    (('--mode=evaluate', '--workdir=x,y'), '--output'),
+    (('--mode=evaluate', '--config=configs/demo.py', '--workdir=x', '--output=y'), '--output'),
+    (('--mode=predict', '--workdir=x,,y', '--input=a.nii.gz', '--output=b.nii.gz'), 'empty name'),
   ],
 )
 def test_mistakes_on_the_command_line(run_main, tmp_path, arguments, said):

@@ -6,6 +6,8 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 from afw_jax.data import resample, usual, working_grid
 from afw_jax.data.formats import volumes
 from afw_jax.data.padding import without_padding
@@ -73,8 +75,8 @@ def _program(trained: Trained) -> str:
 
 def _in_order_of(first: Trained, trained: Trained) -> Trained:
   """A network that gives the probabilities of its classes in the order of another that has the same organs."""
-  order = [0, *(trained.labels[organ] for organ in first.organs)]
-  if order == sorted(order):
+  order = np.array([0, *(trained.labels[organ] for organ in first.organs)])
+  if (np.diff(order) == 1).all():
     return trained
   step: PredictStep = trained.predict_step
   reordered = lambda variables, image, window: step(variables, image, window)[..., order]

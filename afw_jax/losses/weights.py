@@ -12,7 +12,9 @@ w_c = (sqrt(1 + 4 / l_c) - 1) / 2.
 References:
   Guo Y., Lin J., Pan J., Jiang T. 2024. doi 10.20169/j.issn.2095-2163.240703 (Eqs. 2 and 6).
   Kirchdorfer L. et al. 2024. Analytical Uncertainty-Based Loss Weighting in Multi-Task Learning. arXiv:2408.07985
-    (weights solved for instead of learned, and tempered by a softmax).
+    (weights solved for instead of learned).
+  Li T., Beirami A., Sanjabi M., Smith V. 2021. Tilted Empirical Risk Minimization. arXiv:2007.01162 (entropic weights,
+    with tilt 1 / tau).
 """
 
 import jax

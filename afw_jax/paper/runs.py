@@ -172,7 +172,8 @@ def check_folder(run: Run) -> None:
   if differing := run_folder.differences(run_folder.read_config(run.folder), _as_json(run.config)):
     raise InputError(
       run.folder,
-      'holds a run of another config: ' + '; '.join(differing),
+      'holds a run of another config: '
+      + '; '.join(f'{key} was {was!r}, is {now!r}' for key, (was, now) in differing.items()),
       'Choose another --workdir, or give the options that it was made with.',
     )
 

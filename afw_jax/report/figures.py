@@ -1,4 +1,4 @@
-"""Figures of a run: training curves, learned class weights, and the focused Dice loss (Figure 2 of the paper)."""
+"""Figures of a run: training curves, class weights and pulls, and the focused Dice loss (Figure 2 of the paper)."""
 
 import os
 from collections.abc import Iterable
@@ -68,35 +68,48 @@ def curves(path: str, records: Iterable[dict]) -> str:
 
 
 def learned_weights(path: str, records: Iterable[dict]) -> str:
-  """Draws the weight 1 / sigma_c^2 that AFW-Dice learned for each class against the step (paper Eq. 6).
+  """Draws the weight of each class in AFW-Dice against the step (paper Eq. 6), and the pull of the loss on the class.
+
+  The pull is the derivative of the loss with respect to the Dice loss of the class, which the weight alone does not
+  tell. Runs of versions that did not record it have the weights alone.
 
   Args:
     path: path of the PNG to write.
-    records: of metrics.jsonl; the keys 'step' and 'weight/<class>' are drawn, None as a gap.
+    records: of metrics.jsonl; the keys 'step', 'weight/<class>' and 'pull/<class>' are drawn, None as a gap.
 
   Returns:
     path.
   """
   records = list(records)
-  figure = new_figure(8.6, 4.8)
-  axes = figure.subplots()
-  classes = _names(records, 'weight/')
+  if not _names(records, 'pull/'):
+    figure = new_figure(8.6, 4.8)
+    _by_class(figure.subplots(), records, 'weight/', 'Class weights', 'weight $w_c$')
+    return save(figure, path)
+  figure = new_figure(16, 4.8)
+  left, right = figure.subplots(1, 2)
+  _by_class(left, records, 'weight/', 'Class weights', 'weight $w_c$')
+  _by_class(right, records, 'pull/', 'Pull on each class', r'derivative of the loss by the Dice loss $L_c$')
+  return save(figure, path)
+
+
+def _by_class(axes, records: list[dict], prefix: str, title: str, ylabel: str) -> None:
+  """One line for each class, with its last value in the legend; logarithmic where small values would be lost."""
+  classes = _names(records, prefix)
   organs = [name for name in classes if name != 'background']
   low, high = 1.0, 1.0
   for name in classes:
-    steps, weight = _series(records, f'weight/{name}')
+    steps, value = _series(records, prefix + name)
     i = organs.index(name) if name in organs else -1
     style = {'color': colour(i + 1), 'linestyle': _dash(i) if i >= 0 else (0, (6, 2)), 'linewidth': 1.8}
-    known = weight[~np.isnan(weight)]
-    axes.plot(steps, weight, label=f'{label(name)} ({known[-1]:.2f})' if len(known) else label(name), **style)
-    low, high = min(low, np.nanmin(weight, initial=1)), max(high, np.nanmax(weight, initial=1))
+    known = value[~np.isnan(value)]
+    axes.plot(steps, value, label=f'{label(name)} ({_short(known[-1])})' if len(known) else label(name), **style)
+    low, high = min(low, np.nanmin(value, initial=1)), max(high, np.nanmax(value, initial=1))
   axes.axhline(1, color='#b0b0b0', linewidth=0.8, zorder=0)
   if classes:
     legend_beside(axes, title='class (last value)')
   if low > 0 and high / low > 20:
     axes.set_yscale('log')
-  _dress(axes, 'Learned class weights', r'$w_c = 1/\sigma_c^2$', empty=not classes)
-  return save(figure, path)
+  _dress(axes, title, ylabel, empty=not classes)
 
 
 def gamma_figure(path: str, *, gammas: Iterable[float] = _GAMMAS) -> str:
@@ -138,7 +151,7 @@ def focused_loss(gamma: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_run(folder: str, records: list[dict]) -> dict[str, str]:
-  """Draws the training curves into a folder and, for AFW-Dice, the learned weights and Figure 2 of the paper.
+  """Draws the training curves into a folder and, for AFW-Dice, its class weights and Figure 2 of the paper.
 
   Args:
     folder: where the PNG files go.
@@ -164,6 +177,10 @@ def _series(records: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
 def _names(records: list[dict], prefix: str) -> list[str]:
   """The keys of the records that start with a prefix, without it, in the order of first appearance."""
   return list(dict.fromkeys(key.removeprefix(prefix) for r in records for key in r if key.startswith(prefix)))
+
+
+def _short(value: float) -> str:
+  return f'{value:.2f}' if value == 0 or abs(value) >= 0.1 else f'{value:.1g}'
 
 
 def _dash(i: int) -> str | tuple:

@@ -150,7 +150,7 @@ def read_run(workdir: str) -> Run:
     dataset=_setting(config, 'data', 'dataset'),
     network=_setting(config, 'model', 'name'),
     loss=loss,
-    loss_options=section.get(loss) or {} if isinstance(section, dict) else {},
+    loss_options=_loss_options(section.get(loss) or {}) if isinstance(section, dict) else {},
     split=split,
     convention=records[0]['convention'],
     unit=_unit(records),
@@ -243,6 +243,14 @@ def _unit(records: list[dict]) -> str:
     return 'voxels'
   with_mm = {bool(r.get('has_mm', True)) for r in records}
   return {(True,): 'mm', (False,): 'voxels'}.get(tuple(with_mm), 'mm or voxels (some scans have no spacing)')
+
+
+def _loss_options(options: dict) -> dict:
+  """The options of a loss as they work: learned_weights says nothing beside weights, but that False means 'equal'."""
+  if 'weights' not in options:
+    return options
+  rest = {key: value for key, value in options.items() if key != 'learned_weights'}
+  return rest if options.get('learned_weights', True) else rest | {'weights': 'equal'}
 
 
 def _setting(config: dict, section: str, key: str) -> str:

@@ -132,7 +132,8 @@ def scalars(aux: dict, class_names: tuple[str, ...]) -> dict[str, float]:
     'train/grad_norm': float(aux['grad_norm']),
     'train/dsc': 1 - float(np.mean(terms['dice'][1:])),
   }
-  for name, key in (('train/dice', 'dice'), ('weight', 'weight'), ('train/contribution', 'contribution')):
+  recorded = {'train/dice': 'dice', 'weight': 'weight', 'train/contribution': 'contribution', 'pull': 'pull'}
+  for name, key in recorded.items():
     out |= {f'{name}/{c}': float(v) for c, v in zip(class_names, terms.get(key, ()))}
   return out
 
@@ -141,11 +142,9 @@ def postfix(values: dict, terms: dict, class_names: tuple[str, ...], best_dsc: f
   """The text behind the progress bar."""
   text = f'loss {values["train/loss"]:.3f}, batch DSC {values["train/dsc"]:.3f}'
   text += f', best val {best_dsc:.3f}' if best_dsc is not None else ''
-  if 'weight' in terms:
-    low, high = int(np.argmin(terms['weight'])), int(np.argmax(terms['weight']))
-    text += (
-      f', weights {terms["weight"][low]:.2f} ({class_names[low]}) to {terms["weight"][high]:.2f} ({class_names[high]})'
-    )
+  for key in ('weight', 'pull') if 'weight' in terms else ():
+    low, high = int(np.argmin(terms[key])), int(np.argmax(terms[key]))
+    text += f', {key} {terms[key][low]:.3g} ({class_names[low]}) to {terms[key][high]:.3g} ({class_names[high]})'
   return text + f', {values["images_per_s"]:.1f} img/s'
 
 

@@ -120,6 +120,25 @@ def test_runs_that_were_not_scored_alike_do_not_share_a_table(table1, odd, says)
     collect.collect(table, found, done)
 
 
+def test_seeds_of_one_row_that_were_not_scored_alike(table1):
+  table, found = table1
+  done = {fill(found, PLAIN, 0, scores(0.5)), fill(found, PLAIN, 1, scores(0.5), convention='monai')}
+  with pytest.raises(InputError, match='convention'):
+    collect.collect(table, found, done)
+
+
+def test_rows_are_compared_over_the_seeds_that_both_have(table1):
+  table, found = table1
+  done = {fill(found, PLAIN, 0, scores(0.5)), fill(found, BETTER, 1, scores(0.9))}
+  _, lines = lines_of(table, found, done)
+  assert lines[BETTER].difference is None and lines[BETTER].done == 1
+  done.add(fill(found, BETTER, 0, scores(0.7)))
+  _, lines = lines_of(table, found, done)
+  assert lines[BETTER].difference.difference == pytest.approx(20) and lines[BETTER].cells['dsc'].mean == pytest.approx(
+    80
+  )
+
+
 def test_an_empty_table_has_dashes_and_the_published_numbers(table1):
   table, found = table1
   filled = collect.collect(table, found, set())

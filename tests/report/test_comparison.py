@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scored_run import CONFIG, SETTINGS, make_run
+from scored_run import CONFIG, SETTINGS, make_pooled, make_run
 
 from afw_jax.errors import InputError
 from afw_jax.report.comparison import compare
@@ -77,3 +77,15 @@ def test_different_settings_are_named(tmp_path):
 def test_a_comparison_on_training_cases_says_so(tmp_path):
   run = make_run(tmp_path / 'run', BASE, split='train', training_split='train')
   assert '**Training split.**' in compare([run, run])
+
+
+def test_pooled_folds_are_compared_like_runs(tmp_path):
+  other = CONFIG | {'loss': {'name': 'ce_dice'}}
+  one = make_pooled(tmp_path / 'one', BASE, config=other)
+  text = compare([one, make_pooled(tmp_path / 'two', BASE)])
+  assert '2 common case(s)' in text and '**Pooled over 2 folds.**' in text and '| ce_afw - ce_dice |' in text
+  text = compare([one, make_pooled(tmp_path / 'three', BASE | {'c': (0.1, 0.2)}, count=3, unfinished=('3/3',))])
+  assert '**Different folds:** ce_dice: 1/2, 2/2; ce_afw: 1/3, 2/3, 3/3.' in text
+  assert '**Folds whose training had not come to its end:** ce_afw: 3/3.' in text
+  with pytest.raises(InputError, match="has split 'test'"):
+    compare([one, make_run(tmp_path / 'plain', BASE)])

@@ -39,6 +39,17 @@ def test_learned_weights(tmp_path, drawn):
   assert drawn[0].axes[0].lines[1].get_ydata() == pytest.approx([1.0 + s for s in range(1, 31)])
 
 
+def test_weights_are_drawn_beside_the_pulls(tmp_path, drawn):
+  pulls = [{**r, 'pull/background': 40.0 - r['step'], 'pull/liver': 0.001 * r['step']} for r in records()[10:]]
+  figures.learned_weights(str(tmp_path / 'w.png'), records()[:10] + pulls)  # an older version made the first records
+  left, right = drawn[0].axes
+  assert [t.get_text() for t in left.get_legend().get_texts()] == ['background (0.67)', 'liver (31.00)']
+  assert [t.get_text() for t in right.get_legend().get_texts()] == ['background (10.00)', 'liver (0.03)']
+  assert right.get_yscale() == 'log' and right.get_title() == 'Pull on each class'
+  assert right.lines[1].get_ydata()[:20] == pytest.approx([0.001 * s for s in range(11, 31)])
+  assert left.lines[0].get_color() == right.lines[0].get_color() != right.lines[1].get_color()
+
+
 def test_gamma_figure_is_the_loss_itself(tmp_path, drawn):
   figures.gamma_figure(str(tmp_path / 'g.png'))
   labels = [t.replace('$', '').replace(r'\gamma', 'gamma') for t in legend_labels(drawn[0])]
@@ -129,20 +140,20 @@ def test_a_figure_that_cannot_be_drawn_leaves_no_file(tmp_path):
 ODD_NAMES = ('a$b$', '_hidden', r'\frac{', 'x' * 60, 'y' * 200)
 
 
+@pytest.mark.parametrize('keys', [('weight',), ('weight', 'pull')])
 @pytest.mark.parametrize(
   'names', [[f'vertebrae_L{i:03d}_right' for i in range(n)] for n in (8, 23, 40, 104)] + [ODD_NAMES]
 )
-def test_legends_show_every_organ_inside_the_figure(tmp_path, drawn, names):
+def test_legends_show_every_organ_inside_the_figure(tmp_path, drawn, names, keys):
   rows = [
-    {'step': s, 'train/loss': 1.0, 'val/dsc': 0.5, 'weight/background': 1.0}
+    {'step': s, 'train/loss': 1.0, 'val/dsc': 0.5, **{f'{key}/background': 1.0 for key in keys}}
     | {f'val/dsc/{name}': 0.5 for name in names}
-    | {f'weight/{name}': 1.5 for name in names}
+    | {f'{key}/{name}': 1.5 for name in names for key in keys}
     for s in (1, 2)
   ]
   figures.curves(str(tmp_path / 'c.png'), rows)
   figures.learned_weights(str(tmp_path / 'w.png'), rows)
-  for figure in drawn:
-    axes = figure.axes[-1]
+  for figure, axes in [(drawn[0], drawn[0].axes[-1]), *((drawn[1], axes) for axes in drawn[1].axes)]:
     assert len(axes.get_legend().get_texts()) == len(names) + 1
     inside(figure, axes.get_legend())
     plot = axes.get_window_extent().size / figure.dpi

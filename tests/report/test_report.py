@@ -5,7 +5,7 @@ import pathlib
 import statistics as stdlib
 
 import pytest
-from scored_run import ORGANS, make_run
+from scored_run import ORGANS, SETTINGS, make_pooled, make_run
 
 from afw_jax.metrics import UNITS
 from afw_jax.report import report as report_module
@@ -122,3 +122,18 @@ def test_summary_lists_files_and_says_when_nothing_can_be_drawn(tmp_path, monkey
 
 def test_every_convention_is_explained():
   assert set(RULES) == set(UNITS)
+
+
+def test_the_report_says_which_fold_or_folds(tmp_path):
+  text = lambda workdir: open(report(workdir)['report'], encoding='utf-8').read()  # noqa: SIM115
+  val = {'split': 'val', 'training_split': 'val'}
+  one = make_run(tmp_path / 'one', fold='2/5', **val)
+  assert '**Fold 2 of 5.**' in text(one) and 'split val, fold 2 of 5, metric' in summary(one)[1]
+  assert '(val split, fold 2 of 5): mean' in (tmp_path / 'one' / 'report' / 'table.tex').read_text(encoding='utf-8')
+  pooled = make_pooled(tmp_path / 'cv', unfinished=('1/2',))
+  assert '**Pooled over 2 folds.**' in text(pooled) and '**Not finished: fold 1/2.**' in text(pooled)
+  assert 'split val, 2 folds pooled, metric' in summary(pooled)[1]
+  assert 'It also chose the checkpoint' in text(one)
+  last = make_run(tmp_path / 'last', settings={**SETTINGS, 'checkpoint': 'last'}, **val)
+  assert 'which these cases did not choose' in text(last) and 'It also chose' not in text(last)
+  assert 'old 2' not in text(make_run(tmp_path / 'none', **val))

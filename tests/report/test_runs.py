@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from scored_run import make_run
+from scored_run import make_pooled, make_run
 
 from afw_jax.errors import InputError
 from afw_jax.metrics import SCORES, UNITS, score_case
@@ -36,6 +36,17 @@ def test_reads_the_scores_that_were_written(tmp_path, convention):
   assert run.flags['absent'].tolist() == [[False, False, False, True]]
   assert run.flags['missed'].tolist() == [[False, True, False, False]]
   assert run.loss == 'ce_dice' and run.network == run.split == 'not recorded' and run.training_splits == (None,)
+
+
+@pytest.mark.parametrize('given, shown', [
+  ({'gamma': 1.0, 'learned_weights': False}, {'gamma': 1.0, 'learned_weights': False}),  # of an earlier version
+  ({'weights': 'learned', 'learned_weights': False}, {'weights': 'equal'}),
+  ({'weights': 'entropic', 'learned_weights': True}, {'weights': 'entropic'}),
+])  # fmt: skip
+def test_options_of_the_loss_do_not_contradict_each_other(tmp_path, given, shown):
+  workdir = make_run(tmp_path / 'run')
+  atomic_files.write_json(tmp_path / 'run' / 'config.json', {'loss': {'name': 'ce_afw', 'ce_afw': given}})
+  assert read_run(workdir).loss_options == shown
 
 
 def test_report_of_null_scores(tmp_path):
@@ -101,3 +112,29 @@ def test_bad_workdir(tmp_path, harm, said):
   with pytest.raises(InputError, match=said):
     report(workdir)
   assert not (tmp_path / 'run' / 'report').exists()
+
+
+def test_pooled_folds(tmp_path):
+  run = read_run(make_pooled(tmp_path / 'cv'))
+  assert run.folds == ('1/2', '2/2') and run.cases == ('a', 'b', 'c') and run.unfinished == ()
+  assert read_run(make_pooled(tmp_path / 'late', unfinished=('2/2',))).unfinished == ('2/2',)
+  assert read_run(make_run(tmp_path / 'one', fold='2/5')).folds == ('2/5',)
+  assert read_run(make_run(tmp_path / 'none', fold='')).folds == () == read_run(make_run(tmp_path / 'older')).folds
+
+
+@pytest.mark.parametrize('harm, said', [
+  (lambda f: (f / 'cases' / 'b.json').unlink(), 'are not the scores that were pooled: b are missing'),
+  (lambda f: make_run(f, {'d': (0.5, 0.5)}, split='val', training_split='val', fold='2/2', checkpoint_step=101),
+   'are not the scores that were pooled: d are missing or not among them'),
+  (spoil('b.json', lambda r: r.update(fold='1/2', checkpoint_step=100)), 'are not the scores that were pooled: b'),
+  (spoil('c.json', lambda r: r.update(checkpoint_step=7)), "c.json: has checkpoint_step 7, .*a.json has 100"),
+  (spoil('b.json', lambda r: r.update(convention='monai')), "b.json: has convention 'monai'"),
+  (lambda f: (f / 'folds.json').write_text('{"folds": []}'), 'folds.json: is not a list of folds'),
+  (lambda f: (f / 'folds.json').write_text('{"folds'), 'folds.json: is damaged'),
+  (lambda f: (f / 'folds.json').unlink(), "b.json: has fold '2/2', .*a.json has '1/2'"),
+])  # fmt: skip
+def test_pooled_folds_that_are_not_whole(tmp_path, harm, said):
+  workdir = make_pooled(tmp_path / 'cv')
+  harm(tmp_path / 'cv')
+  with pytest.raises(InputError, match=said):
+    read_run(workdir)

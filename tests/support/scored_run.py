@@ -3,6 +3,7 @@
 import math
 import pathlib
 
+from afw_jax.report.runs import POOLED
 from afw_jax.system import atomic_files
 
 ORGANS = ('liver', 'gall_bladder')
@@ -34,6 +35,18 @@ def organ_scores(dsc: float | None) -> dict:
     'true_ml': 1.25,
     'pred_ml': 0.0,
   }
+
+
+def make_pooled(folder: pathlib.Path, dsc: dict = DSC, *, count: int = 2, unfinished: tuple = (), **extra) -> str:
+  """As `make_run`, for pooled folds of a cross-validation: case i was held out in fold i modulo `count`."""
+  held = {'split': 'val', 'training_split': 'val', **extra}
+  cases = {f'{k + 1}/{count}': list(dsc)[k::count] for k in range(count)}
+  for k, (fold, ids) in enumerate(cases.items()):
+    make_run(folder, {case: dsc[case] for case in ids}, **{'fold': fold, 'checkpoint_step': 100 + k, **held})
+  steps = lambda fold: {'step': 5, 'total_steps': 9 if fold in unfinished else 5}
+  entries = [{'fold': fold, 'cases': ids, **steps(fold)} for fold, ids in cases.items()]
+  atomic_files.write_json(folder / POOLED, {'folds': entries})
+  return str(folder)
 
 
 def make_run(folder: pathlib.Path, dsc: dict = DSC, *, config: dict = CONFIG, **extra) -> str:
