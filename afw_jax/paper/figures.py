@@ -9,17 +9,18 @@ from afw_jax.paper.scans import Scan, Shown, read
 from afw_jax.paper.table import Table
 from afw_jax.report.tables import csv_text, markdown, number
 
+_RIGHT = "The patient's left is at the right."
+_UNKNOWN = 'The files of these scans have neither voxel size nor orientation: voxels count as cubes.'
 _SEEN = {
   'overlays': (
     'Rows: the scans with the lowest, the median and the highest mean DSC of {reference}. Slice: of each scan the one '
     'where the truth has the most organs, of these the one with the largest labelled area. All panels of a row show '
-    'the same slice, window and crop, which holds all organs of all label maps; all rows have the same scale. The '
-    "patient's left is at the right."
+    'the same slice, window and crop, which holds all organs of all label maps; all rows have the same scale.'
   ),
   'surfaces': (
     'The scan with the median mean DSC of {reference} (of two in the middle the lower). All surfaces are seen by one '
     "camera, {azimuth} degrees from the front towards the patient's left and {below} degrees from below, at one scale, "
-    "on the grid of the scan; their shape is not smoothed. The patient's left is at the right."
+    'on the grid of the scan; their shape is not smoothed.'
   ),
 }
 
@@ -48,6 +49,7 @@ def caption(table: Table, shown: Shown, *, phantom: bool = False) -> list[str]:
     + (f' Not shown: {"; ".join(lacking)}.' if lacking else ''),
     *([f'**{PHANTOM}**'] if phantom else []),
     f'{instead}{_SEEN[table.picture].format(reference=reference, **view)}',
+    *([_RIGHT if all(scan.has_mm for scan in shown.scans) else _UNKNOWN] if shown.scans else []),
     'Drawn are the label maps that were scored'
     + (f' (split {shown.filled.split}, checkpoint {shown.filled.checkpoint})' if shown.scans else '')
     + f', of the runs with seed {shown.seed}. DSC: mean over the organs of the whole scan'

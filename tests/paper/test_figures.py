@@ -1,6 +1,7 @@
 """Figures 5 to 7 from workdirs that were made by hand: the scored label maps, the same view in all columns."""
 
 import csv
+import dataclasses
 import io
 import json
 import pathlib
@@ -249,5 +250,9 @@ def test_every_form_of_a_figure(made):
   assert '| c4 | lowest | ' in text and ' | 30.00 | 30.00 | 30.00 | 30.00 |' in text
   rows = list(csv.DictReader(io.StringIO(figures.as_csv(made.five, shown))))
   assert len(rows) == 12 and {r['scan'] for r in rows} == {'c4', 'c2', 'c0'} and rows[0]['dsc_percent'] == '30'
+  without = dataclasses.replace(shown, scans=tuple(dataclasses.replace(s, has_mm=False) for s in shown.scans))
+  assert "patient's left is at the right" in text and 'neither voxel size' not in text
+  text = figures.as_markdown(made.five, without)
+  assert "patient's left is at the right" not in text and 'neither voxel size nor orientation' in text
   tex = figures.as_tex(made.five, shown)
   assert r'{figure5.png}' in tex and tex.count('{') == tex.count('}') and '*' not in tex
