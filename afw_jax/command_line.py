@@ -38,7 +38,7 @@ modes, each with an example
              afw-jax --mode=convert --config=synapse --input=weights.pth --workdir=runs/converted
   plan       memory and communication of a training step, compiled without the hardware
              afw-jax --mode=plan --config=synapse --target=h100 --devices=1,4,2x4 [--memory_gib=80]
-  paper      train what the tables of the paper and its Figures 3 and 4 need, and collect them
+  paper      train what the tables of the paper and its Figures 3 to 7 need, and collect them
              afw-jax --mode=paper --config=paper:table1 --workdir=runs/paper --seeds=0,1,2 [--shard=0/4]
              options: --dry_run (what is missing, and what it needs) --collect (the tables; no training)
 

@@ -1,11 +1,11 @@
-"""The tables of the paper, and its Figures 3 and 4, each by one command.
+"""The tables of the paper, and its Figures 3 to 7, each by one command.
 
     afw-jax --mode=paper --config=paper:table1 --config.synapse.data.root=data/synapse --workdir=runs/paper
     afw-jax --mode=paper --config=paper:table1,phantom --workdir=runs/paper_phantom
 
-After the colon: table1 to table6, figure3, figure4, all (these eight), losses (a comparison of losses on the MR scans
-of CHAOS), or several of them, separated by commas; with phantom, small networks on synthetic scans take the place of
-everything, which shows in minutes that all of it works. Each data set has a section with its whole recipe, which can
+After the colon: table1 to table6, figure3 to figure7, all (these eleven), losses (a comparison of losses on the MR
+scans of CHAOS), or several of them, separated by commas; with phantom, small networks on synthetic scans take the place
+of everything, which shows in minutes that all of it works. Each data set has a section with its whole recipe, which can
 be changed for all of its runs: --config.synapse.train.epochs=10. docs/paper.md says more.
 """
 

@@ -44,6 +44,7 @@ LAYERS = {
     'report.runs',
     'report.tables',
     'report.overlays',
+    'report.surfaces',
     'report.style',
     'data',
   ),

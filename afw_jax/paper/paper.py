@@ -10,7 +10,7 @@ import ml_collections
 
 from afw_jax.data.preparation.shard import parse_shard
 from afw_jax.errors import InputError, InputErrors
-from afw_jax.paper import collect, cost, phantoms, pictures, render, schedule, states, tables
+from afw_jax.paper import collect, cost, figures, phantoms, pictures, render, schedule, states, tables
 from afw_jax.paper.runs import Member, distinct, members
 from afw_jax.paper.table import Table, split
 from afw_jax.system import atomic_files, locks, terminal
@@ -89,14 +89,15 @@ def write_tables(folder: str, wanted: Sequence[Table], found: Sequence[Member], 
     for table in wanted:
       path = os.path.join(folder, table.name)
       try:
-        filled = collect.collect(table, found, done)
+        filled = (figures if table.picture else collect).collect(table, found, done)
       except InputError as error:
         errors.append(error)
         continue
-      for ending, text in (('.csv', render.as_csv), ('.tex', render.as_tex), ('.md', render.as_markdown)):
+      form = figures if table.picture else render
+      for ending, text in (('.csv', form.as_csv), ('.tex', form.as_tex), ('.md', form.as_markdown)):
         atomic_files.write_text(path + ending, text(table, filled, phantom=phantom))
       if can_draw:
-        pictures.draw(f'{path}.png', table, filled, phantom=phantom)
+        (figures if table.picture else pictures).draw(f'{path}.png', table, filled, phantom=phantom)
       paths.append(f'{path}.md')
   if errors:
     raise InputErrors(errors) if len(errors) > 1 else errors[0]

@@ -22,7 +22,7 @@ def as_markdown(table: Table, filled: Sequence[Filled], *, phantom: bool = False
     filled: from `collect.collect`.
     phantom: whether the runs are those of synthetic scans, which nothing published stands beside.
   """
-  parts = [f'# {_title(table)}', *caption(table, filled, phantom=phantom)]
+  parts = [f'# {title(table)}', *caption(table, filled, phantom=phantom)]
   for one in filled:
     parts += [f'## {one.part.title}{_facts(one)}', markdown(*_means(one, phantom))]
     if one.organs:
@@ -95,7 +95,7 @@ def as_tex(table: Table, filled: Sequence[Filled], *, phantom: bool = False) -> 
     text += [
       r'\begin{table}',
       r'\centering',
-      rf'\caption{{{_tex(f"{_title(table)}, {one.part.title}{_facts(one)}. {says}")}}}',
+      rf'\caption{{{tex(f"{title(table)}, {one.part.title}{_facts(one)}. {says}")}}}',
       *(line for shown in tables for line in _tabular(*shown)),
       r'\end{table}',
     ]
@@ -107,20 +107,22 @@ def _tabular(head: list[str], rows: list[list[str]]) -> list[str]:
     r'\resizebox{\textwidth}{!}{%',
     rf'\begin{{tabular}}{{l{"r" * (len(head) - 1)}}}',
     r'\toprule',
-    ' & '.join(map(_tex, head)) + r' \\',
+    ' & '.join(map(tex, head)) + r' \\',
     r'\midrule',
-    *(' & '.join(f'{{{_tex(cell)}}}' for cell in row) + r' \\' for row in rows),
+    *(' & '.join(f'{{{tex(cell)}}}' for cell in row) + r' \\' for row in rows),
     r'\bottomrule',
     r'\end{tabular}}',
     r'\par\medskip',
   ]
 
 
-def _tex(text: str) -> str:
+def tex(text: str) -> str:
+  """A text as LaTeX shows it, with the signs of these tables."""
   return tex_text(text).replace('±', r'$\pm$')
 
 
-def _title(table: Table) -> str:
+def title(table: Table) -> str:
+  """'Table 1: Losses on Synapse'."""
   name = table.name.replace('table', 'Table ').replace('figure', 'Figure ')
   return f'{name}: {table.title}' if name != table.name else table.title
 

@@ -71,7 +71,7 @@ def members(
     for table in tables
     for part in table.parts
     for row in part.rows
-    for seed in table.seeds or seeds
+    for seed in table.seeds or (seeds[:1] if table.picture else seeds)
     for fold in part.folds
   ]
   return sorted(made, key=lambda member: member.seed)

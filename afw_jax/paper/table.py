@@ -58,6 +58,7 @@ class Table:
     seeds: instead of those that the user asks for.
     axis: what `Row.x` is; '' for a table.
     remark: a sentence for its caption.
+    picture: 'overlays' or 'surfaces' where it is a picture of scans, by the first of the user's seeds; '' for a table.
   """
 
   name: str
@@ -66,6 +67,7 @@ class Table:
   seeds: tuple[int, ...] | None = None
   axis: str = ''
   remark: str = ''
+  picture: str = ''
 
 
 def split(text: str) -> tuple[str, ...]:

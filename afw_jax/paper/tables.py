@@ -1,4 +1,4 @@
-"""The tables of the paper, and Figures 3 and 4, as data: which runs they need, and what the paper published."""
+"""The tables of the paper, and Figures 3 to 7, as data: which runs they need, and what the paper published."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -128,6 +128,13 @@ TABLES: dict[str, Callable[[ml_collections.ConfigDict], list[Table]]] = {
       remark=f'{_VALIDATION} Which organs are focused where not all are is not known of the paper.',
     )
   ],
+  'figure5': lambda _: [
+    Table('figure5', 'Losses on Synapse (UNet)', _by_loss('synapse', results.TABLE1), picture='overlays')
+  ],
+  'figure6': lambda _: [
+    Table('figure6', 'Losses on AbdomenCT-1K (UNet)', _by_loss('abdomenct1k', results.TABLE2), picture='overlays')
+  ],
+  'figure7': lambda _: [Table('figure7', '3D networks on AbdomenCT-1K', _volumes(), picture='surfaces')],
 }
 
 # The sections of the config that each needs.
@@ -137,6 +144,9 @@ SECTIONS = {
   **dict.fromkeys(('table3', 'table4', 'table5'), ('synapse', 'abdomenct1k')),
   'table6': ('abdomenct1k_3d',),
   **dict.fromkeys(('figure3', 'figure4'), ('chaos',)),
+  'figure5': ('synapse',),
+  'figure6': ('abdomenct1k',),
+  'figure7': ('abdomenct1k_3d',),
   'losses': ('chaos_mr',),
 }
 

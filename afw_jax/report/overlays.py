@@ -116,7 +116,7 @@ def _sheet(path, image, masks, organs, rows, title, spacing) -> str:
           bbox={'facecolor': 'black', 'alpha': 0.55, 'edgecolor': 'none', 'pad': 2},
         )
       if column:
-        _draw_mask(axes, masks[name][z], shown, panel_w * 72 / width)
+        draw_mask(axes, masks[name][z], shown, panel_w * 72 / width)
   if title:
     figure.suptitle(title, fontsize=13)
   if shown:
@@ -133,8 +133,15 @@ def _sheet(path, image, masks, organs, rows, title, spacing) -> str:
   return save(figure, path)
 
 
-def _draw_mask(axes, mask: np.ndarray, classes: list[int], points_per_pixel: float) -> None:
-  """Draws each class as a translucent area with its contour and, for colour-blind readers, its number."""
+def draw_mask(axes, mask: np.ndarray, classes: list[int], points_per_pixel: float) -> None:
+  """Draws each class as a translucent area with its contour and, for colour-blind readers, its number.
+
+  Args:
+    axes: of matplotlib, with the image; their limits become those of the mask.
+    mask: (H, W) classes.
+    classes: to draw.
+    points_per_pixel: size of a pixel in the figure.
+  """
   tint = np.zeros((*mask.shape, 4))
   for c in classes:
     area = mask == c

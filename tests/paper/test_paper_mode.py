@@ -1,5 +1,6 @@
 """--mode=paper through the command line, on phantoms: killed and resumed, and everything in the slow set."""
 
+import csv
 import json
 import os
 import re
@@ -108,11 +109,17 @@ def test_wrong_options_end_in_one_line(run_main, tmp_path, arguments, says):
 
 
 @SLOW
-@pytest.mark.parametrize('variant, runs, count', [('all', 36, 8), ('losses', 26, 2)])
+@pytest.mark.parametrize('variant, runs, count', [('all', 36, 11), ('losses', 26, 2)])
 def test_everything_on_phantoms(tmp_path, variant, runs, count):
   whole = paper(tmp_path, f'{variant},phantom')
   done = subprocess.run(whole, cwd=ROOT, env=environment(), capture_output=True, text=True)
   assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
   assert len(list(tmp_path.glob('*/config.json'))) == runs
   pages = [path.read_text(encoding='utf-8') for path in (tmp_path / 'tables').glob('*.md')]
+  assert {p.stem for p in (tmp_path / 'tables').glob('*.png')} == {p.stem for p in (tmp_path / 'tables').glob('*.md')}
+  if variant == 'all':
+    for n, scans in ((5, 3), (6, 3), (7, 1)):
+      with open(tmp_path / 'tables' / f'figure{n}.csv', encoding='utf-8', newline='') as file:
+        rows = list(csv.DictReader(file))
+      assert len(rows) == 4 * scans and not any(row['missing'] for row in rows)
   assert len(pages) == count and all(re.search(r'^(\d+) of \1 runs', page, re.M) for page in pages)

@@ -29,6 +29,13 @@ def test_the_tables_need_28_runs_a_seed_and_the_two_figures_8_more(more):
   assert len(found(SIX)) == 32  # the default loss stands in three tables for each of two data sets
 
 
+def test_the_figures_of_scans_add_no_runs_to_the_tables_that_they_show():
+  for figure, table in (('figure5', 'table1'), ('figure6', 'table2'), ('figure7', 'table6')):
+    assert names(figure) == names(table) == names(f'{table},{figure}')
+    assert names(figure, (3, 4)) == names(table, (3,))  # they show the first seed
+  assert {table.picture for table in tables.build(config_file.get_config('all'))} == {'', 'overlays', 'surfaces'}
+
+
 def test_tables_share_the_default_run():
   in_tables = {member.table for member in found(f'{SIX},figure3') if member.run.name == 'synapse-unet-ce_afw-seed0'}
   assert in_tables == {'table1', 'table3', 'table4'}
