@@ -16,6 +16,8 @@ EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 def graceful_shutdown() -> Iterator[Callable[[int], int | None]]:
   """Records Ctrl-C and SIGTERM instead of stopping the program; a second Ctrl-C stops it at once.
 
+  A second SIGTERM does not: schedulers send it to all processes of a job, and one of these may pass its own on.
+
   Yields:
     exit_code(step), to be called once after every step: the code to exit with after this step, or None to continue. A
     signal to one process stops all processes after the same step.
@@ -25,7 +27,7 @@ def graceful_shutdown() -> Iterator[Callable[[int], int | None]]:
     coordination.start_preemption_service()
 
   def handler(signum, _):
-    if signum in received:
+    if signum == signal.SIGINT and signum in received:
       raise KeyboardInterrupt
     received.append(signal.Signals(signum))
     if several:
