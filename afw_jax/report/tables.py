@@ -190,6 +190,9 @@ _TEX = {c: f'\\{c}' for c in '_%&#${}'} | {
   '\\': r'\textbackslash{}',
   '^': r'\textasciicircum{}',
   '~': r'\textasciitilde{}',
+  '<': r'\textless{}',  # in the usual font encoding these three are other characters
+  '>': r'\textgreater{}',
+  '|': r'\textbar{}',
 }
 
 
