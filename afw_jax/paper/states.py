@@ -42,6 +42,8 @@ def _is_scored(run: Run) -> bool:
   if not paths or not os.path.exists(splits_path):
     return False
   splits = atomic_files.read_json(splits_path, cure='Start the run again: it writes this file.')
+  if run.config.eval.split not in splits:
+    return False
   split = scored_split(splits, run.config.eval.split)
   record = atomic_files.read_json(sorted(paths)[0], cure=_CURE)  # an evaluation publishes all cases at once
   wanted = run.config.eval

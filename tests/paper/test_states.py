@@ -5,6 +5,7 @@ import shutil
 
 import ml_collections
 import pytest
+from scored_run import make_run
 
 from afw_jax.paper import states
 from afw_jax.paper.runs import Run
@@ -53,3 +54,11 @@ def test_data_that_are_not_there(run, tmp_path):
   assert '--config.demo.data.root=' in str(states.problem_of(it))
   it.config.data.store = str(tmp_path)  # prepared scans are enough
   assert states.problem_of(it) is None
+
+
+def test_a_split_that_there_is_not_is_left_to_the_run_to_name(tmp_path, monkeypatch):
+  make_run(tmp_path)
+  (tmp_path / 'splits.json').write_text('{"train": [], "val": [], "test": ["a", "b", "c"]}', encoding='utf-8')
+  monkeypatch.setattr(states, 'is_trained', lambda run: True)
+  config = ml_collections.ConfigDict({'eval': {'split': 'tset'}})
+  assert not states.is_done(Run('run', str(tmp_path), 'demo', 'demo', config))
