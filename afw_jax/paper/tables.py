@@ -1,10 +1,13 @@
 """The tables of the paper, and Figures 3 to 7, as data: which runs they need, and what the paper published."""
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
 
+from afw_jax.data.sets import lookup
+from afw_jax.data.sets.case_files import normal_name
 from afw_jax.errors import InputError, did_you_mean
 from afw_jax.paper import results, study
 from afw_jax.paper.results import Published
@@ -84,8 +87,9 @@ def _of_gamma() -> tuple[Part, ...]:
   return (Part('chaos', 'CHAOS', tuple(rows)),)
 
 
-def _of_focus(options: ml_collections.ConfigDict) -> tuple[Part, ...]:
-  organs = split(options.focus)
+def _of_focus(config: ml_collections.ConfigDict) -> tuple[Part, ...]:
+  organs = split(config.paper.focus)
+  _check_focus(organs, config.chaos.data)
   rows = []
   for n in range(len(organs) + 1):
     label = 'no organ' if n == 0 else 'every organ' if n == len(organs) else ', '.join(organs[:n])
@@ -93,6 +97,19 @@ def _of_focus(options: ml_collections.ConfigDict) -> tuple[Part, ...]:
     changes = {'loss.ce_afw.gamma': 1.0} if n == 0 else {'loss.ce_afw.rare': organs[:n] if n < len(organs) else ()}
     rows.append(Row(label, {'loss.name': 'ce_afw', **changes}, against=rows[0].label if rows else None, x=n))
   return (Part('chaos', 'CHAOS', tuple(rows)),)
+
+
+def _check_focus(focus: tuple[str, ...], data: ml_collections.ConfigDict) -> None:
+  """Raises InputError where the organs to focus are not all of the data set, each once: the last row claims that."""
+  root = os.path.expanduser(data.root)
+  known = data.dataset != 'folder' or os.path.isdir(root)
+  organs = lookup.get_spec(data.dataset, root).organs if known else tuple(dict.fromkeys(focus))
+  if sorted(map(normal_name, focus)) != sorted(organs) or not focus:
+    raise InputError(
+      'paper.focus',
+      f'names {", ".join(focus) or "no organ"}' + (f'; the data set has {", ".join(organs)}' if known else ''),
+      'Name each organ of the data set once, in the order in which they are focused.',
+    )
 
 
 _VALIDATION = 'The data set has no test cases: the validation cases are scored, as in the paper.'
@@ -123,7 +140,7 @@ TABLES: dict[str, Callable[[ml_collections.ConfigDict], list[Table]]] = {
     Table(
       'figure4',
       'DSC against the number of focused organs',
-      _of_focus(config.paper),
+      _of_focus(config),
       axis='number of focused organs',
       remark=f'{_VALIDATION} Which organs are focused where not all are is not known of the paper.',
     )

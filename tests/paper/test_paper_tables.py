@@ -100,3 +100,10 @@ def test_rows_are_compared_with_a_row_of_their_own_part():
       assert len(set(labels)) == len(labels)
       assert all(row.against in labels and row.against != row.label for row in part.rows if row.against)
       assert any(row.against for row in part.rows) and not all(row.against for row in part.rows)
+
+
+@pytest.mark.parametrize('focus', ['pancreas,kidney', '', 'pancreas,kidney,spleen,liver,liver', 'pancreas,kidney,x'])
+def test_the_organs_of_figure_4_are_all_of_the_data_set(focus):
+  """The last row is called 'every organ': with other organs its place on the axis would be wrong."""
+  with pytest.raises(InputError, match='paper.focus: .*the data set has liver, kidney, spleen, pancreas'):
+    found('figure4', **{'paper.focus': focus})
