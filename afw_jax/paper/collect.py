@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from afw_jax.data import run_record
 from afw_jax.errors import InputError
 from afw_jax.paper import states
 from afw_jax.paper.runs import Member
@@ -13,6 +15,7 @@ from afw_jax.paper.table import Part, Row, Table
 from afw_jax.report import comparison
 from afw_jax.report import runs as scores
 from afw_jax.report.stats import Paired, Summary, holm, paired, summarise_seeds
+from afw_jax.system import atomic_files
 
 # Score -> (heading, factor): the means over the organs of each case; DSC in percent.
 MEANS = {'dsc': ('DSC', 100), 'hd95': ('HD95', 1), 'hd': ('HD', 1)}
@@ -107,6 +110,8 @@ def _fill(part: Part, members: list[Member], done: Collection[str]) -> tuple[lis
   for row in part.rows:
     own = [m for m in members if m.row == row]
     one = read[row.label]
+    for seed in one.by_seed:
+      _check_folds([m for m in own if m.seed == seed and m.fold], done)
     difference = _difference(read.get(row.against), one) if row.against else None
     lines.append(
       Line(
@@ -158,6 +163,15 @@ def _check_alike(run: scores.Run, first: scores.Run) -> None:
   comparison.check_alike(run, first)
   if common := [case for case in run.cases if case in first.cases]:
     comparison.check_same_truth(run.only(common), first.only(common))
+
+
+def _check_folds(members: Sequence[Member], done: Collection[str]) -> None:
+  """Raises InputError where all folds of a row are done, but not each case of them was held out once."""
+  if not members or any(m.run.name not in done for m in members):
+    return
+  cure = 'Start the run again: it writes this file.'
+  read = lambda run: atomic_files.read_json(os.path.join(run.folder, 'splits.json'), cure=cure)
+  run_record.check_folds({m.run.folder: {'splits': read(m.run), 'contents': {}} for m in members})
 
 
 def _missing_folds(members: list[Member], read: _Scores, done: Collection[str]) -> tuple[str, ...]:

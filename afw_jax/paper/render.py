@@ -33,14 +33,13 @@ def as_markdown(table: Table, filled: Sequence[Filled], *, phantom: bool = False
 def caption(table: Table, filled: Sequence[Filled], *, phantom: bool = False) -> list[str]:
   """The sentences that belong to a table: what its numbers are, and how many runs they are of."""
   lines = [line for one in filled for line in one.lines]
-  runs = {one.part.data: sum(line.done for line in one.lines) for one in filled}
-  planned = sum(line.planned for line in lines)
+  done, planned = (sum(getattr(line, key) for line in lines) for key in ('done', 'planned'))
   conventions = list(dict.fromkeys(one.convention for one in filled if one.convention))
   compared = sum(not math.isnan(line.p) for line in lines)
   published = any(line.row.published for line in lines) and not phantom
   few = min((one.cases for one in filled if one.cases), default=None)
   return [
-    f'{sum(runs.values())} of {planned} runs. {table.remark}'.strip(),
+    f'{done} of {planned} runs. {table.remark}'.strip(),
     *([f'**{PHANTOM}**'] if phantom else []),
     'Each number is the mean over cases (of the mean over organs, where no organ is named), averaged over seeds; ± '
     'sample standard deviation of the means of several seeds; in brackets the 95 % bootstrap interval over cases, or '
@@ -138,7 +137,7 @@ def _means(one: Filled, phantom: bool) -> tuple[list[str], list[list[str]]]:
   titles = [f'{title} ({"%" if name == "dsc" else unit})' for name, (title, _) in MEANS.items()]
   rows = [
     [
-      _label(line),
+      _label(line, one),
       *(_cell(line, name, phantom) for name in MEANS),
       *_comparison(line),
       f'{line.done} of {line.planned}',
@@ -149,12 +148,16 @@ def _means(one: Filled, phantom: bool) -> tuple[list[str], list[list[str]]]:
 
 
 def _organs(one: Filled, phantom: bool) -> tuple[list[str], list[list[str]]]:
-  rows = [[_label(line), *(_cell(line, organ, phantom) for organ in one.organs)] for line in one.lines]
+  rows = [[_label(line, one), *(_cell(line, organ, phantom) for organ in one.organs)] for line in one.lines]
   return ['', *(organ.replace('_', ' ') for organ in one.organs)], rows
 
 
-def _label(line: Line) -> str:
-  return line.row.label + (f' (lacks fold {", ".join(line.missing_folds)})' if line.missing_folds else '')
+def _label(line: Line, one: Filled) -> str:
+  """The label of a row, which says what it lacks of the cases that others have."""
+  cases = line.cells['dsc'].n if 'dsc' in line.cells else one.cases
+  words = [f'lacks fold {", ".join(line.missing_folds)}'] if line.missing_folds else []
+  words += [f'{cases} of {one.cases} cases'] if cases < one.cases else []
+  return line.row.label + (f' ({", ".join(words)})' if words else '')
 
 
 def _cell(line: Line, name: str, phantom: bool) -> str:

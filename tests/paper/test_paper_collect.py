@@ -15,6 +15,7 @@ from afw_jax.paper import collect, pictures, render, tables
 from afw_jax.paper.runs import members
 from afw_jax.paper.table import Part, Row, Table
 from afw_jax.report.stats import paired, summarise
+from afw_jax.system import atomic_files
 from configs import paper as config_file
 
 CASES = [f'c{i}' for i in range(8)]
@@ -78,6 +79,12 @@ def test_holm_over_all_comparisons_of_a_table(table1):
   assert lines[BETTER].p == lines[OTHER].p == pytest.approx(2 * 2 / 2**8)
 
 
+def write_splits(found, label, fold, held, cases=CASES):
+  (run,) = [m.run for m in found if (m.row.label, m.fold) == (label, fold)]
+  splits = {'train': [case for case in cases if case not in held], 'val': held, 'test': []}
+  atomic_files.write_json(pathlib.Path(run.folder) / 'splits.json', splits)
+
+
 def fold_runs(tmp_path):
   """A table of two rows with two folds each."""
   config = config_file.get_config('table1,figure3')
@@ -100,13 +107,40 @@ def test_folds_are_pooled_and_a_missing_one_is_named(tmp_path):
     fill(found, 'a', 0, scores(0.5, 0.01, second), fold='2/2', split='val', training_split=None),
     fill(found, 'b', 0, scores(0.6, 0.01, second), fold='2/2', split='val', training_split=None),
   }
+  write_splits(found, 'a', '1/2', first)
+  write_splits(found, 'a', '2/2', second)
   part, lines = lines_of(table, found, done)
+  assert 'b (lacks fold 1/2, 5 of 8 cases)' in render.as_markdown(table, [part])
   assert lines['a'].missing_folds == () and lines['a'].cells['dsc'].n == 8 and lines['a'].done == 2
   assert lines['a'].cells['dsc'].mean == pytest.approx(53.5)  # each case once
   assert lines['b'].difference.n == 5 and lines['b'].difference.difference == pytest.approx(10)  # cases of both
   fill(found, 'b', 0, scores(0.6, 0.01, second), fold='1/2', split='val', training_split=None)
   with pytest.raises(InputError, match='c3.*as another fold'):
     collect.collect(table, found, {m.run.name for m in found})
+
+
+def test_folds_of_a_data_set_that_has_grown_meanwhile_are_not_pooled(tmp_path):
+  """The case that moved into a fold which was trained before would be held out by none."""
+  table, found = fold_runs(tmp_path)
+  done = {
+    fill(found, 'a', 0, scores(0.5, 0.01, CASES[:3]), fold='1/2', split='val', training_split=None),
+    fill(found, 'a', 0, scores(0.5, 0.01, CASES[4:]), fold='2/2', split='val', training_split=None),
+  }
+  write_splits(found, 'a', '1/2', CASES[:3], CASES[:7])
+  write_splits(found, 'a', '2/2', CASES[4:])
+  with pytest.raises(InputError, match='has other cases than .*: c7'):
+    collect.collect(table, found, done)
+  write_splits(found, 'a', '1/2', CASES[:3])
+  with pytest.raises(InputError, match='no fold holds out c3'):
+    collect.collect(table, found, done)
+
+
+def test_a_row_of_fewer_cases_than_the_others_says_so(table1):
+  table, found = table1
+  done = {fill(found, PLAIN, 0, scores(0.5)), fill(found, BETTER, 0, scores(0.7, cases=CASES[:7]))}
+  filled = collect.collect(table, found, done)
+  assert '| CE + AFW-Dice (7 of 8 cases) | 70.00' in (text := render.as_markdown(table, filled))
+  assert '| CE + Dice | 50.00' in text and '{CE + AFW-Dice (7 of 8 cases)} &' in render.as_tex(table, filled)
 
 
 @pytest.mark.parametrize('odd, says', [
