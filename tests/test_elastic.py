@@ -5,11 +5,13 @@ import signal
 import time
 
 from conftest import command
+from marks import SLOW
 from process_runs import SECONDS, check_same_run, finish, losses, reach, start, text
 
 from afw_jax.training import checkpoint
 
 
+@SLOW
 def test_a_run_moves_from_four_processes_to_eight_devices_to_one_and_back(trained, stored, tmp_path):
   workdir, log = tmp_path / 'run', str(tmp_path / 'log')
   arguments, only_train = command(*stored, f'--workdir={workdir}'), '--mode=train'

@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 import pytest
 from conftest import ROOT, command, environment
+from marks import SLOW
 
 from afw_jax import train
 from afw_jax.distributed import signals
@@ -125,6 +126,7 @@ main.main()
 """
 
 
+@SLOW
 def test_every_value_is_recorded_once_whenever_a_run_is_killed(trained, stored, tmp_path):
   workdir = str(tmp_path / 'run')
   arguments = [*stored, f'--workdir={workdir}', '--mode=train']

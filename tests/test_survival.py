@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from marks import SLOW
 from test_resume import fingerprints, losses, start, text
 
 from afw_jax.errors import InputError
@@ -57,6 +58,7 @@ def kill(process, workdir, rng):
   return process.wait(60) == -signal.SIGKILL
 
 
+@SLOW
 def test_kill_minus_9_at_random_moments(trained, demo, tmp_path):
   arguments = (*demo, f'--config.data.store={next((trained.parent / "stores").iterdir())}')
   rng, kills, torn, run = random.Random(4), 0, set(), 0

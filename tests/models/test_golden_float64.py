@@ -19,7 +19,8 @@ from afw_jax.weights import convert
 NETWORKS = {'unet3d': (14, [f'eval_{i}' for i in range(4)], 1.48e-5), 'unetr': (9, ['eval'], 4.46e-6)}
 
 
-@pytest.mark.parametrize('name', ['unet3d', pytest.param('unetr', marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize('name', ['unet3d', 'unetr'])
 def test_logits_in_float64_are_the_references_up_to_its_own_rounding(name):
   classes, heads, bound = NETWORKS[name]
   _, state, image, golden = golden_weights.load(name)

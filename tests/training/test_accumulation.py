@@ -192,6 +192,7 @@ def test_batchnorm_and_dropout_are_those_of_the_micro_batches(unroll):
     assert not np.allclose(jax.tree.leaves(moved)[0], jax.tree.leaves(state.batch_stats)[0])
 
 
+@SLOW
 def test_what_batchnorm_changes_in_a_unet():
   """Of 8 samples in 2 and 4 parts: with fewer samples to normalise by, loss and gradient move away from the batch's."""
   model, rng = models.build('unet', num_classes=CLASSES, features=(8, 16, 32)), np.random.default_rng(0)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flax import traverse_util
+from marks import SLOW
 
 from afw_jax import predict
 from afw_jax.errors import InputError
@@ -86,6 +87,7 @@ def test_van_weights_that_do_not_fit_are_refused(van, tmp_path):
     assert words in str(caught.value), words
 
 
+@SLOW
 def test_a_run_starts_from_them(van, demo, run_main, tmp_path):
   np.savez(tmp_path / 'van_tiny_754.npz', **van_file(van[2]))
   run = (
