@@ -6,7 +6,6 @@ import pathlib
 import shutil
 
 import pytest
-from changing_data import run_here
 from initial_run import make_run, small_run
 from tiny_dataset import make
 
@@ -31,9 +30,7 @@ def raw(tmp_path_factory):
 def folds(tmp_path_factory, raw):
   """Workdirs of both folds of two."""
   folder = tmp_path_factory.mktemp('runs')
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr('afw_jax.data.preparation.worker_pool.run_jobs', run_here)
-    return [make_run(small_run(raw, **{'data.fold': f'{k}/2'}), folder / f'fold {k}') for k in (1, 2)]
+  return [make_run(small_run(raw, **{'data.fold': f'{k}/2'}), folder / f'fold {k}') for k in (1, 2)]
 
 
 @pytest.fixture(scope='module')

@@ -7,7 +7,6 @@ import shutil
 
 import numpy as np
 import pytest
-from changing_data import run_here
 from initial_run import make_run, small_run
 from tiny_dataset import make, scan
 
@@ -33,13 +32,11 @@ def runs(tmp_path_factory, root):
   """Workdirs of two 2D networks and one in 3D, whose data set names its organs in another order."""
   folder = tmp_path_factory.mktemp('runs')
   turned = make(folder / 'turned', n=4, labels={'background': 0, 'spleen': 1, 'liver': 7})
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr('afw_jax.data.preparation.worker_pool.run_jobs', run_here)
-    return [
-      make_run(small_run(root), folder / 'a'),
-      make_run(small_run(root, seed=1), folder / 'b'),
-      make_run(small_run(turned, **THREE_D), folder / 'c'),
-    ]
+  return [
+    make_run(small_run(root), folder / 'a'),
+    make_run(small_run(root, seed=1), folder / 'b'),
+    make_run(small_run(turned, **THREE_D), folder / 'c'),
+  ]
 
 
 def probabilities(folder, organ):

@@ -3,8 +3,9 @@
 import os
 
 import jax
+import pytest
 from changing_data import config as small_data
-from changing_data import prepare_run
+from changing_data import prepare_run, run_here
 
 from afw_jax import train
 from afw_jax import workdir as run_folder
@@ -23,9 +24,10 @@ def small_run(root, **changes):
 
 
 def make_run(config, workdir, *, total_steps=0):
-  """Prepares the scans of a run and saves its initial state; returns the workdir as text."""
+  """Prepares the scans of a run, in this process, and saves its initial state; returns the workdir as text."""
   workdir = str(workdir)
-  with run_folder.claimed(workdir, config):
+  with pytest.MonkeyPatch.context() as patch, run_folder.claimed(workdir, config):
+    patch.setattr('afw_jax.data.preparation.worker_pool.run_jobs', run_here)
     store_dir = prepare_run(config, workdir)
     last = os.path.join(workdir, 'checkpoints', 'last')
     data = train._read_data(config, store_dir, last)
