@@ -135,6 +135,16 @@ def test_folds_of_a_data_set_that_has_grown_meanwhile_are_not_pooled(tmp_path):
     collect.collect(table, found, done)
 
 
+def test_a_table_of_one_fold_alone_has_the_cases_of_that_fold(tmp_path):
+  config = config_file.get_config('table1,figure3')
+  table = Table('t', 'T', (Part('synapse', 'D', (Row('a', {'loss.name': 'ce_dice'}),), ('1/4',)),))
+  found = members([table], config, str(tmp_path), (0,))
+  done = {fill(found, 'a', 0, scores(0.5, 0.01, CASES[:2]), fold='1/4', split='val', training_split=None)}
+  write_splits(found, 'a', '1/4', CASES[:2])
+  _, lines = lines_of(table, found, done)
+  assert lines['a'].cells['dsc'].n == 2 and lines['a'].missing_folds == ()
+
+
 def test_a_row_of_fewer_cases_than_the_others_says_so(table1):
   table, found = table1
   done = {fill(found, PLAIN, 0, scores(0.5)), fill(found, BETTER, 0, scores(0.7, cases=CASES[:7]))}
