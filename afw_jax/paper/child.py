@@ -1,6 +1,8 @@
 """One run as a process of its own: the ordinary command line, its output in a log, ended in order by a signal."""
 
 import contextlib
+import logging
+import math
 import os
 import pathlib
 import signal
@@ -11,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from afw_jax.distributed.signals import EXIT_CODES
 from afw_jax.errors import InputError
 from afw_jax.system import atomic_files
+
+_log = logging.getLogger('afw_jax')
 
 LOG = 'run.log'
 _ELAPSED = 'elapsed.json'
@@ -79,7 +83,7 @@ def run(command: Sequence[str], folder: str, caught: Signals) -> int:
     try:
       if caught.received:  # between the last look and the start
         process.send_signal(caught.received)
-      while process.poll() is None:
+      while process.returncode is None:
         with contextlib.suppress(subprocess.TimeoutExpired):
           process.wait(_SAVE_EVERY_S)
         record()
@@ -93,13 +97,22 @@ def run(command: Sequence[str], folder: str, caught: Signals) -> int:
 
 
 def elapsed_s(folder: str) -> float:
-  """Seconds that a run took so far, over all of its starts by this program."""
+  """Seconds that a run took so far, over all of its starts by this program; 0 where its record is not there.
+
+  It only serves an estimate, so a damaged record is said and counts as none; the next start replaces it.
+  """
   path = os.path.join(folder, _ELAPSED)
   if not os.path.exists(path):
     return 0.0
-  seconds = atomic_files.read_json(path, cure='Delete it: it only holds the time that the run took.').get('seconds')
-  if not isinstance(seconds, int | float):
-    raise InputError(path, f'has seconds {seconds!r}', 'Delete it: it only holds the time that the run took.')
+  try:
+    seconds = atomic_files.read_json(path, cure='It is written again.').get('seconds')
+  except InputError as error:
+    seconds, said = None, str(error)
+  else:
+    said = f'{path}: has seconds {seconds!r}'
+  if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not math.isfinite(seconds) or seconds < 0:
+    _log.warning('%s: the time that is left is estimated without it', said)
+    return 0.0
   return float(seconds)
 
 

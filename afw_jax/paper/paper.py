@@ -52,6 +52,8 @@ def make(
     for line in cost.lines(own):
       terminal.say(line)
     return
+  if collect_only and not os.path.isdir(workdir):
+    raise InputError('--workdir', f'there is no folder {workdir}', 'Give the folder of the runs to collect.')
   write = lambda: write_tables(os.path.join(workdir, 'tables'), wanted, found, phantom=config.paper.phantom)
   failed = []
   if not collect_only:

@@ -101,6 +101,7 @@ def test_a_folder_of_another_config_is_refused_before_any_work(resumed, run_main
   (('--mode=train', '--config=paper:table1'), '--config: is not one for --mode=train'),
   (('--mode=train', '--config=demo', '--dry_run'), '--dry_run: is an option of --mode=paper'),
   (('--mode=paper', '--config=paper:table9'), "there is no 'table9'. Did you mean"),
+  (('--mode=paper', '--config=paper:table1', '--collect'), 'there is no folder'),
 ])  # fmt: skip
 def test_wrong_options_end_in_one_line(run_main, tmp_path, arguments, says):
   failed = run_main(*arguments, f'--workdir={tmp_path / "w"}', check=2)

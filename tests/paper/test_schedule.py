@@ -169,6 +169,16 @@ def test_the_time_left_is_that_of_runs_of_the_same_kind(runs):
   ]
 
 
+@pytest.mark.parametrize('text', ['{', '[]', '{"seconds": "5"}', '{"seconds": NaN}', '{"seconds": -1}', '{}'])
+def test_a_damaged_record_of_the_time_stops_nothing(tmp_path, text, caplog):
+  (tmp_path / 'elapsed.json').write_text(text, encoding='utf-8')
+  assert child.elapsed_s(str(tmp_path)) == 0
+  assert 'elapsed.json' in caplog.text and 'estimated without it' in caplog.text
+  with child.signals() as caught:
+    assert child.run([sys.executable, '-c', ''], str(tmp_path), caught) == 0
+  assert 0 < child.elapsed_s(str(tmp_path)) < 60
+
+
 SCRIPT = """
 import signal, sys, time
 def end(signum, _):
