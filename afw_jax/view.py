@@ -137,7 +137,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     names = self.headers.get_all('Host') or []
     port = self.server.server_address[1]
     own = [f'{name}:{port}' for name in _NAMES] + (list(_NAMES) if port == 80 else [])
-    from_us = self.headers.get('Sec-Fetch-Site', 'none') in ('none', 'same-origin')
+    told = lambda name: self.headers.get(f'Sec-Fetch-{name}', '')
+    # Another site may have a link to the page, but may load nothing from here.
+    opened = told('Mode') == 'navigate' and told('Dest') == 'document' and self.path == '/'
+    from_us = told('Site') in ('', 'none', 'same-origin') or opened
     return len(names) == 1 and names[0].lower() in own and from_us
 
   def _answer(self, status: int, kind: str, body: bytes, more: dict[str, str] | None = None) -> None:

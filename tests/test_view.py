@@ -83,6 +83,12 @@ def test_others_are_refused(port, headers):
     assert status == 403 and len(body) < 100
 
 
+def test_a_link_of_another_site_opens_the_page_and_nothing_else(port):
+  link = {'Sec_Fetch_Site': 'cross-site', 'Sec_Fetch_Mode': 'navigate', 'Sec_Fetch_Dest': 'document'}
+  assert ask(port, '/', **link)[0] == 200 and ask(port, '/cases/0.json', **link)[0] == 403
+  assert ask(port, '/', **{**link, 'Sec_Fetch_Dest': 'iframe'})[0] == 403
+
+
 @pytest.mark.parametrize('method', ['POST', 'PUT', 'DELETE', 'PATCH', 'OPTIONS', 'TRACE', 'CONNECT', 'FLY'])
 def test_other_methods_are_refused(port, method):
   status, _, headers = ask(port, '/', method)

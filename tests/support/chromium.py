@@ -36,7 +36,8 @@ def browser() -> Iterator['Browser']:
     '--disable-dev-shm-usage',
     '--enable-unsafe-swiftshader',
     '--use-angle=swiftshader',
-    '--window-size=1280,900',
+    '--window-size=720,640',  # small: every pixel is drawn by the CPU
+    '--mute-audio',
     '--force-color-profile=srgb',
     '--no-first-run',
     '--disable-background-networking',

@@ -78,7 +78,7 @@ def _block(block: Block | Html, number: int, embedded: Callable[[str], str] | No
       return _table(block)
     case Picture(path, name):
       assert embedded is not None
-      picture = element('img', src=embedded(path), alt=name, loading='lazy')
+      picture = element('img', src=embedded(path), alt=name)
       return element('figure', picture, element('figcaption', name))
   return rich(block)
 

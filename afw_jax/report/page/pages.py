@@ -1,6 +1,7 @@
 """The pages of a run, of a comparison, and of new label maps."""
 
 import os
+import shlex
 from collections.abc import Sequence
 
 from afw_jax.errors import InputError
@@ -84,7 +85,7 @@ def of_predictions(folder: str, source: Source | str, *, served: bool = False) -
 
 
 def _hint(workdir: str) -> str:
-  return f'`afw-jax --mode=view --workdir={workdir}` shows every scan here, at its full resolution.'
+  return f'`afw-jax --mode=view --workdir={shlex.quote(workdir)}` shows every scan here, at its full resolution.'
 
 
 def _with_viewer(

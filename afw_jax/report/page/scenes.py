@@ -99,7 +99,7 @@ def embedded(scene: Scene, limit: int) -> dict:
   factors = np.ones(3, int)
   goal = limit / _LEAST_BYTES_A_VOXEL
   while True:
-    while np.prod(np.ceil(np.array(scene.image.shape) / factors)) > goal:
+    while np.prod(np.ceil(np.array(scene.image.shape) / factors)) > max(goal, 1):
       sides = np.where(factors < scene.image.shape, factors * scene.spacing_mm, np.inf)
       factors[np.argmin(sides)] += 1
     affine = _merged_affine(scene.affine, factors)
@@ -112,7 +112,7 @@ def embedded(scene: Scene, limit: int) -> dict:
       for name, array in arrays.items()
     }
     size = sum(map(len, packed.values()))
-    if size <= limit or max(arrays['scan'].shape) <= 2:
+    if size <= limit or arrays['scan'].size == 1:
       break
     goal = arrays['scan'].size * limit / size  # voxels, if each takes as much as now
   merged = f'; {" x ".join(map(str, factors[::-1]))} voxels are merged into one' if factors.max() > 1 else ''

@@ -61,6 +61,8 @@ def of_run(run: Run) -> Source:
     InputError: there is no store with the scans that were scored.
   """
   config = run_folder.recorded_config(run.workdir)
+  if not isinstance(config.data, ml_collections.ConfigDict):
+    raise InputError(run.workdir, 'its config.json says nothing of its data', 'Evaluate the run again.')
   store_dir, index = _store_of(run, config)
   window = resolve_window(
     build.selection_options(config.data).window, index['listing']['window'], in_hu=_in_hu(index), dataset=index['name']

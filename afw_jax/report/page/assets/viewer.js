@@ -32,11 +32,14 @@
   // Two ways to draw, with the same functions.
   async function withNiivue() {
     const nv = new niivue.Niivue({
-      isRadiologicalConvention: true, backColor: [0, 0, 0, 1], crosshairColor: [1, 1, 1, 0.55], crosshairWidth: 0.7,
+      isRadiologicalConvention: true, backColor: [0, 0, 0, 1], crosshairColor: [1, 1, 1, 0.6], crosshairWidth: 0.8, crosshairWidthUnit: 'mm',
       dragAndDropEnabled: false, logLevel: 'error', multiplanarShowRender: 1, show3Dcrosshair: false, fontColor: [1, 1, 0.6, 1],
       sagittalNoseLeft: true,
     });
     await nv.attachToCanvas(canvas);
+    const arrange = () => nv.setMultiplanarLayout(canvas.clientWidth > 700 ? 2 : 0); // two by two where there is room
+    arrange();
+    window.addEventListener('resize', arrange);
     const VIEWS = { all: 3, axial: 0, coronal: 1, sagittal: 2, '3d': 4 };
     let names = [];
     const table = () => {
@@ -104,13 +107,6 @@
       move(axis, part) { places[axis] = part; drawing.move(axis, part); },
       place: (axis) => places[axis],
     };
-    canvas.addEventListener('keydown', (event) => {
-      const step = { ArrowUp: 1, ArrowRight: 1, PageUp: 5, ArrowDown: -1, ArrowLeft: -1, PageDown: -5 }[event.key];
-      if (!step) return;
-      event.preventDefault();
-      find('slice').value = Number(find('slice').value) + step / 100;
-      find('slice').dispatchEvent(new Event('input'));
-    });
     return api;
   }
 
@@ -174,6 +170,14 @@
 
   [drawer, remark] = await start();
   root.dataset.renderer = drawer.renderer;
+  canvas.addEventListener('keydown', (event) => {
+    const step = { ArrowUp: 1, ArrowRight: 1, PageUp: 5, ArrowDown: -1, ArrowLeft: -1, PageDown: -5 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    event.stopImmediatePropagation(); // NiiVue has keys of its own
+    find('slice').value = drawer.place(drawer.axis()) + step / 100;
+    find('slice').dispatchEvent(new Event('input'));
+  }, true);
   const refresh = (name, action) => find(name).addEventListener('input', action);
   find('case').addEventListener('change', choose);
   find('view').addEventListener('change', () => { drawer.view(find('view').value); find('slice').value = drawer.place(drawer.axis()); });
