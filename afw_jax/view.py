@@ -25,8 +25,8 @@ _HEADERS = {
   'X-Content-Type-Options': 'nosniff',
   'X-Frame-Options': 'DENY',
 }
-_CASE = re.compile(r'/cases/(\d{1,6})\.json')
-_VOLUME = re.compile(r'/cases/(\d{1,6})/(scan|truth|prediction)\.nii')
+_CASE = re.compile(r'/cases/([0-9]{1,6})\.json')
+_VOLUME = re.compile(r'/cases/([0-9]{1,6})/(scan|truth|prediction)\.nii')
 
 
 def view(workdir: str, port: int = 0) -> None:

@@ -99,7 +99,7 @@ def write_tables(folder: str, wanted: Sequence[Table], found: Sequence[Member], 
         atomic_files.write_text(path + ending, text(table, filled, phantom=phantom))
       if can_draw:
         (figures if table.picture else pictures).draw(f'{path}.png', table, filled, phantom=phantom)
-      blocks = form.as_blocks(table, filled, f'{path}.png' if os.path.exists(f'{path}.png') else '', phantom=phantom)
+      blocks = form.as_blocks(table, filled, f'{path}.png' if can_draw else '', phantom=phantom)
       atomic_files.write_text(f'{path}.html', document.page(blocks))
       paths.append(f'{path}.md')
   if errors:

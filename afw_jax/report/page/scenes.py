@@ -115,8 +115,8 @@ def embedded(scene: Scene, limit: int) -> dict:
     if size <= limit or arrays['scan'].size == 1:
       break
     goal = arrays['scan'].size * limit / size  # voxels, if each takes as much as now
-  merged = f'; {" x ".join(map(str, factors[::-1]))} voxels are merged into one' if factors.max() > 1 else ''
-  shown = dataclasses.replace(scene, affine=affine, note=scene.note + merged)
+  merged = f'Here {" x ".join(map(str, factors[::-1]))} voxels are merged into one' if factors.max() > 1 else ''
+  shown = dataclasses.replace(scene, affine=affine, note='. '.join(filter(None, [scene.note, merged])))
   return details(shown, whole=False) | {'volumes': {name: {'data': data} for name, data in packed.items()}}
 
 

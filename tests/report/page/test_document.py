@@ -71,7 +71,7 @@ def test_pictures_are_inside_and_large_ones_are_reduced(tmp_path):
   assert len(small) < 61_000
   (tmp_path / 'a.svg').write_text('<svg/>')
   assert data_uri(path, 60_000) == 'data:image/svg+xml;base64,' + base64.b64encode(b'<svg/>').decode()
-  (tmp_path / 'b.png').write_bytes(b'')
+  (tmp_path / 'b.png').write_bytes(b'torn')
   with pytest.raises(InputError, match='b.png'):
     data_uri(str(tmp_path / 'b.png'), 0)
 

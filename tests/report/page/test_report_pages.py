@@ -97,7 +97,8 @@ def test_the_viewer_has_the_worst_median_and_best_case(run):
   assert [a['value'] for a in ticks] == ['1', '2'] and all('checked' in a for a in ticks)
 
 
-def test_scans_that_cannot_be_shown_are_named_with_the_reason(tmp_path, caplog):
+def test_scans_that_cannot_be_shown_are_named_with_the_reason(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(report, '_can_draw', lambda: False)
   text = lambda workdir: pathlib.Path(report.report(str(workdir))['page']).read_text(encoding='utf-8')
   page = Page(text(make_run(tmp_path / 'bare')))
   assert 'The scans cannot be shown: ' in page.text and page.data is None and len(page.all('script')) == 1
@@ -114,6 +115,7 @@ def test_scans_that_cannot_be_shown_are_named_with_the_reason(tmp_path, caplog):
 def test_a_page_too_full_for_scans_says_so(run, monkeypatch):
   workdir, _ = run
   monkeypatch.setattr(document, 'MAX_BYTES', 2_400_000)
+  monkeypatch.setattr(report, '_can_draw', lambda: False)
   paths = report.report(str(workdir))
   text = pathlib.Path(paths['page']).read_text(encoding='utf-8')
   assert 'no room for scans' in text and len(text) < 400_000

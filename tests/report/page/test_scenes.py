@@ -63,7 +63,7 @@ def test_a_small_budget_reduces_along_the_smallest_voxels_first():
   made = scenes.embedded(noise, 6000)
   scan, truth = (volume(made['volumes'][name]) for name in ('scan', 'truth'))
   assert sum(len(entry['data']) for entry in made['volumes'].values()) <= 6000
-  assert '2 x 2 x 1 voxels are merged into one' in made['grid'] and '2.50 x 3.00 x 3.00 mm' in made['grid']
+  assert made['grid'] == 'Voxels of 2.50 x 3.00 x 3.00 mm. Here 2 x 2 x 1 voxels are merged into one'
   assert scan.header.get_zooms() == pytest.approx((2.5, 3.0, 3.0))
   # The middle of a block of 2 x 2 voxels is where its value is.
   corner = np.linalg.inv(noise.affine) @ scan.affine @ [0, 0, 0, 1]
