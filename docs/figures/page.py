@@ -13,24 +13,26 @@ from PIL import Image
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'tests' / 'support'))
 from chromium import browser  # noqa: E402
 
-_SIZE = (1180, 1290)  # of the picture in the page
-_COLOURS = 96
+_WIDTH = 1180
+_COLOURS = 160
+_BETWEEN = 'h2 ~ p, .said'  # what is left out, so that both fit
 
 
 def main(page: str, picture: str) -> None:
-  """Opens a page in Chromium, waits for its viewer, and saves a picture of its upper part."""
+  """Opens a page in Chromium, waits for its viewer, and saves a picture of the organ table and the viewer."""
   with browser() as one:
-    width, height = _SIZE
     one.driver.execute_cdp_cmd(
-      'Emulation.setDeviceMetricsOverride', {'width': width, 'height': 900, 'deviceScaleFactor': 1, 'mobile': False}
+      'Emulation.setDeviceMetricsOverride', {'width': _WIDTH, 'height': 900, 'deviceScaleFactor': 1, 'mobile': False}
     )
     one.open(pathlib.Path(page).resolve().as_uri())
+    one.run(f"for (const part of document.querySelectorAll('{_BETWEEN}')) part.remove()")
     one.drawn()
-    top = one.run('return document.querySelector("h2").getBoundingClientRect().top + scrollY - 10')
-    clip = {'x': 0, 'y': top, 'width': width, 'height': height, 'scale': 0.8}
+    edge = 'return document.querySelector(arguments[0]).getBoundingClientRect()[arguments[1]] + scrollY'
+    top, bottom = one.run(edge, 'h2', 'top') - 10, one.run(edge, '.stage', 'bottom') + 10
+    clip = {'x': 0, 'y': top, 'width': _WIDTH, 'height': bottom - top, 'scale': 0.75}
     made = one.driver.execute_cdp_cmd('Page.captureScreenshot', {'captureBeyondViewport': True, 'clip': clip})
   with Image.open(io.BytesIO(base64.b64decode(made['data']))) as image:
-    image.convert('RGB').quantize(_COLOURS).save(picture, optimize=True)
+    image.convert('RGB').quantize(_COLOURS, Image.Quantize.MAXCOVERAGE).save(picture, optimize=True)
 
 
 if __name__ == '__main__':

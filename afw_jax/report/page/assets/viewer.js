@@ -65,7 +65,10 @@
         this.masks();
       },
       masks() {
-        names.forEach((name, i) => { if (i) nv.volumes[i].opacity = name === mask() ? Number(find('opacity').value) : 0; });
+        const alone = find('view').value === '3d' && mask() !== 'none'; // organs without the body around them
+        names.forEach((name, i) => {
+          nv.volumes[i].opacity = i ? Number(name === mask() && find('opacity').value) : Number(!alone);
+        });
         nv.updateGLVolume();
       },
       organs() {
@@ -73,7 +76,7 @@
         nv.updateGLVolume();
       },
       window(chosen) { [nv.volumes[0].cal_min, nv.volumes[0].cal_max] = [chosen.low, chosen.high]; nv.updateGLVolume(); },
-      view(name) { nv.setSliceType(VIEWS[name]); },
+      view(name) { nv.setSliceType(VIEWS[name]); this.masks(); },
       side(radiological) { nv.setRadiologicalConvention(radiological); },
       move(axis, part) { nv.scene.crosshairPos[axis] = axis < 2 ? 1 - part : part; nv.drawScene(); },
       place(axis) { const part = nv.scene.crosshairPos[axis]; return axis < 2 ? 1 - part : part; },
