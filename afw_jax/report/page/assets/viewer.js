@@ -50,24 +50,29 @@
     return {
       renderer: 'webgl2',
       axis: () => ({ coronal: 1, sagittal: 0 })[find('view').value] ?? 2,
-      async show(buffers, focus, window_) {
-        names = Object.keys(buffers);
-        nv.volumes = [];
-        for (const name of names) {
-          const image = await niivue.NVImage.loadFromUrl({
-            url: buffers[name], name: `${name}.nii`, colormap: 'gray', cal_min: window_.low, cal_max: window_.high, opacity: name === 'scan' ? 1 : 0,
-          });
-          if (name !== 'scan') image.setColormapLabel(table());
-          nv.addVolume(image);
+      async load(buffers, focus, first) {
+        const images = [];
+        for (const [name, url] of Object.entries(buffers)) {
+          images.push(await niivue.NVImage.loadFromUrl({
+            url, name: `${name}.nii`, colormap: 'gray', cal_min: first.low, cal_max: first.high, opacity: name === 'scan' ? 1 : 0,
+          }));
         }
-        nv.scene.crosshairPos = [1 - focus[0], 1 - focus[1], focus[2]]; // NiiVue counts towards right and front
-        nv.setRenderAzimuthElevation(150, 12);
-        this.masks();
+        return () => {
+          names = Object.keys(buffers);
+          nv.volumes = [];
+          images.forEach((image, i) => {
+            if (i) image.setColormapLabel(table());
+            nv.addVolume(image);
+          });
+          nv.scene.crosshairPos = [1 - focus[0], 1 - focus[1], focus[2]]; // NiiVue counts towards right and front
+          nv.setRenderAzimuthElevation(150, 12);
+          this.masks();
+        };
       },
       masks() {
         const alone = find('view').value === '3d' && mask() !== 'none'; // organs without the body around them
-        names.forEach((name, i) => {
-          nv.volumes[i].opacity = i ? Number(name === mask() && find('opacity').value) : Number(!alone);
+        nv.volumes.forEach((image, i) => {
+          image.opacity = i ? Number(names[i] === mask() && find('opacity').value) : Number(!alone);
         });
         nv.updateGLVolume();
       },
@@ -96,10 +101,9 @@
     const api = {
       renderer: 'canvas',
       axis: drawing.axis,
-      async show(buffers, focus, window_) {
+      load: async (buffers, focus) => () => {
         focus.forEach((part, axis) => { places[axis] = part; });
         drawing.show(buffers, focus);
-        this.window(window_);
         masks();
       },
       masks,
@@ -151,6 +155,7 @@
       const told = one.details || (await (await fetched(one.url)).json());
       const names = ['scan', ...page.masks];
       const buffers = await Promise.all(names.map((name) => buffer(told.volumes[name])));
+      const put = await drawer.load(Object.fromEntries(names.map((name, i) => [name, buffers[i]])), told.focus, told.windows[0]);
       if (mine !== wanted) return;
       details = told;
       const old = find('window').selectedOptions[0]?.textContent;
@@ -158,8 +163,8 @@
         const label = `${each.name} (${Number(each.low.toPrecision(4))} to ${Number(each.high.toPrecision(4))}${details.unit ? ` ${details.unit}` : ''})`;
         return new Option(label, i, false, label === old);
       }));
-      await drawer.show(Object.fromEntries(names.map((name, i) => [name, buffers[i]])), details.focus, window_());
-      if (mine !== wanted) return;
+      put();
+      drawer.window(window_());
       find('slice').value = drawer.place(drawer.axis());
       sides();
       say(`${one.name}: ${details.grid}.`);
