@@ -14,7 +14,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'tests' / 'support'))
 from chromium import browser  # noqa: E402
 
 _WIDTH = 1180
-_COLOURS = 160
 _BETWEEN = 'h2 ~ p, .said'  # what is left out, so that both fit
 
 
@@ -32,7 +31,7 @@ def main(page: str, picture: str) -> None:
     clip = {'x': 0, 'y': top, 'width': _WIDTH, 'height': bottom - top, 'scale': 0.75}
     made = one.driver.execute_cdp_cmd('Page.captureScreenshot', {'captureBeyondViewport': True, 'clip': clip})
   with Image.open(io.BytesIO(base64.b64decode(made['data']))) as image:
-    image.convert('RGB').quantize(_COLOURS, Image.Quantize.MAXCOVERAGE).save(picture, optimize=True)
+    image.convert('RGB').save(picture, optimize=True)
 
 
 if __name__ == '__main__':

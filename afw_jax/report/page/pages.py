@@ -74,7 +74,7 @@ def of_predictions(folder: str, source: Source | str, *, served: bool = False) -
   passed = [f'- {one["path"]}: {one["reason"]}' for one in content['passed_over']]
   begin: list[Block] = [
     Heading('Label maps of new scans', 1),
-    f'{len(rows)} label maps. There is no truth to compare them with: look at them before you use them.',
+    f'{len(rows)} label map(s). There is no truth to compare them with: look at them before you use them.',
     *(['**Unusual scans:**', '\n'.join(notes)] if notes else []),
     *(['**Not segmented:**', '\n'.join(failed)] if failed else []),
     *(['**Passed over:**', '\n'.join(passed)] if passed else []),
