@@ -28,7 +28,7 @@ def main(page: str, picture: str) -> None:
     one.drawn()
     edge = 'return document.querySelector(arguments[0]).getBoundingClientRect()[arguments[1]] + scrollY'
     top, bottom = one.run(edge, 'h2', 'top') - 10, one.run(edge, '.stage', 'bottom') + 10
-    clip = {'x': 0, 'y': top, 'width': _WIDTH, 'height': bottom - top, 'scale': 0.75}
+    clip = {'x': 0, 'y': top, 'width': _WIDTH, 'height': bottom - top, 'scale': 0.58}
     made = one.driver.execute_cdp_cmd('Page.captureScreenshot', {'captureBeyondViewport': True, 'clip': clip})
   with Image.open(io.BytesIO(base64.b64decode(made['data']))) as image:
     image.convert('RGB').save(picture, optimize=True)
