@@ -32,7 +32,7 @@ def port(workdir):
   line = started.stdout.readline()
   yield int(re.match(r'http://127\.0\.0\.1:(\d+)/ ', line)[1])
   started.send_signal(signal.SIGINT)
-  assert started.wait(20) == 0
+  assert started.wait(60) == 0
 
 
 def ask(port, path, method='GET', **headers):
