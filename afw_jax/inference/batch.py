@@ -115,7 +115,8 @@ def run(job: Job, passed_over: Sequence[PassedOver] = ()) -> Outcome:
   there = runtime.from_process_zero(lambda: _all_finished(job))
   if there and runtime.process_index() == 0:
     _log.warning('%d of %d scans have their label map already (--overwrite makes it again)', len(there), len(job.scans))
-  taken = {os.path.realpath(scan.path) for scan in job.scans}
+  slices = (os.path.join(scan.path, name) for scan in job.scans for name in scan.files)
+  taken = {os.path.realpath(path) for path in (*(scan.path for scan in job.scans), *slices)}
   rows, failed = {}, {}
   for scan in terminal.progress_bar(
     runtime.local_items([scan for scan in job.scans if scan.name not in there]),
@@ -159,7 +160,7 @@ def _finished(job: Job, scan: Scan, content: dict) -> dict | None:
 
 
 def _make(job: Job, scan: Scan, taken: Container[str]) -> dict:
-  """Segments a scan, writes its files, and returns its row; `taken` are the real paths of all scans."""
+  """Segments a scan, writes its files, and returns its row; `taken` are the real paths of all scans and slices."""
   label = job.labels[scan.name]
   probabilities_at = outputs.probability_paths(label, job.ids) if job.probabilities else {}
   paths = (label, *probabilities_at.values())

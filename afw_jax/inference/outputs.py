@@ -112,7 +112,7 @@ def check_free(folder: str, paths: Iterable[str], scan: Scan, taken: Container[s
     folder: of the record.
     paths: of the label map and the probabilities.
     scan: that they are of.
-    taken: real paths of all scans.
+    taken: real paths of all scans, and of the slices of DICOM series.
     overwrite: replace all but scans and folders.
   """
   for path in paths:

@@ -101,7 +101,6 @@ def load(path: str, network: Network, organs: Sequence[str], params: PyTree, bat
   Raises:
     InputError: as `check`, or the checkpoint is torn or altered.
   """
-  check(path, network)  # in words, before arrays are read
   variables, meta = trained.read_variables(path)
   theirs, ours = tuple(meta['data']['organs']), tuple(organs)
   same = set(theirs) == set(ours)

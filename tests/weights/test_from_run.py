@@ -1,9 +1,9 @@
 """Training that starts from another run: what is taken, what is new, what is refused, and resuming without it."""
 
-import contextlib
 import json
 import logging
 import os
+import pathlib
 import shutil
 
 import jax
@@ -19,9 +19,10 @@ from afw_jax import workdir as run_folder
 from afw_jax.config import build, initial
 from afw_jax.config.check import check_config
 from afw_jax.config.program import make_program
+from afw_jax.data import run_record
 from afw_jax.errors import InputError
 from afw_jax.inference import trained
-from afw_jax.training import checkpoint, step
+from afw_jax.training import checkpoint
 from afw_jax.weights import from_run
 
 ORGANS = ('liver', 'spleen')
@@ -40,70 +41,78 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def other(data, tmp_path_factory):
-  """The workdir of a run on liver and spleen, with seed 7."""
+  """The workdir of a run on liver and spleen."""
   return make_run(small_run(data, seed=7), tmp_path_factory.mktemp('runs') / 'other', change=trained_alike)
 
 
-def started(config, organs=ORGANS):
-  """(the initial state of a config, its program)."""
-  program = make_program(config, build.mesh(config), ('background', *organs), 1)
-  return initial.initial_state(config, program, organs, jax.random.key(config.seed)), program
+@pytest.fixture(scope='module')
+def apply(data):
+  """The network for two organs, compiled: (params, batch_stats) -> logits of an image."""
+  model, _ = build.network(small_run(data), 3)
+  image = np.random.default_rng(0).random((1, 32, 32, 1), np.float32)
+  return jax.jit(lambda params, batch_stats: model.apply({'params': params, 'batch_stats': batch_stats}, image))
+
+
+def network_of(data):
+  return from_run.Network('unet', build.network(small_run(data), 3)[1], (32, 32))
+
+
+def fresh(data, num_classes):
+  """(params, batch_stats) of a network and its loss before any training."""
+  rng, model = np.random.default_rng(1), build.network(small_run(data), num_classes)[0]
+  shapes = models.abstract_variables(model, (1, 32, 32, 1))
+  variables = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(a.dtype), shapes)
+  return {'net': variables['params'], 'log_sigma_sq': np.zeros(num_classes, np.float32)}, variables['batch_stats']
+
+
+def loaded(data, other, organs):
+  """(params, batch_stats) for a run on these organs that starts from the other."""
+  return from_run.load(other, network_of(data), organs, *fresh(data, len(organs) + 1))[:2]
 
 
 def variables_of(workdir):
   return trained.read_variables(workdir)[0]
 
 
-def equal(a, b):
-  return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool(np.array_equal(x, y)), a, b)))
-
-
-def test_the_same_organs_give_the_network_of_the_other_run(data, other):
-  state, program = started(small_run(data, **{'model.init_from': other}))
-  image = np.random.default_rng(0).random((2, 32, 32, 1), np.float32)
-  wanted = variables_of(other)
-  np.testing.assert_array_equal(
-    program.model.apply(step.variables_of(state), image),
-    program.model.apply({k: wanted[k] for k in ('params', 'batch_stats')}, image),
-  )
+def test_the_same_organs_give_the_network_of_the_other_run(data, other, apply):
+  config = small_run(data, **{'model.init_from': other})
+  program = make_program(config, build.mesh(config), ('background', *ORGANS), 1)
+  state, wanted = initial.initial_state(config, program, ORGANS, jax.random.key(0)), variables_of(other)
+  logits = apply(wanted['params'], wanted['batch_stats'])
+  assert np.ptp(logits) > 0
+  np.testing.assert_array_equal(apply(state.params['net'], state.batch_stats), logits)
   np.testing.assert_array_equal(state.params['log_sigma_sq'], np.float32([0.1, 0.2, 0.3]))
   assert int(state.step) == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
-  abstract = program.abstract_state()
   alike = lambda a, b: (a.shape, a.dtype, a.sharding.is_equivalent_to(b.sharding, a.ndim)) == (b.shape, b.dtype, True)
-  assert jax.tree.all(jax.tree.map(alike, state, abstract))
+  assert jax.tree.all(jax.tree.map(alike, state, program.abstract_state()))  # so the train step takes it, on any mesh
 
 
-def test_another_order_of_the_organs_is_followed(data, other):
-  state, program = started(small_run(data, **{'model.init_from': other}), ORGANS[::-1])
-  image = np.random.default_rng(0).random((1, 32, 32, 1), np.float32)
+def test_another_order_of_the_organs_is_followed(data, other, apply):
+  params, batch_stats = loaded(data, other, ORGANS[::-1])
   wanted = variables_of(other)
-  logits = program.model.apply({k: wanted[k] for k in ('params', 'batch_stats')}, image)
-  np.testing.assert_allclose(program.model.apply(step.variables_of(state), image), logits[..., [0, 2, 1]], atol=1e-6)
-  np.testing.assert_array_equal(state.params['log_sigma_sq'], np.float32([0.1, 0.3, 0.2]))
+  logits = apply(wanted['params'], wanted['batch_stats'])
+  np.testing.assert_allclose(apply(params['net'], batch_stats), logits[..., np.array([0, 2, 1])], atol=1e-6)
+  np.testing.assert_array_equal(params['log_sigma_sq'], np.float32([0.1, 0.3, 0.2]))
 
 
 @pytest.mark.parametrize('organs', [('liver', 'kidney'), ('liver', 'kidney', 'spleen'), ('liver',)])
 def test_other_organs_give_the_body_and_a_new_head_and_say_so(data, other, organs, caplog):
-  config = small_run(data, **{'model.init_from': other})
   with caplog.at_level(logging.INFO, logger='afw_jax'):
-    state, program = started(config, organs)
-  random = program.initial_state(jax.random.key(config.seed))
-  wanted = variables_of(other)['params']
-  head = from_run.head_leaves(from_run.Network('unet', program.model_options, (32, 32)), len(organs) + 1)
-  taken = {True: 0, False: 0}
-  for in_head, ours, fresh, theirs in zip(
-    *(jax.tree.leaves(tree) for tree in (head, state.params['net'], random.params['net'], wanted)), strict=True
-  ):
-    np.testing.assert_array_equal(ours, fresh if in_head else theirs)
-    taken[in_head] += 1
-  assert taken[True] == 2 and taken[False] > 20
-  assert not np.any(state.params['log_sigma_sq']) and state.params['log_sigma_sq'].shape == (len(organs) + 1,)
-  assert equal(state.batch_stats, variables_of(other)['batch_stats'])
+    params, batch_stats = loaded(data, other, organs)
+  random, _ = fresh(data, len(organs) + 1)
+  theirs = variables_of(other)
+  head = from_run.head_leaves(network_of(data), len(organs) + 1)
+  assert sum(jax.tree.leaves(head)) == 2
+  flat = [jax.tree.leaves(tree) for tree in (head, params['net'], random['net'], theirs['params'])]
+  for inside, now, new, taken in zip(*flat, strict=True):
+    np.testing.assert_array_equal(now, new if inside else taken)
+    assert inside or not np.array_equal(now, new)
+  assert not np.any(params['log_sigma_sq']) and params['log_sigma_sq'].shape == (len(organs) + 1,)
+  jax.tree.map(np.testing.assert_array_equal, batch_stats, theirs['batch_stats'])
   (said,) = [record.getMessage() for record in caplog.records if 'starts from' in record.getMessage()]
   assert 'the organs differ' in said
-  assert ('only here: kidney' in said) == ('kidney' in organs) and ('only there: spleen' in said) == (
-    'spleen' not in organs
-  )
+  assert ('only here: kidney' in said) == ('kidney' in organs)
+  assert ('only there: spleen' in said) == ('spleen' not in organs)
 
 
 @pytest.mark.parametrize('name', models.MODELS)
@@ -134,49 +143,31 @@ def test_what_cannot_be_started_from_is_refused_before_any_work(data, other, cha
 
 
 def test_a_damaged_checkpoint_is_refused(data, other, tmp_path):
-  copy = shutil.copytree(other, tmp_path / 'copy')
+  copy = pathlib.Path(shutil.copytree(other, tmp_path / 'copy'))
   for path in (copy / 'checkpoints').rglob('d/*'):
     path.write_bytes(path.read_bytes()[:-40])
   with pytest.raises(InputError, match='copy'):
-    started(small_run(data, **{'model.init_from': str(copy)}))
+    loaded(data, str(copy), ORGANS)
 
 
-def trained_here(config, workdir):
-  """Trains in this process, as --mode=train does."""
+def test_a_run_goes_on_when_the_other_is_gone(data, other, tmp_path, monkeypatch):
+  monkeypatch.setattr('afw_jax.data.preparation.worker_pool.run_jobs', run_here)
+  gone, workdir = str(shutil.copytree(other, tmp_path / 'gone')), str(tmp_path / 'run')
+  config = small_run(data, **{'model.init_from': gone, 'train.epochs': 1, 'train.steps_per_epoch': 1})
+  make_run(config, workdir, total_steps=1, change=lambda state: state._replace(step=state.step + 1))
+  before = trained.read_meta(gone, 'last')[1]['data']
+  shutil.rmtree(gone)
+  with pytest.raises(InputError, match=f'model.init_from={gone}'):
+    check_config(config)
   check_config(config, fresh=not run_folder.begun(workdir))
   with run_folder.claimed(workdir, config):
     train.train(config, workdir, prepare_run(config, workdir))
-  return trained.read_meta(workdir, 'last')[1]
-
-
-def test_a_run_goes_on_when_the_other_is_gone(data, other, tmp_path, monkeypatch, caplog):
-  monkeypatch.setattr('afw_jax.data.preparation.worker_pool.run_jobs', run_here)
-  gone = str(shutil.copytree(other, tmp_path / 'gone'))
-  config = small_run(
-    data,
-    **{'model.init_from': gone, 'train.epochs': 2, 'train.steps_per_epoch': 1, 'data.split_seed': 3},
-    **{'optimizer.body_learning_rate_factor': 0.0, 'optimizer.weight_decay': 0.1},
-  )
-  stop = {'at': 1}
-  asked = lambda done: 130 if done == stop['at'] else None
-  monkeypatch.setattr('afw_jax.train.signals.graceful_shutdown', lambda: contextlib.nullcontext(asked))
-  with pytest.raises(SystemExit):
-    trained_here(config, str(tmp_path / 'run'))
-  shutil.rmtree(gone)
-  stop['at'] = None
-  meta = trained_here(config, str(tmp_path / 'run'))
-  assert meta['step'] == 2 and meta['config']['model']['init_from'] == gone
-  assert trained_here(config, str(tmp_path / 'run'))['step'] == 2  # finished
-  # The body was frozen, also for weight decay, and the head was not.
-  ours, theirs = (variables_of(where)['params'] for where in (str(tmp_path / 'run'), other))
-  program = make_program(config, build.mesh(config), ('background', *ORGANS), 1)
-  head = from_run.head_leaves(from_run.Network('unet', program.model_options, (32, 32)), 3)
-  same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), ours, theirs)
-  assert jax.tree.all(jax.tree.map(lambda inside, kept: kept != inside, head, same))
+  meta = trained.read_meta(workdir, 'last')[1]
+  assert meta['step'] == 1 and meta['config']['model']['init_from'] == gone
   # Scans that the other run was trained with are known to this one, and to those that start from it.
-  seen = meta['data']['seen_before']
-  before = trained.read_meta(other, 'last')[1]['data']
-  assert seen['train'] == sorted(before['scans'][case_id] for case_id in before['splits']['train'])
+  seen = [before['scans'][case_id] for case_id in before['splits']['train']]
+  assert meta['data']['seen_before']['train'] == sorted(seen)
+  assert set(run_record.seen_scans(meta['data'])['train']) >= set(seen)
 
 
 def test_cases_that_the_other_run_was_trained_with_are_named(data, other, caplog):
@@ -188,29 +179,27 @@ def test_cases_that_the_other_run_was_trained_with_are_named(data, other, caplog
     initial.seen_before(config, None, record)
     assert not caplog.records
     initial.seen_before(config, None, moved)
-  assert [splits['train'][0] in r.getMessage() for r in caplog.records][:1] == [True]
+  assert splits['train'][0] in caplog.records[0].getMessage() and '--mode=evaluate refuses' in caplog.text
   assert initial.seen_before(config, {'data': record}, record) == {}  # of a run that has begun: what it recorded
 
 
 def test_factors_of_one_change_nothing(data):
-  config = small_run(data)
-  plain = build.sgd(config, lambda _: 0.1, 3)
-  params = {'net': {'a': jnp.ones(2)}, 'log_sigma_sq': jnp.zeros(3)}
-  assert len(plain.init(params)) == 3  # the chain of before
+  plain = build.sgd(small_run(data), lambda _: 0.1, 3)
+  assert len(plain.init({'net': {'a': jnp.ones(2)}, 'log_sigma_sq': jnp.zeros(3)})) == 3  # the chain of before
 
 
-@pytest.mark.parametrize('head, body', [(1.0, 0.1), (10.0, 1.0), (0.0, 0.5)])
+@pytest.mark.parametrize('head, body', [(1.0, 0.1), (0.0, 0.5), (10.0, 0.0)])
 def test_factors_scale_the_learning_rate_of_head_and_body(data, head, body):
+  decay = {'optimizer.weight_decay': 0.1}
   changes = {'optimizer.head_learning_rate_factor': head, 'optimizer.body_learning_rate_factor': body}
-  scaled, plain = (build.sgd(small_run(data, **more), lambda _: 0.1, 3) for more in (changes, {}))
-  config = small_run(data)
-  state, program = started(config)
-  grads = jax.tree.map(jnp.ones_like, state.params)
-  updates = [tx.update(grads, tx.init(state.params), state.params)[0] for tx in (scaled, plain)]
-  head_of = from_run.head_leaves(from_run.Network('unet', program.model_options, (32, 32)), 3)
+  params = jax.tree.map(np.ones_like, fresh(data, 3)[0])
+  scaled, plain = (
+    tx.update(params, tx.init(params), params)[0]
+    for tx in (build.sgd(small_run(data, **decay, **more), lambda _: 0.1, 3) for more in (changes, {}))
+  )
   check = lambda inside, a, b: np.testing.assert_allclose(a, b * (head if inside else body), rtol=1e-6)
-  jax.tree.map(check, head_of, updates[0]['net'], updates[1]['net'])
-  np.testing.assert_array_equal(updates[0]['log_sigma_sq'], updates[1]['log_sigma_sq'])
+  jax.tree.map(check, from_run.head_leaves(network_of(data), 3), scaled['net'], plain['net'])
+  np.testing.assert_array_equal(scaled['log_sigma_sq'], plain['log_sigma_sq'])
 
 
 def test_loss_and_optimizer_are_read_only_where_they_are_wanted(other):

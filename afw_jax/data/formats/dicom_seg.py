@@ -223,14 +223,14 @@ def _described(number: int, organ: str, made_by: Any) -> Any:
 
 
 def is_whole(path: str) -> bool:
-  """Whether a file is a DICOM segmentation that can be read to its end."""
+  """Whether a file is a DICOM object, a segmentation or another one, that can be read to its end."""
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')
       ds = pydicom.dcmread(path)
-      if ds.SOPClassUID != SegmentationStorage:
-        return False
-      bits = int(ds.Rows) * int(ds.Columns) * int(ds.NumberOfFrames) * int(ds.BitsAllocated)
+      if 'PixelData' not in ds:
+        return ds.SOPClassUID != SegmentationStorage
+      bits = int(ds.Rows) * int(ds.Columns) * int(ds.get('NumberOfFrames') or 1) * int(ds.BitsAllocated)
       return ds.file_meta.TransferSyntaxUID.is_compressed or len(ds.PixelData) >= math.ceil(bits / 8)
   except (OSError, *BROKEN):
     return False
