@@ -264,6 +264,7 @@ def _predict(workdirs: list[str]) -> None:
     save_probabilities=options.PROBABILITIES.value,
     overlap=options.OVERLAP.value,
     overwrite=options.OVERWRITE.value,
+    file_format=options.FORMAT.value,
     matmul_precision=options.CONFIG.value and options.CONFIG.value.runtime.matmul_precision,
   )
   if runtime.process_index() == 0:

@@ -24,6 +24,7 @@ OUTPUT = flags.DEFINE_string(
   'output', None, 'predict: a folder, or a .nii.gz file for one scan. evaluate, folds: a folder. compare: a .md file.'
 )
 CHECKPOINT = flags.DEFINE_enum('checkpoint', 'best', ('best', 'last'), 'predict: which checkpoint.')
+FORMAT = flags.DEFINE_enum('format', 'nifti', ('nifti', 'dicom_seg'), 'predict: file format of the label maps.')
 PROBABILITIES = flags.DEFINE_bool('probabilities', False, 'predict: also write the probability of each organ.')
 LARGEST = flags.DEFINE_bool(
   'largest_component', False, 'predict: keep the largest connected component of each organ only.'

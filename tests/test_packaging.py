@@ -32,7 +32,7 @@ def test_requirements_are_pinned_within_what_the_package_allows():
   project = PROJECT['project']
   allowed = [
     *project['dependencies'],
-    *(r for extra in ('viz', 'test') for r in project['optional-dependencies'][extra]),
+    *(r for extra in ('viz', 'dicom', 'test') for r in project['optional-dependencies'][extra]),
   ]
   pins = {}
   for line in (ROOT / 'requirements.txt').read_text(encoding='utf-8').splitlines():

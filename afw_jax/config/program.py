@@ -97,7 +97,7 @@ def make_program(
   accumulation.check(micro_batches, config.train.batch_size, mesh.shape['data'])
   input_size = build.input_size(config)
   schedule = build.schedule(config, steps_per_epoch)
-  tx = build.sgd(config, schedule)
+  tx = build.sgd(config, schedule, len(class_names))
   train_step = step.make_train_step(
     model,
     build.loss(config, model, class_names),
