@@ -79,7 +79,7 @@ def check(mode: str, config: ml_collections.ConfigDict | None) -> None:
     )
   own = {
     'paper': (SEEDS, DRY_RUN, COLLECT),
-    'predict': (PAGE,),
+    'predict': (PAGE, FORMAT),
     'view': (PORT,),
   }
   for owner, owned in own.items():
