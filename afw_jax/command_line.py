@@ -29,7 +29,7 @@ modes, each with an example
              afw-jax --mode=evaluate --workdir=runs/fold1,runs/fold2 --output=runs/folds
   report     afw-jax --mode=report --workdir=runs/synapse
   compare    afw-jax --mode=compare --workdir=runs/a,runs/b --output=comparison.md
-  view       the page of an evaluated run, or of a folder of predictions, with all its scans at full resolution
+  view       the page of an evaluated run or a folder of predictions, with all scans at full resolution
              afw-jax --mode=view --workdir=runs/synapse [--port=8000]
   predict    label maps of new scans: a NIfTI file, a DICOM series folder, or a folder of either
              afw-jax --mode=predict --workdir=runs/synapse --input=scan.nii.gz --output=labels.nii.gz

@@ -50,7 +50,8 @@ def test_series_get_segmentations_and_nifti_files_an_error(run, scans, tmp_path)
   ds = pydicom.dcmread(out / 'ct.dcm')
   assert [s.SegmentLabel for s in ds.SegmentSequence] == ['liver'] and ds.NumberOfFrames == SHAPE[0]
   assert row['label_ids'] == {'liver': 1} and any('no segment' in note and 'spleen' in note for note in row['notes'])
-  assert row['checkpoint']['sha256'] in str(ds.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0])
+  (algorithm,) = ds.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence
+  assert row['checkpoint']['sha256'] in algorithm.AlgorithmParameters
   assert volumes.read_image(out / 'ct_probability_liver.nii.gz').array.min() > 0.9
   # How it was made is beside it, and nothing about the machine and its user.
   content = (out / 'volumes.json').read_text(encoding='utf-8')
@@ -83,7 +84,7 @@ def test_no_slice_and_no_object_of_others_is_replaced(run, scans, overwrite):
   before = {path: path.read_bytes() for path in (scans / 'ct').iterdir()}
   with pytest.raises(InputError, match='would overwrite the scan'):
     predict.predict(run, scans / 'ct', scans / 'ct' / 'i0001.dcm', file_format='dicom_seg', overwrite=overwrite)
-  assert {path: path.read_bytes() for path in (scans / 'ct').iterdir()} == before
+  assert {path: path.read_bytes() for path in before} == before
   other = scans / 'other.dcm'
   shutil.copy(scans / 'ct' / 'i0001.dcm', other)
   if not overwrite:

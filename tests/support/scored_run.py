@@ -45,7 +45,9 @@ def make_pooled(folder: pathlib.Path, dsc: dict = DSC, *, count: int = 2, unfini
   for k, (fold, ids) in enumerate(cases.items()):
     make_run(folder, {case: dsc[case] for case in ids}, **{'fold': fold, 'checkpoint_step': 100 + k, **held})
   steps = lambda fold: {'step': 5, 'total_steps': 9 if fold in unfinished else 5}
-  entries = [{'fold': fold, 'cases': ids, **steps(fold)} for fold, ids in cases.items()]
+  entries = [
+    {'fold': fold, 'workdir': f'{folder}_{fold[0]}', 'cases': ids, **steps(fold)} for fold, ids in cases.items()
+  ]
   atomic_files.write_json(folder / POOLED, {'folds': entries})
   return str(folder)
 
