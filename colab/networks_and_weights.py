@@ -136,7 +136,7 @@ plt.show()
 
 # %%
 TINY = ('--config.data.size=(32, 32)', '--config.model.size=testing') if SMALL else ()
-for options in ('', '--config.model.remat=True'):
+for options in ('',) if SMALL else ('', '--config.model.remat=True'):
   run(
     'afw-jax --mode=plan --config=synapse --devices=1 --config.data.size="(96, 96)" --config.train.batch_size=8',
     *TINY,

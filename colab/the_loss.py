@@ -169,20 +169,20 @@ from jax.test_util import check_grads
 loss_of = jax.jit(lambda logits, s: losses.afw_loss(logits[None], labels[None], s))
 with jax.enable_x64(True), jax.default_device(jax.devices('cpu')[0]):
   arguments = [jnp.asarray(logits, jnp.float64), jnp.asarray(s, jnp.float64)]
-  by_jax = jax.jit(jax.grad(loss_of, argnums=(0, 1)))(*arguments)
+  by_logits, by_s = map(np.asarray, jax.jit(jax.grad(loss_of, argnums=(0, 1)))(*arguments))
   step, both_sides = 1e-6, jax.jit(jax.vmap(loss_of, in_axes=(0, None)))
   moves = step * np.eye(30).reshape(30, 10, 3)
   up, down = both_sides(logits + moves, arguments[1]), both_sides(logits - moves, arguments[1])
   difference = np.asarray((up - down) / (2 * step)).reshape(10, 3)
   check_grads(loss_of, arguments, order=1, modes=('fwd', 'rev'), atol=1e-6, rtol=1e-6)
-worst = np.abs(difference - by_jax[0]).max()
+worst = np.abs(difference - by_logits).max()
 print(f'largest distance between jax.grad and finite differences: {worst:.1e}')
 print('check_grads: forward and reverse mode agree with finite differences')
-assert worst < 1e-8 and by_jax[0].dtype == np.float64
+assert worst < 1e-8 and by_logits.dtype == by_s.dtype == np.float64
 
 figure, axes = plt.subplots(figsize=(8, 1.9), layout='constrained')
-limit = np.abs(by_jax[0]).max()
-picture = axes.imshow(-np.asarray(by_jax[0]).T, cmap='PuOr_r', vmin=-limit, vmax=limit, aspect='auto')
+limit = np.abs(by_logits).max()
+picture = axes.imshow(-by_logits.T, cmap='PuOr_r', vmin=-limit, vmax=limit, aspect='auto')
 for i, c in enumerate(labels):
   axes.add_patch(plt.Rectangle((i - 0.48, c - 0.46), 0.96, 0.92, fill=False, edgecolor='black', linewidth=1.6))
 axes.set(xticks=range(10), yticks=range(3), yticklabels=CLASSES, xlabel='pixel')
@@ -267,10 +267,10 @@ print('contributions w_c L_c^gamma:', np.round(balance, 4))
 assert jnp.ptp(balance) < 1e-3 and jnp.argmin(pull) == 3 and jnp.argmax(pull) == 0
 
 # %% [markdown]
-# All classes end with the same contribution, so the weight of a class is *inversely* proportional to its loss: **the
-# class that is found worst is pulled least**, which is not what one would expect of a loss for rare organs. (The
-# cross-entropy still pulls on every class, and the network that trains with it does learn them, but late.) The option
-# `weights` has other choices, and the terms of the loss report the pull of each:
+# All classes end with the same contribution: the weight of a class is *inversely* proportional to its term
+# $L_c^{\gamma_c}$, and the pull on it to $L_c$ itself. **The class that is found worst is pulled least**, which is not
+# what one would expect of a loss for rare organs. The cross-entropy still pulls on every class, so that small organs
+# are learned too, but late. The option `weights` has other choices, and the terms of the loss report the pull of each:
 
 # %%
 OPTIONS = {
