@@ -139,7 +139,7 @@ show(scan, {'truth': truth.array}, 'phantom_000')
 # is interrupted, the same command goes on where it stopped.
 #
 # One choice is not the paper's. Its learned class weights favour the classes that are already good, so that small
-# organs appear late, after a thousand steps or so. This training has 672 steps, and takes weights that favour what is
+# organs appear late, after a thousand steps or so. This training has 336 steps, and takes weights that favour what is
 # found worst (`weights=entropic_present`); the notebook [the_loss](the_loss.ipynb) compares them.
 
 # %%
@@ -155,7 +155,7 @@ run(
   'afw-jax --config=demo --config.data.root=scans --workdir=runs/quickstart '
   '--config.data.size="(64, 80)" --config.data.spacing_mm="(4, 4)" '
   '--config.loss.ce_afw.weights=entropic_present --config.loss.ce_afw.gamma=1.0 '
-  '--config.train.epochs=24 --config.train.validate_every_epochs=4',
+  '--config.train.epochs=12 --config.train.validate_every_epochs=3',
   *(TINY if SMALL else ()),
 )
 

@@ -212,7 +212,7 @@ run('afw-jax --mode=plan --devices=1', *DATA_OPTIONS[:-1], *NETWORK, *TINY)
 
 # %%
 LOSS = ['--config.loss.ce_afw.weights=entropic_present', '--config.loss.ce_afw.gamma=1.0']
-LENGTH = ['--config.train.epochs=14', '--config.train.validate_every_epochs=7', '--config.optimizer.learning_rate=0.02']
+LENGTH = ['--config.train.epochs=12', '--config.train.validate_every_epochs=3', '--config.optimizer.learning_rate=0.02']
 if SMALL:
   LENGTH += ['--config.train.epochs=1', '--config.train.steps_per_epoch=4', '--config.train.validate_every_epochs=1']
 AUGMENTATION = ['--config.augment.paper.mirror_axes=()', '--config.augment.paper.max_angle_deg=15.0']

@@ -119,7 +119,7 @@ def test_a_notebook_runs_from_top_to_bottom(name, tmp_path):
   text = printed(notebook)
   if name == 'the_loss':
     by_hand, by_library = map(float, re.search(r'NumPy ([\d.]+), afw_jax ([\d.]+)', text).groups())
-    assert by_hand == pytest.approx(by_library, rel=1e-6) and 'check_grads' in text
+    assert by_hand == pytest.approx(by_library, rel=1e-5) and 'check_grads' in text
   elif name == 'quickstart':
     assert (tmp_path / 'new_labels.nii.gz').exists() and '| gallbladder |' in text
   elif name == 'your_own_scans':
