@@ -146,10 +146,10 @@ for options in ('',) if SMALL else ('', '--config.model.remat=True'):
 # %% [markdown]
 # ## Weights from PyTorch
 #
-# A file of PyTorch weights is a *state dict*: names of layers and their arrays. We make one, for a UNet++ of two
-# levels in the layout of its reference implementation (pytorch-nested-unet), and save it as `.safetensors`, which
-# needs no PyTorch. The weights are random; with a file of your own, skip this cell. (`.pth` files are read where
-# PyTorch is installed, without executing anything in them.)
+# A file of PyTorch weights is a *state dict*: names of layers and their arrays. We make one, for a UNet of two levels
+# in the layout of the code that the authors of AFW-Dice released, and save it as `.safetensors`, which needs no
+# PyTorch. The weights are random; with a file of your own, skip this cell. (`.pth` files are read where PyTorch is
+# installed, without executing anything in them.)
 
 # %%
 import safetensors.numpy
@@ -167,7 +167,7 @@ for block, channels_in, channels_out in (('conv0_0', 1, 4), ('conv1_0', 4, 8), (
     state[f'{block}.bn{i}.running_var'] = rng.uniform(0.5, 1.5, channels_out)
 state['seg_head.0.weight'], state['seg_head.0.bias'] = rng.normal(0, 0.5, (9, 4, 1, 1)), rng.normal(0, 0.1, 9)
 state = {name: array.astype(np.float32) for name, array in state.items()}
-safetensors.numpy.save_file(state, 'unetpp.safetensors')
+safetensors.numpy.save_file(state, 'unet.safetensors')
 for name in list(state)[:6]:
   print(f'{name:28}{state[name].shape}')
 print(f'... {len(state)} arrays')
@@ -252,8 +252,8 @@ SIDE = 32 if SMALL else 96
 scan, truth = phantom.make_phantom(3, (8, SIDE, SIDE), (28.0, 370 / SIDE, 370 / SIDE))
 image = np.clip((scan[4] + 150.0) / 500, 0, 1).astype(np.float32)
 
-variables = weights.from_torch('unetpp', files.read('unetpp.safetensors'), features=(4, 8))
-model = models.build('unetpp', num_classes=9, features=(4, 8))
+variables = weights.from_torch('unet', files.read('unet.safetensors'), features=(4, 8))
+model = models.build('unet', num_classes=9, features=(4, 8))
 with jax.default_matmul_precision('highest'):
   logits = jax.jit(model.apply)(variables, image[None, ..., None])[0]  # (H, W, 9)
 expected = np.moveaxis(reference(image[None]), 0, -1)
@@ -286,7 +286,7 @@ from afw_jax.errors import InputError
 
 damaged = {name: array for name, array in state.items() if name != 'seg_head.0.bias'}
 try:
-  weights.from_torch('unetpp', damaged, features=(4, 8))
+  weights.from_torch('unet', damaged, features=(4, 8))
   raise AssertionError('a state dict without a bias was accepted')
 except InputError as error:
   print(error)
@@ -303,8 +303,8 @@ except InputError as error:
 FEW = ('--num_cases=9', '--shape', 10, 40, 40) if SMALL else ()
 run('python -m afw_jax.data.phantom --output=scans --num_cases=9', *FEW)
 run(
-  'afw-jax --mode=convert --config=demo --config.data.root=scans --config.model.name=unetpp '
-  '--config.model.unetpp.features="(4, 8)" --input=unetpp.safetensors --workdir=runs/converted'
+  'afw-jax --mode=convert --config=demo --config.data.root=scans --config.model.name=unet '
+  '--config.model.unet.features="(4, 8)" --input=unet.safetensors --workdir=runs/converted'
 )
 run('afw-jax --mode=predict --workdir=runs/converted --input=scans/imagesTs --output=labels')
 assert pathlib.Path('labels/new_000.nii.gz').exists()

@@ -3,7 +3,7 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/)
 #
-# **Time:** about 5 minutes on two CPU cores, without the installation. **Licence:** Apache-2.0.
+# **Time:** about 3 minutes on two CPU cores, without the installation. **Licence:** Apache-2.0.
 #
 # This notebook trains a network that finds eight organs in abdominal CT, scores it on scans that it has not seen,
 # looks at what it found, and lets it segment a new scan. The scans are synthetic (*phantoms*), so that nothing has to

@@ -1,4 +1,4 @@
-"""Makes the notebooks of this folder from their sources, and runs them: python colab/sync.py [NAME ...].
+"""Makes the notebooks of this folder from their sources, and runs them: python colab/sync.py [--run] [NAME ...].
 
 NAME.py is the source (py:percent, a comment `# %%` before each cell), NAME.ipynb is made from it, with outputs. The
 address of the repository (the badge, and what is installed outside a clone) is that of pyproject.toml, written into
@@ -104,22 +104,47 @@ def smaller(png: str) -> str:
   return base64.b64encode(file.getvalue()).decode()
 
 
-def sync(name: str) -> None:
-  """Writes NAME.ipynb from NAME.py with the outputs of a run."""
-  path = FOLDER / f'{name}.py'
-  text = path.read_text(encoding='utf-8')
+def take_outputs(notebook: nbformat.NotebookNode, stored: nbformat.NotebookNode) -> bool:
+  """Takes over the outputs of a stored notebook, in place, if the code is the same (only texts or the address changed).
+
+  Returns:
+    Whether the code is the same.
+  """
+  cells, old = ([cell for cell in n.cells if cell.cell_type == 'code'] for n in (notebook, stored))
+  code = lambda cells: [with_address(cell.source, '', '') for cell in cells]  # wherever it is installed from
+  if code(cells) != code(old):
+    return False
+  for cell, before in zip(cells, old):
+    cell.outputs, cell.execution_count = before.outputs, before.execution_count
+  return True
+
+
+def sync(name: str, run: bool = False) -> None:
+  """Writes NAME.ipynb from NAME.py with the outputs of a run.
+
+  Args:
+    name: of the notebook.
+    run: also run it where only texts have changed since the last run.
+  """
+  source, path = FOLDER / f'{name}.py', FOLDER / f'{name}.ipynb'
+  text = source.read_text(encoding='utf-8')
   if (addressed := with_address(text, name, address())) != text:
-    path.write_text(addressed, encoding='utf-8')
+    source.write_text(addressed, encoding='utf-8')
   notebook = from_source(addressed)
-  full_size = {key: value for key, value in os.environ.items() if key != 'AFW_JAX_SMALL'}
-  with tempfile.TemporaryDirectory() as folder:
-    tidy(execute(notebook, folder, full_size), folder)
-  nbformat.write(notebook, FOLDER / f'{name}.ipynb')
-  print(f'{name}.ipynb: {(FOLDER / f"{name}.ipynb").stat().st_size / 1024:.0f} KiB')
+  if run or not path.exists() or not take_outputs(notebook, nbformat.read(path, as_version=4)):
+    full_size = {key: value for key, value in os.environ.items() if key != 'AFW_JAX_SMALL'}
+    with tempfile.TemporaryDirectory() as folder:
+      tidy(execute(notebook, folder, full_size), folder)
+  nbformat.write(notebook, path)
+  print(f'{path.name}: {path.stat().st_size / 1024:.0f} KiB')
 
 
 if __name__ == '__main__':
-  parser = argparse.ArgumentParser(description='Make the notebooks from their sources, and run them.')
+  parser = argparse.ArgumentParser(
+    description='Make the notebooks from their sources, and run those whose code changed.'
+  )
   parser.add_argument('names', nargs='*', default=NAMES, metavar='NAME', help=f'{", ".join(NAMES)} (default: all)')
-  for given in parser.parse_args().names:
-    sync(given)
+  parser.add_argument('--run', action='store_true', help='run them also where only texts have changed')
+  arguments = parser.parse_args()
+  for given in arguments.names:
+    sync(given, arguments.run)

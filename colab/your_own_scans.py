@@ -3,7 +3,7 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/)
 #
-# **Time:** about 4 minutes on two CPU cores, without the installation. **Licence:** Apache-2.0.
+# **Time:** about 3 minutes on two CPU cores, without the installation. **Licence:** Apache-2.0.
 #
 # From a folder of scans and label maps to a trained network: describing the data, choosing window, grid and network,
 # training, reading the report, predicting, and handing the result over. Ten synthetic CT scans stand in for yours; to

@@ -40,6 +40,13 @@ def titled(name: str, title: str) -> list[str]:
   return [cell.source for cell in sync.from_source(source(name)).cells if f'# @title {title}\n' in cell.source]
 
 
+def test_outputs_are_kept_where_only_texts_change():
+  made = sync.from_source(source('the_loss').replace('# Ten pixels of a CT slice', '# 10 pixels of a CT slice'))
+  assert sync.take_outputs(made, stored('the_loss')) and printed(made) == printed(stored('the_loss'))
+  made = sync.from_source(source('the_loss').replace('GAMMA = 1e-5, 0.25', 'GAMMA = 1e-5, 0.5'))
+  assert not sync.take_outputs(made, stored('the_loss')) and not outputs(made)
+
+
 def test_every_notebook_has_a_source():
   assert {path.stem for path in sync.FOLDER.glob('*.ipynb')} == set(sync.NAMES)
   assert {path.stem for path in sync.FOLDER.glob('*.py')} == {*sync.NAMES, 'sync'}
