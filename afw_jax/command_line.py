@@ -29,11 +29,15 @@ modes, each with an example
              afw-jax --mode=evaluate --workdir=runs/fold1,runs/fold2 --output=runs/folds
   report     afw-jax --mode=report --workdir=runs/synapse
   compare    afw-jax --mode=compare --workdir=runs/a,runs/b --output=comparison.md
+  view       the page of an evaluated run, or of a folder of predictions, with all its scans at full resolution
+             afw-jax --mode=view --workdir=runs/synapse [--port=8000]
   predict    label maps of new scans: a NIfTI file, a DICOM series folder, or a folder of either
              afw-jax --mode=predict --workdir=runs/synapse --input=scan.nii.gz --output=labels.nii.gz
              the average of several networks: --workdir=runs/fold1,runs/fold2
              options: --checkpoint=last --largest_component --probabilities --mirror_axes=0,1 --overlap=0.7
                       --overwrite (make again what is there) --strict (exit code 2 if a file was passed over)
+                      --page (index.html beside the label maps, to look at them)
+                      --format=dicom_seg (DICOM segmentations of DICOM series)
   convert    a run from PyTorch weights of a reference implementation
              afw-jax --mode=convert --config=synapse --input=weights.pth --workdir=runs/converted
   plan       memory and communication of a training step, compiled without the hardware
@@ -157,7 +161,13 @@ def expand_paths(config) -> None:
   Raises:
     InputError: a path option is not text.
   """
-  for section, key in (('data', 'root'), ('data', 'store'), ('model', 'pretrained'), ('runtime', 'compilation_cache')):
+  for section, key in (
+    ('data', 'root'),
+    ('data', 'store'),
+    ('model', 'pretrained'),
+    ('model', 'init_from'),
+    ('runtime', 'compilation_cache'),
+  ):
     path = config[section][key]
     if not isinstance(path, str):
       raise InputError(f'{section}.{key}', f'{path!r} is not a path', 'Give text')

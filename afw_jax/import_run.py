@@ -31,6 +31,9 @@ def import_run(config: ml_collections.ConfigDict, workdir: str, path: str) -> No
   Raises:
     InputError: a file that cannot be read, weights of another network, or a workdir that holds a trained run.
   """
+  if config.model.init_from or config.model.pretrained:
+    what = 'is given, but all weights of an imported run come from its file'
+    raise InputError('model.init_from or model.pretrained', what, 'Leave it out.')
   workdir = os.path.expanduser(workdir)
   folder = os.path.join(workdir, 'checkpoints', 'last')
   _check_untrained(workdir, folder)
@@ -39,7 +42,7 @@ def import_run(config: ml_collections.ConfigDict, workdir: str, path: str) -> No
   model, options = build.network(config, num_classes)
   variables = _fit(path, config.model.name, model, _read(path, config.model.name, num_classes, options), size)
   params = {'net': variables['params'], 'log_sigma_sq': losses.init_log_sigma_sq(num_classes)}
-  tx = build.sgd(config, build.schedule(config, 1))
+  tx = build.sgd(config, build.schedule(config, 1), num_classes)
   state = step.TrainState(jnp.zeros((), jnp.int32), params, variables.get('batch_stats', {}), jax.jit(tx.init)(params))
   meta = {
     'config': json.loads(config.to_json_best_effort()),

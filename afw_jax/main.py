@@ -36,6 +36,7 @@ from afw_jax import (  # noqa: E402
   predict,
   prepare,
   train,
+  view,
 )
 from afw_jax import workdir as run_folder  # noqa: E402
 from afw_jax.config.check import check_config  # noqa: E402
@@ -44,7 +45,8 @@ from afw_jax.distributed import devices, launchers, runtime  # noqa: E402
 from afw_jax.paper import paper  # noqa: E402
 from afw_jax.planning import plan  # noqa: E402
 from afw_jax.report import comparison, report  # noqa: E402
-from afw_jax.system import atomic_files  # noqa: E402
+from afw_jax.report.blocks import markdown  # noqa: E402
+from afw_jax.report.page import pages  # noqa: E402
 
 _TRAINING_MODES = ('all', 'prepare', 'train', 'evaluate')
 _MODES_OF_SEVERAL = ('compare', 'evaluate', 'predict')
@@ -113,7 +115,7 @@ def _dispatch() -> None:
   pools = mode == 'evaluate' and len(workdirs) > 1
   if config is None and mode in (*_TRAINING_MODES, 'convert', 'plan', 'paper') and not pools:
     raise InputError('--config', 'is not given', f'--mode={mode} needs one, for instance --config=demo.')
-  _check_options(mode, config)
+  options.check(mode, config)
   if mode == 'paper':
     _paper(config, (workdirs or [_default_workdir()])[0])
     return
@@ -147,23 +149,7 @@ def _dispatch() -> None:
   elif mode == 'compare':
     runtime.on_process_zero(lambda: _compare([workdir, *others]))
   else:
-    runtime.on_process_zero(lambda: {'report': _report, 'convert': _convert}[mode](workdir))
-
-
-def _check_options(mode: str, config: ml_collections.ConfigDict | None) -> None:
-  """Raises InputError where a config or an option belongs to another mode, and would be passed over."""
-  if (mode == 'paper') != (config is not None and 'paper' in config):
-    cure = 'Give it to --mode=paper.' if mode != 'paper' else 'Give --config=paper:table1; docs/paper.md lists others.'
-    raise InputError('--config', f'is not one for --mode={mode}', cure)
-  if options.SHARD.value and mode not in ('prepare', 'paper'):
-    raise InputError(
-      '--shard',
-      f'is an option of --mode=prepare and --mode=paper, and this is --mode={mode}',
-      'Prepare the shards first, then train without --shard.',
-    )
-  for flag in (options.SEEDS, options.DRY_RUN, options.COLLECT):
-    if mode != 'paper' and flag.present:
-      raise InputError(f'--{flag.name}', f'is an option of --mode=paper, and this is --mode={mode}', 'Leave it out.')
+    runtime.on_process_zero(lambda: {'report': _report, 'convert': _convert, 'view': _view}[mode](workdir))
 
 
 def _paper(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -254,28 +240,37 @@ def _pool(workdirs: list[str], config: ml_collections.ConfigDict | None) -> None
   runtime.on_process_zero(lambda: _report(output))
 
 
+def _view(workdir: str) -> None:
+  view.view(workdir, options.PORT.value)
+
+
 def _compare(workdirs: list[str]) -> None:
-  text = comparison.compare(workdirs)
-  print(text)
+  blocks = comparison.collect(workdirs)
+  print(markdown(blocks))
   if options.OUTPUT.value:
-    atomic_files.write_text(os.path.expanduser(options.OUTPUT.value), text)
+    pages.write_beside(os.path.expanduser(options.OUTPUT.value), blocks)
 
 
 def _predict(workdirs: list[str]) -> None:
+  output = _path(options.OUTPUT, 'Give a folder for the label maps, or a .nii.gz file for one scan.')
+  page = pages.place_beside(output) if options.PAGE.value else ''
   outcome = predict.predict_all(
     workdirs,
     _path(options.INPUT, 'Give a scan (.nii, .nii.gz), a DICOM series folder, or a folder of scans.'),
-    _path(options.OUTPUT, 'Give a folder for the label maps, or a .nii.gz file for one scan.'),
+    output,
     which=options.CHECKPOINT.value,
     mirror_axes=tuple(int(axis) if axis.isdecimal() else axis for axis in options.MIRROR.value),
     largest_component=options.LARGEST.value,
     save_probabilities=options.PROBABILITIES.value,
     overlap=options.OVERLAP.value,
     overwrite=options.OVERWRITE.value,
+    file_format=options.FORMAT.value,
     matmul_precision=options.CONFIG.value and options.CONFIG.value.runtime.matmul_precision,
   )
   if runtime.process_index() == 0:
     print(command_line.prediction_text(outcome))
+    if page:
+      print(f'Page: {pages.write_predictions(page)}')
   failed = list(outcome.failed)
   if options.STRICT.value and outcome.passed_over:
     cure = 'Move these files away, or predict without --strict.'

@@ -1,9 +1,12 @@
 """The options of the command line."""
 
+import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'compare', 'predict', 'convert', 'plan', 'paper')
+from afw_jax.errors import InputError
+
+MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'compare', 'predict', 'view', 'convert', 'plan', 'paper')
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Name of a shipped config, or path of a config file.')
 WORKDIR = flags.DEFINE_string(
@@ -21,6 +24,7 @@ OUTPUT = flags.DEFINE_string(
   'output', None, 'predict: a folder, or a .nii.gz file for one scan. evaluate, folds: a folder. compare: a .md file.'
 )
 CHECKPOINT = flags.DEFINE_enum('checkpoint', 'best', ('best', 'last'), 'predict: which checkpoint.')
+FORMAT = flags.DEFINE_enum('format', 'nifti', ('nifti', 'dicom_seg'), 'predict: file format of the label maps.')
 PROBABILITIES = flags.DEFINE_bool('probabilities', False, 'predict: also write the probability of each organ.')
 LARGEST = flags.DEFINE_bool(
   'largest_component', False, 'predict: keep the largest connected component of each organ only.'
@@ -45,6 +49,8 @@ STRICT = flags.DEFINE_bool('strict', False, 'predict: exit code 2 also where fil
 OVERWRITE = flags.DEFINE_bool(
   'overwrite', False, 'predict: make label maps again that are there, and replace files of others.'
 )
+PAGE = flags.DEFINE_bool('page', False, 'predict: also write index.html, a page with the scans, beside the label maps.')
+PORT = flags.DEFINE_integer('port', 0, 'view: port of this computer to listen on; 0: any that is free.', 0, 65535)
 SHARD = flags.DEFINE_string(
   'shard',
   '',
@@ -58,3 +64,27 @@ NUM_PROCESSES = flags.DEFINE_integer(
   'num_processes', None, 'Distributed: number of processes; 1: a single process, whatever the environment says.'
 )
 PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Distributed: rank of this process, from 0.')
+
+
+def check(mode: str, config: ml_collections.ConfigDict | None) -> None:
+  """Raises InputError where a config or an option belongs to another mode, and would be passed over."""
+  if (mode == 'paper') != (config is not None and 'paper' in config):
+    cure = 'Give it to --mode=paper.' if mode != 'paper' else 'Give --config=paper:table1; docs/paper.md lists others.'
+    raise InputError('--config', f'is not one for --mode={mode}', cure)
+  if SHARD.value and mode not in ('prepare', 'paper'):
+    raise InputError(
+      '--shard',
+      f'is an option of --mode=prepare and --mode=paper, and this is --mode={mode}',
+      'Prepare the shards first, then train without --shard.',
+    )
+  own = {
+    'paper': (SEEDS, DRY_RUN, COLLECT),
+    'predict': (PAGE, FORMAT),
+    'view': (PORT,),
+  }
+  for owner, owned in own.items():
+    for flag in owned:
+      if mode != owner and flag.present:
+        raise InputError(
+          f'--{flag.name}', f'is an option of --mode={owner}, and this is --mode={mode}', 'Leave it out.'
+        )

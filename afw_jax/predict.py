@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from afw_jax import workdir as run_folder
+from afw_jax.data.formats import dicom_seg, volumes
 from afw_jax.data.formats import scans as scan_files
-from afw_jax.data.formats import volumes
 from afw_jax.data.formats.dicom_series import PassedOver
 from afw_jax.data.formats.scans import Scan
+from afw_jax.data.sets import intensities
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError, InputErrors
 from afw_jax.inference import averaging, batch, outputs, record
@@ -125,6 +127,7 @@ def predict_all(
   overlap: float | None = None,
   overwrite: bool = False,
   matmul_precision: str | None = None,
+  file_format: str = 'nifti',
 ) -> batch.Outcome:
   """Segments one scan or a folder of scans; of several processes each takes a part of them.
 
@@ -135,11 +138,12 @@ def predict_all(
     workdir: of the trained run; window, grid and organ names come from its checkpoint. Of several runs the
       probabilities are averaged on the grid of the scan, each with its own window and working grid.
     input_path: a file with one scan, or a folder, with files and DICOM series at any depth.
-    output: a folder, or a .nii.gz file where the input is one scan. Tables of all label maps in the folder are
-      volumes.csv and volumes.json; the latter also names what failed and what was passed over.
+    output: a folder, or a .nii.gz file (.dcm: dicom_seg) where the input is one scan. Tables of all label maps in the
+      folder are volumes.csv and volumes.json; the latter also names what failed and what was passed over.
     which, mirror_axes, largest_component, batch_size, overlap, matmul_precision: as in `load` and `predict_volume`.
     save_probabilities: also write <scan>_probability_<organ>.nii.gz.
     overwrite: make every label map again, also in place of files that were not made from this scan.
+    file_format: of the label maps: 'nifti', or 'dicom_seg' for DICOM segmentations of DICOM series.
 
   Returns:
     What became of the scans, in every process of all of them.
@@ -150,26 +154,31 @@ def predict_all(
   """
   workdirs = [os.path.expanduser(w) for w in ([workdir] if isinstance(workdir, str | os.PathLike) else workdir)]
   input_path, output = (os.path.expanduser(path) for path in (input_path, output))
-  folder, to_file = outputs.destination(output)
+  folder, to_file = outputs.destination(output, file_format)
   scans, passed_over = _find(input_path)
+  if file_format == 'dicom_seg':
+    dicom_seg.check_possible(input_path, scans)
   if to_file and len(scans) > 1:
     raise InputError(output, f'{len(scans)} scans cannot go into one file', 'Give a folder as --output.')
   record.check(folder)
   networks = load_all(workdirs, which=which, mirror_axes=mirror_axes, matmul_precision=matmul_precision)
   trained = networks[0]
+  checkpoint = averaging.checkpoints(networks, workdirs)
   job = batch.Job(
     input_path,
     folder,
     scans,
-    labels={scan.name: output if to_file else outputs.label_path(folder, scan) for scan in scans},
+    labels={scan.name: output if to_file else outputs.label_path(folder, scan, file_format) for scan in scans},
     made_by={
-      'checkpoint': averaging.checkpoints(networks, workdirs),
+      'checkpoint': checkpoint,
       'options': {
         'mirror_axes': list(mirror_axes),
         'overlap': averaging.option(overlap_of(network) if overlap is None else overlap for network in networks),
         'largest_component': largest_component,
         'matmul_precision': averaging.option(matmul_precision or precision_of(network.meta) for network in networks),
       },
+      'format': file_format,
+      'environment': {k: v for k, v in run_folder.environment().items() if k in ('python', 'packages', 'devices')},
     },
     ids={organ: trained.meta['data']['output_ids'][organ] for organ in trained.organs},
     file_ids=trained.file_ids,
@@ -181,6 +190,10 @@ def predict_all(
       largest_component=largest_component,
       keep_probabilities=save_probabilities,
     ),
+    in_hu=intensities.is_hu(trained.meta['data']['options']),
+    as_segments=functools.partial(dicom_seg.opened, organs=trained.organs, checkpoint=checkpoint['sha256'])
+    if file_format == 'dicom_seg'
+    else None,
     probabilities=save_probabilities,
     overwrite=overwrite,
   )

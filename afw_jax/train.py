@@ -13,7 +13,7 @@ import jax
 import ml_collections
 
 from afw_jax import models
-from afw_jax.config import build
+from afw_jax.config import build, initial
 from afw_jax.config.program import Program, make_program
 from afw_jax.data import pipeline, resources, run_record, store, usual
 from afw_jax.data.selection import Selection, scored_split
@@ -23,7 +23,6 @@ from afw_jax.errors import InputError
 from afw_jax.inference import forward, segmentation, validation
 from afw_jax.system.atomic_files import write_json
 from afw_jax.training import checkpoint, checkpoint_writer, metric_writer, progress, step
-from afw_jax.weights import pretrained
 
 _log = logging.getLogger('afw_jax')
 
@@ -81,7 +80,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> di
   program = make_program(config, build.mesh(config), data.class_names, data.steps_per_epoch)
   init_key, run_key = jax.random.split(jax.random.key(config.seed))
 
-  state, best_dsc, due = _resumed(last, data, program) or (_fresh(config, program, init_key), None, False)
+  fresh = lambda: initial.initial_state(config, program, data.class_names[1:], init_key)
+  state, best_dsc, due = _resumed(last, data, program) or (fresh(), None, False)
   start = int(state.step)
   if start >= data.total_steps and not due:
     _log.info('training is finished already (%d steps)', start)
@@ -148,6 +148,7 @@ def _read_data(config: ml_collections.ConfigDict, store_dir: str, last: str) -> 
   index, recorded = runtime.from_process_zero(lambda: (store.read_index(store_dir), checkpoint.read_meta(last)))
   selection = build.selection(config, index, recorded)
   description = {**run_record.data_record(index, selection), 'usual': usual.usual_of_training(index, selection)}
+  description |= runtime.from_process_zero(lambda: initial.seen_before(config, recorded, description))
   _check_same_data(last, recorded, description)
   resources.raise_open_files()  # all cases stay open
   source = pipeline.make_source(
@@ -194,23 +195,6 @@ def _check_same_data(folder: str, recorded: dict | None, data: dict) -> None:
       f'its checkpoints were trained with other scans or labels of {abbreviate(changed)} than the store has now',
       'Choose another --workdir for the changed data, or restore the old files and run --mode=prepare.',
     )
-
-
-def _fresh(config: ml_collections.ConfigDict, program: Program, key: jax.Array) -> step.TrainState:
-  """The initial state, with the published weights of config.model.pretrained for its encoder."""
-  state = program.initial_state(key)
-  if not config.model.pretrained:
-    return state
-  variables = pretrained.load(
-    config.model.name,
-    config.model.pretrained,
-    step.variables_of(state),
-    image_shape=program.input_size,
-    **program.model_options,
-  )
-  everywhere = sharding.replicated(program.mesh)
-  net, batch_stats = jax.device_put((variables['params'], variables.get('batch_stats', {})), everywhere)
-  return state._replace(params={**state.params, 'net': net}, batch_stats=batch_stats)
 
 
 def _meta(config: ml_collections.ConfigDict, data: _Data, program: Program) -> dict:

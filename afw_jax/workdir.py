@@ -30,6 +30,7 @@ PACKAGES = (
   'scipy',
   'nibabel',
   'pydicom',
+  'highdicom',
 )
 _CURE = 'Wait until it ends, or choose another --workdir.'
 _PATIENCE_S = 300  # for others that claim the workdir at the same time: the tasks of an array, each a moment

@@ -55,7 +55,8 @@ def compile_step(network: str, step: str, dtype: str, name: str) -> dict:
   try:
     compiled = program.lower(*arguments).compile()
   except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
-    return {'refused': accelerators.reason(str(error))}
+    needed = accelerators.exhausted(str(error))
+    return {'refused': accelerators.reason(str(error)) if needed is None else f'needs {needed:.2f} GiB'}
   return {'cpu_seconds': cpu_seconds() - start, 'gib': accelerators.memory(compiled)['total'] / GIB}
 
 
@@ -92,7 +93,7 @@ def main() -> None:
   print(HEADING)
   for job in jobs:
     key = ' '.join(job)
-    if key not in known:
+    if 'gib' not in known.get(key, {}) or 'cpu_seconds' not in known[key]:
       known[key] = run(job)
       if args.out:
         args.out.write_text(json.dumps(known, indent=1), encoding='utf-8')

@@ -27,7 +27,7 @@ with open('pyproject.toml', 'rb') as file:
   project = tomllib.load(file)['project']
 extras = project['optional-dependencies']
 tools = [line for line in extras['test'] if line.startswith(('pytest', 'hypothesis'))]
-print(*project['dependencies'], *extras['viz'], *tools, sep='\n')
+print(*project['dependencies'], *extras['viz'], *extras['dicom'], *tools, sep='\n')
 PYTHON
 )
 stamp=.venv-newest/requirements.txt # what was asked for; written last. To take later releases: rm -r .venv-newest

@@ -42,7 +42,7 @@ CROPS = (
 @pytest.fixture(
   scope='module',
   params=[
-    pytest.param(VOLUMES, id='unetr-volumes'),
+    pytest.param(VOLUMES, id='unetr-volumes', marks=SLOW),
     pytest.param(CROPS, id='unet3d-crops'),
     pytest.param((*CROPS, '--config.model.name=unetrpp'), id='unetrpp-crops', marks=SLOW),
   ],

@@ -44,6 +44,7 @@ def check_own_sides(records):
       assert found.get('right', True) and found.get('same', True), (part, name, found)
 
 
+@SLOW
 def test_dry_run_of_every_part_but_the_real_training_and_what_is_done_is_not_done_again(tmp_path):
   arguments = ('--inline', '--quick', '--networks', 'unet', '--parts', *FAST)
   records, said = dry(tmp_path, *arguments)

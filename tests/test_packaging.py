@@ -19,11 +19,21 @@ def test_every_package_is_installed():
   assert PROJECT['tool']['setuptools']['package-dir']['afw_jax.configs'] == 'configs'
 
 
+def test_every_file_of_the_page_is_installed():
+  assets = ROOT / 'afw_jax' / 'report' / 'page' / 'assets'
+  (pattern,) = PROJECT['tool']['setuptools']['package-data']['afw_jax.report.page']
+  assert {path.name for path in assets.parent.glob(pattern)} == {path.name for path in assets.iterdir()}
+  licence = 'afw_jax/report/page/assets/niivue.LICENSE.txt'
+  assert licence in PROJECT['project']['license-files'] and (ROOT / licence).exists()
+  others = {path for path in (ROOT / 'afw_jax').rglob('*') if path.is_file() and path.suffix not in ('.py', '.pyc')}
+  assert others == set(assets.iterdir())
+
+
 def test_requirements_are_pinned_within_what_the_package_allows():
   project = PROJECT['project']
   allowed = [
     *project['dependencies'],
-    *(r for extra in ('viz', 'test') for r in project['optional-dependencies'][extra]),
+    *(r for extra in ('viz', 'dicom', 'test') for r in project['optional-dependencies'][extra]),
   ]
   pins = {}
   for line in (ROOT / 'requirements.txt').read_text(encoding='utf-8').splitlines():
@@ -70,6 +80,8 @@ def test_the_demo_runs_from_the_installed_wheel(installed, tmp_path):
   run(sys.executable, '-m', 'afw_jax.data.phantom', '--output', 'runs/demo-data', '--num_cases', '9')
   table = run(afw_jax, '--config=demo', '--config.train.epochs=2')
   assert 'liver' in table and (tmp_path / 'runs' / 'demo' / 'report' / 'report.md').exists()
+  page = (tmp_path / 'runs' / 'demo' / 'report' / 'index.html').read_text(encoding='utf-8')
+  assert 'viewer-data' in page and 'niivue' in page
   run(afw_jax, '--mode=predict', '--workdir=runs/demo', '--input=runs/demo-data/imagesTs', '--output=new')
   assert (tmp_path / 'new' / 'new_000.nii.gz').exists()
 

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from initial_run import make_run, small_run
+from marks import SLOW
 from tiny_dataset import make, scan
 
 from afw_jax import predict
@@ -43,6 +44,7 @@ def probabilities(folder, organ):
   return volumes.read_image(folder / f'c0_probability_{organ}.nii.gz').array
 
 
+@SLOW
 def test_the_average_of_slices_and_volumes(runs, root, tmp_path):
   source = root / 'images' / 'c0.nii.gz'
   for name in ('a', 'c'):

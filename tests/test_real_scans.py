@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -101,8 +102,12 @@ def test_predict_the_whole_scan_on_its_exact_grid(overfitted, run_main):
   assert {1, 5} <= set(np.unique(label.dataobj)) <= {0, *ORGANS.values()}
 
 
-def test_a_dicom_series_in_a_label_map_out(overfitted, run_main):
-  dicom = pathlib.Path(REAL) / 'chaos_ct' / '1' / 'DICOM_anon'
+def test_a_dicom_series_in_a_label_map_out(overfitted, run_main, tmp_path):
+  series = pathlib.Path(REAL) / 'chaos_ct' / '1' / 'DICOM_anon'
+  dicom = tmp_path / 'DICOM_anon'
+  dicom.mkdir()
+  for path in sorted(series.iterdir())[20:44]:  # 24 neighbouring slices
+    shutil.copy(path, dicom)
   done = run_main(
     '--mode=predict', f'--workdir={overfitted}', f'--input={dicom}', f'--output={overfitted}/dicom', '--overlap=0'
   )

@@ -77,7 +77,7 @@ def test_kill_minus_9_and_sigterm_change_no_bit(trained, demo, tmp_path):
   assert 'resumed from step' in text(workdir)
 
 
-@pytest.mark.parametrize('stop', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('stop', [signal.SIGINT, pytest.param(signal.SIGTERM, marks=SLOW)])
 def test_a_signal_saves_the_step_under_way(demo, trained, tmp_path, stop):
   workdir = str(tmp_path / 'stopped')
   process = start((*demo, f'--config.data.store={next((trained.parent / "stores").iterdir())}'), workdir)
@@ -156,6 +156,7 @@ def interrupted_at(step):
   yield lambda done: 143 if done == step else None
 
 
+@SLOW
 def test_a_signal_saves_before_a_validation_that_is_due_and_one_in_the_last_validation_is_heard(
   trained, tmp_path, monkeypatch
 ):

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import ml_collections
 
 from afw_jax import losses, models, preprocess
@@ -12,6 +13,7 @@ from afw_jax.data.sets.case_files import normal_name
 from afw_jax.distributed import sharding
 from afw_jax.errors import InputError
 from afw_jax.training import augment, optimizer
+from afw_jax.weights import from_run
 
 
 def network(config: ml_collections.ConfigDict, num_classes: int, **more) -> tuple:
@@ -115,13 +117,26 @@ def schedule(config: ml_collections.ConfigDict, steps_per_epoch: int):
   )
 
 
-def sgd(config: ml_collections.ConfigDict, rate):
-  """The optimizer, SGD with momentum."""
+def sgd(config: ml_collections.ConfigDict, rate, num_classes: int):
+  """The optimizer, SGD with momentum.
+
+  Args:
+    config: of the run.
+    rate: step -> learning rate.
+    num_classes: of the network, background included.
+  """
+  head, body = (config.optimizer[f'{part}_learning_rate_factor'] for part in ('head', 'body'))
+  factors = None
+  if (head, body) != (1, 1):
+    described = from_run.Network(config.model.name, network(config, num_classes)[1], input_size(config))
+    in_head = from_run.head_leaves(described, num_classes)
+    factors = {'net': jax.tree.map(lambda inside: head if inside else body, in_head), 'log_sigma_sq': 1.0}
   return optimizer.sgd(
     rate,
     momentum=config.optimizer.momentum,
     weight_decay=config.optimizer.weight_decay,
     clip_norm=config.optimizer.clip_norm,
+    factors=factors,
   )
 
 

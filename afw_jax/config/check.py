@@ -1,5 +1,7 @@
 """Validation of a config before any long work: unknown names, impossible values, and what does not fit together."""
 
+import math
+
 import ml_collections
 
 from afw_jax import losses, metrics, models
@@ -7,7 +9,7 @@ from afw_jax.config import build
 from afw_jax.distributed import devices
 from afw_jax.errors import InputError, did_you_mean
 from afw_jax.training import accumulation
-from afw_jax.weights import pretrained
+from afw_jax.weights import from_run, pretrained
 
 _POSITIVE = (
   'train.batch_size',
@@ -24,7 +26,7 @@ def check_config(config: ml_collections.ConfigDict, *, fresh: bool = True) -> No
 
   Args:
     config: of the run.
-    fresh: False for a run that has begun training, which does not read pretrained weights again.
+    fresh: False for a run that has begun training, which does not read the weights it started from again.
 
   Raises:
     InputError: the first option that cannot work, and what to give instead.
@@ -55,6 +57,14 @@ def check_config(config: ml_collections.ConfigDict, *, fresh: bool = True) -> No
   mesh = build.mesh(config)
   build.check_mesh(config, mesh, model)
   accumulation.check(config.train.micro_batches, config.train.batch_size, mesh.shape['data'])
+  for key in ('head_learning_rate_factor', 'body_learning_rate_factor'):
+    if not 0 <= config.optimizer[key] < math.inf:
+      raise InputError(f'optimizer.{key}', f'is {config.optimizer[key]}', 'Give 0 (frozen) or more.')
+  if config.model.pretrained and config.model.init_from:
+    cure = 'Give one of them: the other run has its own encoder.'
+    raise InputError('model.init_from', 'is given, and model.pretrained too', cure)
+  if config.model.init_from and fresh:
+    from_run.check(config.model.init_from, from_run.Network(config.model.name, options, size))
   if config.model.pretrained and fresh:
     pretrained.check(config.model.name, config.model.pretrained, encoder=options.get('encoder', 'r50'))
   models.abstract_variables(model, (1, *size, 1))

@@ -52,6 +52,9 @@ def _model() -> ConfigDict:
   model.dtype = 'float32'  # compute dtype: float32 | bfloat16
   model.remat = False  # rematerialisation: recompute activations in the backward pass; less memory, more time
   model.pretrained = ''  # file of published encoder weights (transunet, vatransunet)
+  # Workdir of a run of the same network whose best checkpoint the training starts from; its output is new where the
+  # organs differ.
+  model.init_from = ''
   model.unet = dict(
     recipe='paper',  # paper | released: the slice repeated to three channels
     head_kernel=1,
@@ -120,6 +123,8 @@ def _optimizer() -> ConfigDict:
   optimizer.schedule_unit = 'epoch'  # epoch | step (released code)
   optimizer.power = 0.9
   optimizer.clip_norm = 0.0  # largest global norm of the gradient; 0 = no clipping
+  optimizer.head_learning_rate_factor = 1.0  # of the learning rate, for the output heads; 0 = they are not trained
+  optimizer.body_learning_rate_factor = 1.0  # likewise, for all other layers of the network
   return optimizer
 
 

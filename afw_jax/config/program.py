@@ -45,11 +45,13 @@ class Program:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), state)
 
   def initial_state(self, key: jax.Array) -> step.TrainState:
-    """A fresh state on the mesh, the same for every platform: it is made on the CPU.
+    """A fresh state on the mesh, which is made on the CPU: that of process 0, where there are several.
 
-    There its program compiles in seconds; for a GPU the one of UNet takes half a minute.
+    There its program compiles in seconds; for a GPU the one of UNet takes half a minute. Where JAX_PLATFORMS leaves
+    CPUs out, the default device makes it.
     """
-    # Runs once: optimising its compilation would only delay the first step (and changes no bit).
+    # Runs once: optimising its compilation would delay the first step. It is always made in this way, since another
+    # level of optimisation may round the last bit otherwise.
     init = jax.jit(self.init, compiler_options={'xla_backend_optimization_level': 0})
     with jax.default_device(_cpu()):
       state = init(key, image=jnp.zeros((1, *self.input_size, 1), jnp.float32))
@@ -95,7 +97,7 @@ def make_program(
   accumulation.check(micro_batches, config.train.batch_size, mesh.shape['data'])
   input_size = build.input_size(config)
   schedule = build.schedule(config, steps_per_epoch)
-  tx = build.sgd(config, schedule)
+  tx = build.sgd(config, schedule, len(class_names))
   train_step = step.make_train_step(
     model,
     build.loss(config, model, class_names),

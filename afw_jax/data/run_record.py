@@ -123,8 +123,33 @@ def check_folds(recorded: Mapping[str, Mapping]) -> None:
     raise InputError('--workdir', f'no fold holds out {abbreviate(never)}', cure)
 
 
+def seen_scans(recorded: Mapping) -> dict[str, list[str]]:
+  """'train' and 'val' -> digests of the scans that a network was trained and chosen with, also before it began.
+
+  Args:
+    recorded: `data_record` in its checkpoint, with 'seen_before' where its run started from the network of another.
+  """
+  before, splits, scans = recorded.get('seen_before') or {}, recorded['splits'] or {}, recorded.get('scans') or {}
+  own = lambda part: (scans[case_id] for case_id in splits.get(part, ()) if case_id in scans)
+  return {part: sorted({*before.get(part, ()), *own(part)}) for part in ('train', 'val')}
+
+
+def seen_cases(record: Mapping, seen: Mapping[str, Sequence[str]], part: str) -> list[str]:
+  """The cases of a part of a run that another network was trained with (for 'test': or chosen with).
+
+  Args:
+    record: `data_record` of the run.
+    seen: `seen_scans` of the other network.
+    part: 'val' or 'test'.
+  """
+  known = {digest for used in ('train', 'val')[: 2 if part == 'test' else 1] for digest in seen[used]}
+  return sorted(case_id for case_id in record['splits'][part] if record['scans'][case_id] in known)
+
+
 def trained_part(recorded: Mapping, index: Mapping, case_id: str) -> str | None:
   """The part that a case belonged to when a network was trained: by its scan, whatever its id now, or by its id.
+
+  Of a network that started from that of another run, the other's training counts too.
 
   Args:
     recorded: `data_record` in the checkpoint of the network.
@@ -138,4 +163,8 @@ def trained_part(recorded: Mapping, index: Mapping, case_id: str) -> str | None:
     return None
   part_of = {known: part for part, ids in recorded['splits'].items() for known in ids}
   scans = {digest: part_of[known] for known, digest in (recorded.get('scans') or {}).items()}
-  return scans.get(index['cases'][case_id]['voxels_sha256'][:_DIGITS]) or part_of.get(case_id) or 'none'
+  digest = index['cases'][case_id]['voxels_sha256'][:_DIGITS]
+  part, before = scans.get(digest) or part_of.get(case_id) or 'none', recorded.get('seen_before') or {}
+  if digest in before.get('train', ()):
+    return 'train'
+  return 'val' if digest in before.get('val', ()) and part not in ('train', 'val') else part

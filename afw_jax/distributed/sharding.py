@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from afw_jax.errors import InputError
@@ -45,8 +46,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree, mesh: Mesh):
-  """Puts arrays that every process has alike, numpy arrays, whole onto every device of a mesh."""
+  """Copies numpy arrays to every device of a mesh: those of process 0, so that all processes have the same bits.
+
+  All processes call it together. Each may have computed its own on a CPU of another kind, which rounds differently.
+  """
   everywhere = replicated(mesh)
+  if jax.process_count() > 1:
+    tree = multihost_utils.broadcast_one_to_all(tree)
   return jax.tree.map(lambda a: jax.make_array_from_callback(np.shape(a), everywhere, lambda index: a[index]), tree)
 
 

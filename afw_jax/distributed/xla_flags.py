@@ -6,15 +6,15 @@ Nothing here imports jax.
 import importlib.metadata
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from afw_jax.errors import InputError
 
 CPU_FLAG = '--xla_cpu_experimental_ynn_fusion_type=-individual_convolution'
-# Where no kernels are timed, XLA takes its own matrix products unseen, and jaxlib 0.10.2 cannot compile some of those
-# of TransUNet ("Couldn't find output tile sizes"); this leaves them to cuBLAS.
-UNTIMED_FLAG = '--xla_gpu_enable_triton_gemm=false'
-GPU_FLAG = '--xla_gpu_deterministic_ops=true'  # also excludes autotuning, which picks kernels by timing
+DETERMINISTIC_FLAG = '--xla_gpu_deterministic_ops=true'  # also excludes autotuning, which picks kernels by timing
+# Where no kernels are timed, XLA chooses its own (Triton) matrix products without trying them, and jaxlib 0.10.2 cannot
+# compile some of those of TransUNet ("Couldn't find output tile sizes"). This leaves them to cuBLAS.
+NO_TRITON_FLAG = '--xla_gpu_enable_triton_gemm=false'
 # Releases that know these flags, and in which the CPU flag was measured to help. XLA aborts the process over a flag
 # that it does not know, so nothing is set for any other release.
 KNOWN_JAXLIB = ('0.10.2', '0.11.2', '0.12.0.1')
@@ -35,7 +35,7 @@ def set_cpu_flags() -> str | None:
     return None
   if os.environ.get('JAX_PLATFORMS', 'cpu') not in ('', 'cpu') or _accelerator_installed():
     return None
-  if _version('jaxlib') not in KNOWN_JAXLIB:
+  if not is_known_release():
     return None
   os.environ['XLA_FLAGS'] = CPU_FLAG
   return CPU_FLAG
@@ -47,24 +47,47 @@ def set_deterministic() -> str | None:
   Call it before the first array is made: XLA reads its flags then. CPUs and TPUs are deterministic without it.
 
   Returns:
-    The flags if they were added to XLA_FLAGS; None if XLA_FLAGS already says something about determinism or no GPU
-    plugin is installed.
+    The flags that were added to XLA_FLAGS; None if none is missing, no GPU plugin is installed, or XLA_FLAGS refuses
+    deterministic kernels.
 
   Raises:
-    InputError: the release of jaxlib is not known to accept the flag.
+    InputError: the release of jaxlib is not known to accept the flags that are missing.
   """
-  flags = os.environ.get('XLA_FLAGS', '')
-  if not importlib.metadata.entry_points(group='jax_plugins') or GPU_FLAG.split('=')[0] in flags:
+  flags = os.environ.get('XLA_FLAGS', '').split()
+  said = _values(flags, DETERMINISTIC_FLAG) + _values(flags, '--xla_gpu_exclude_nondeterministic_ops')
+  if not importlib.metadata.entry_points(group='jax_plugins') or (said and not any(map(_is_true, said))):
     return None
-  if _version('jaxlib') not in KNOWN_JAXLIB:
+  added = ' '.join(([] if said else [DETERMINISTIC_FLAG]) + no_triton(flags))
+  if not added:
+    return None
+  if not is_known_release():
     raise InputError(
       'runtime.deterministic',
-      f'jaxlib {_version("jaxlib")} is not known to accept the flag {GPU_FLAG}',
-      'Set XLA_FLAGS yourself and leave the option out',
+      f'jaxlib {_version("jaxlib")} is not known to accept {added}',
+      f"Leave the option out, and set XLA_FLAGS='{DETERMINISTIC_FLAG} {NO_TRITON_FLAG}' yourself",
     )
-  added = GPU_FLAG if UNTIMED_FLAG.split('=')[0] in flags else f'{GPU_FLAG} {UNTIMED_FLAG}'
-  os.environ['XLA_FLAGS'] = f'{flags} {added}'.strip()
+  os.environ['XLA_FLAGS'] = ' '.join([*flags, added])
   return added
+
+
+def no_triton(flags: Sequence[str]) -> list[str]:
+  """What to add to flags of XLA where no kernels are timed: nothing where they say it, on or off, themselves."""
+  return [] if _values(flags, NO_TRITON_FLAG) else [NO_TRITON_FLAG]
+
+
+def is_known_release() -> bool:
+  """Whether the installed jaxlib is known to accept the flags of this module; others may abort the process."""
+  return _version('jaxlib') in KNOWN_JAXLIB
+
+
+def _values(flags: Sequence[str], flag: str) -> list[str]:
+  """The values that a list of flags gives to one of them, '' where it has none."""
+  name = flag.partition('=')[0]
+  return [value for key, _, value in (f.partition('=') for f in flags) if key == name]
+
+
+def _is_true(value: str) -> bool:
+  return value.lower() not in ('false', '0', 'f', 'no', 'n')
 
 
 def check_device_count(environ: Mapping[str, str] = os.environ) -> None:

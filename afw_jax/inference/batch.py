@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import datetime
 import logging
 import os
+import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,7 +17,7 @@ from afw_jax.data.formats.dicom_series import PassedOver
 from afw_jax.data.formats.scans import Scan
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError
-from afw_jax.inference import outputs, record
+from afw_jax.inference import outputs, record, statistics
 from afw_jax.system import terminal
 
 _log = logging.getLogger('afw_jax')
@@ -25,7 +27,7 @@ class Outcome(NamedTuple):
   """What became of the scans.
 
   Attributes:
-    rows: {'scan':, 'output':, 'volume_ml': {organ: mL}, ...} of each scan that has a label map.
+    rows: {'scan':, 'output':, 'volume_ml': {organ: mL}, 'statistics':, ...} of each scan that has a label map.
     failed: one error for each scan that has none.
     passed_over: files and folders that are not scans, with the reason.
     skipped: number of rows that were there already.
@@ -60,10 +62,13 @@ class Job:
     folder: of the label maps and of their record.
     scans: with their names.
     labels: name of each scan -> the file of its label map.
-    made_by: entries of every row that say how it was made: 'checkpoint' (with 'sha256') and 'options'.
+    made_by: entries of every row that say how it was made: 'checkpoint' (with 'sha256'), 'options' and others.
     ids: organ -> its id in the label maps, in the order of the classes 1, 2, ...
     file_ids: class ids -> those of the label maps.
     segment: scan -> what becomes of it.
+    in_hu: whether the intensities of the scans are HU.
+    as_segments: opens a scan for a DICOM segmentation of it, and returns the function (path, class ids) that writes
+      that; None: the label maps are NIfTI.
     probabilities: whether these are to be written.
     overwrite: make every label map again, also in place of files of others.
   """
@@ -76,6 +81,8 @@ class Job:
   ids: dict[str, int]
   file_ids: Callable[[np.ndarray], np.ndarray]
   segment: Callable[[volumes.Volume], Segmented]
+  in_hu: bool = True
+  as_segments: Callable[[volumes.Volume], Callable[[str, np.ndarray], None]] | None = None
   probabilities: bool = False
   overwrite: bool = False
 
@@ -108,7 +115,8 @@ def run(job: Job, passed_over: Sequence[PassedOver] = ()) -> Outcome:
   there = runtime.from_process_zero(lambda: _all_finished(job))
   if there and runtime.process_index() == 0:
     _log.warning('%d of %d scans have their label map already (--overwrite makes it again)', len(there), len(job.scans))
-  taken = {os.path.realpath(scan.path) for scan in job.scans}
+  slices = (os.path.join(scan.path, name) for scan in job.scans for name in scan.files)
+  taken = {os.path.realpath(path) for path in (*(scan.path for scan in job.scans), *slices)}
   rows, failed = {}, {}
   for scan in terminal.progress_bar(
     runtime.local_items([scan for scan in job.scans if scan.name not in there]),
@@ -152,35 +160,46 @@ def _finished(job: Job, scan: Scan, content: dict) -> dict | None:
 
 
 def _make(job: Job, scan: Scan, taken: Container[str]) -> dict:
-  """Segments a scan, writes its files, and returns its row; `taken` are the real paths of all scans."""
+  """Segments a scan, writes its files, and returns its row; `taken` are the real paths of all scans and slices."""
   label = job.labels[scan.name]
   probabilities_at = outputs.probability_paths(label, job.ids) if job.probabilities else {}
   paths = (label, *probabilities_at.values())
   check = lambda: outputs.check_free(job.folder, paths, scan, taken, overwrite=job.overwrite)
+  began = time.monotonic()
   try:
     check()
     stamp = outputs.stamp(scan)  # before it is read: if it is changed meanwhile, it is segmented again
     image = _read(scan)
+    write = job.as_segments(image) if job.as_segments else _nifti_writer(job, image)
     labels, probabilities, notes = job.segment(image)
   except InputError as error:
     if outputs.ends_everything(error, writing=False):
       raise
     raise _ScanError(error) from error
-  counts = np.sum([np.bincount(plane.ravel(), minlength=len(job.ids) + 1) for plane in labels], 0)
-  voxel_ml = float(np.prod(image.spacing_mm)) / 1000
+  found = statistics.of_organs(labels, image.array, image.geometry, tuple(job.ids))
+  ids = job.ids
+  if job.as_segments:  # these are numbered without gaps
+    ids = {organ: n for n, organ in enumerate((organ for organ in ids if found[organ].voxels), 1)}
+    if absent := [organ for organ in job.ids if organ not in ids]:
+      notes = [*notes, f'the segmentation has no segment of what was not found: {", ".join(absent)}']
   row = {
     'scan': scan.name,
     'output': os.path.relpath(label, job.folder),
     'source': os.path.abspath(scan.path),
+    'bytes': outputs.size(scan),
     'stamp': stamp,
     'sha256': image.sha256,
-    'label_ids': job.ids,
-    'volume_ml': {organ: round(float(counts[c]) * voxel_ml, 3) for c, organ in enumerate(job.ids, 1)},
+    'label_ids': ids,
+    'volume_ml': {organ: round(one.volume_ml, 3) for organ, one in found.items()},
+    'statistics': {organ: one.to_json() for organ, one in found.items()},
+    'intensity_unit': 'HU' if job.in_hu else 'raw',
     'notes': notes,
+    'made_at': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'seconds': round(time.monotonic() - began, 3),
     **job.made_by,
   }
   _log_notes(row)
-  files = {label: lambda path: volumes.write_label(path, job.file_ids(labels), image.geometry)}
+  files = {label: lambda path: write(path, labels)}
   if probabilities is not None:
     for c, path in enumerate(probabilities_at.values(), 1):
       one = lambda path, c=c: volumes.write_image(path, probabilities[..., c].astype(np.float32), image.geometry)
@@ -191,6 +210,10 @@ def _make(job: Job, scan: Scan, taken: Container[str]) -> dict:
     if outputs.ends_everything(error, writing=True):
       raise
     raise _ScanError(error) from error
+
+
+def _nifti_writer(job: Job, image: volumes.Volume) -> Callable[[str, np.ndarray], None]:
+  return lambda path, labels: volumes.write_label(path, job.file_ids(labels), image.geometry)
 
 
 def _log_notes(row: dict) -> None:

@@ -5,7 +5,7 @@ import hashlib
 import os
 from collections.abc import Callable, Container, Iterable
 
-from afw_jax.data.formats import volumes
+from afw_jax.data.formats import dicom_seg, volumes
 from afw_jax.data.formats.scans import Scan
 from afw_jax.errors import InputError
 from afw_jax.inference import record
@@ -13,6 +13,8 @@ from afw_jax.system import atomic_files
 from afw_jax.system.file_names import MAX_BYTES, file_names, shortened
 
 _NIFTI = ('.nii.gz', '.nii')
+ENDINGS = {'nifti': _NIFTI, 'dicom_seg': ('.dcm',)}  # of label maps, the usual one first
+_ALL = ('.nii.gz', '.nii', '.dcm')
 _CURE = 'Choose another --output, or replace it with --overwrite.'
 # Errors of the whole machine, which the next scan meets as well.
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENODEV)
@@ -20,34 +22,35 @@ _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, 
 _NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
-def destination(output: str) -> tuple[str, bool]:
+def destination(output: str, file_format: str = 'nifti') -> tuple[str, bool]:
   """(folder of the label maps, whether `output` is the file of one label map).
 
   Raises:
-    InputError: `output` has the ending of some other file, or is a file that is not NIfTI.
+    InputError: `output` has the ending of some other file, or is a file that is not of this format of label maps.
   """
+  endings = ENDINGS[file_format]
   is_folder = output.endswith(os.sep) or os.path.isdir(output)
   ending = os.path.splitext(os.path.basename(output))[1]
-  if not is_folder and output.lower().endswith(_NIFTI):
+  if not is_folder and output.lower().endswith(endings):
     return os.path.dirname(os.path.abspath(output)), True
   if not is_folder and (os.path.exists(output) or ending[1:2].isalpha() and len(ending) <= 9 and ending[1:].isalnum()):
-    what = f'the ending {ending!r} is not that of a label map' if ending else 'is a file'
+    what = f'the ending {ending!r} is not that of a label map (--format={file_format})' if ending else 'is a file'
     raise InputError(
-      output, what, 'Give a .nii.gz or .nii file for one scan, or a folder, with / at its end if it is new.'
+      output, what, f'Give a {" or ".join(endings)} file for one scan, or a folder, with / at its end if it is new.'
     )
   return output, False
 
 
-def label_path(folder: str, scan: Scan) -> str:
+def label_path(folder: str, scan: Scan, file_format: str = 'nifti') -> str:
   """The label map of a scan in a folder of label maps."""
   *parents, stem = scan.name.split('/')
-  return os.path.join(folder, *parents, f'{shortened(stem, MAX_BYTES - len(".nii.gz"))}.nii.gz')
+  return os.path.join(folder, *parents, f'{shortened(stem, MAX_BYTES - len(".nii.gz"))}{ENDINGS[file_format][0]}')
 
 
 def probability_paths(label: str, organs: Iterable[str]) -> dict[str, str]:
   """Organ -> the file of its probabilities beside a label map."""
   folder, name = os.path.split(label)
-  stem = next(name[: -len(ending)] for ending in _NIFTI if name.lower().endswith(ending))
+  stem = next(name[: -len(ending)] for ending in _ALL if name.lower().endswith(ending))
   limit = MAX_BYTES - len('.nii.gz')
   return {
     organ: os.path.join(folder, f'{shortened(f"{stem}_probability_{organ_file}", limit)}.nii.gz')
@@ -68,6 +71,15 @@ def stamp(scan: Scan) -> list:
   except OSError:
     return []
   return [len(scan.files), digest.hexdigest()]
+
+
+def size(scan: Scan) -> int | None:
+  """Bytes of the files of a scan; None where one cannot be found."""
+  files = [os.path.join(scan.path, name) for name in scan.files] or [scan.path]
+  try:
+    return sum(os.path.getsize(path) for path in files)
+  except OSError:
+    return None
 
 
 def finished(content: dict, folder: str, label: str, scan: Scan, made_by: dict, beside: Iterable[str]) -> dict | None:
@@ -100,7 +112,7 @@ def check_free(folder: str, paths: Iterable[str], scan: Scan, taken: Container[s
     folder: of the record.
     paths: of the label map and the probabilities.
     scan: that they are of.
-    taken: real paths of all scans.
+    taken: real paths of all scans, and of the slices of DICOM series.
     overwrite: replace all but scans and folders.
   """
   for path in paths:
@@ -143,9 +155,8 @@ def publish(folder: str, row: dict, write: dict[str, Callable[[str], None]], che
     for i, (path, make) in enumerate(write.items()):
       with atomic_files.write_errors(path):
         os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-      staged[path] = os.path.join(os.path.dirname(path), f'.{atomic_files.process_name()}-{i}.part.nii.gz')
-      if path.lower().endswith('.nii'):
-        staged[path] = staged[path].removesuffix('.gz')
+      ending = next(ending for ending in _ALL if path.lower().endswith(ending))
+      staged[path] = os.path.join(os.path.dirname(path), f'.{atomic_files.process_name()}-{i}.part{ending}')
       make(staged[path])
     with record.locked(folder), atomic_files.write_errors(folder):
       check()
@@ -231,6 +242,8 @@ def _is_whole(folder: str, row: dict, name: str) -> bool:
 
 
 def _readable(path: str) -> bool:
+  if path.lower().endswith(ENDINGS['dicom_seg']):
+    return dicom_seg.is_whole(path)
   try:
     volumes.read_image(path)
   except InputError:

@@ -11,11 +11,12 @@ from collections.abc import Iterable
 
 from afw_jax.data.formats.dicom_series import PassedOver
 from afw_jax.errors import InputError
+from afw_jax.inference import statistics
 from afw_jax.system import atomic_files, locks
 
 JSON, CSV = 'volumes.json', 'volumes.csv'
 _LOCK = '.volumes.lock'
-_LAST = ('label_map', 'checkpoint')  # columns of volumes.csv behind the organs
+_LAST = ('label_map', 'checkpoint', 'intensity_unit')  # columns of volumes.csv behind the volumes
 _MOVE = 'Move it away, or choose another --output.'
 
 
@@ -24,7 +25,7 @@ def read(folder: str) -> dict:
 
   Returns:
     {'unit': 'mL', 'organs': names in the order of their columns, 'scans': rows, 'failed': [...], 'passed_over': [...]}.
-    A row has 'scan', 'output' (relative to the folder) and 'volume_ml'; those of older versions have nothing else.
+    A row has 'scan', 'output' (relative to the folder) and 'volume_ml'; those of older versions lack others.
 
   Raises:
     InputError: volumes.json is damaged or not such a record.
@@ -58,7 +59,8 @@ def check(folder: str) -> None:
       head = next(csv.reader(file), [])
   except (OSError, UnicodeDecodeError, csv.Error) as error:
     raise InputError(path, f'cannot be read ({error})', _MOVE) from error
-  foreign = [name for name in head[1:] if not name.endswith('_ml') and name not in _LAST]
+  ours = lambda name: name.endswith('_ml') or name in _LAST or statistics.is_column(name)
+  foreign = [name for name in head[1:] if not ours(name)]
   if head and (head[0] != 'scan' or foreign):
     raise InputError(
       path, f'is another table: --mode=predict does not write its column {(foreign or head)[0]!r}', _MOVE
@@ -123,16 +125,19 @@ def _write(folder: str, content: dict) -> None:
   atomic_files.write_json(os.path.join(folder, JSON), content)
   with atomic_files.replace_atomically(os.path.join(folder, CSV), newline='') as file:
     table = csv.writer(file)
-    table.writerow(['scan', *(f'{organ}_ml' for organ in content['organs']), *_LAST])
+    organs = content['organs']
+    behind = [column for organ in organs for column in statistics.columns(organ)]
+    table.writerow(['scan', *(f'{organ}_ml' for organ in organs), *_LAST, *behind])
     for row in content['scans']:
-      made_by = row.get('checkpoint')
-      volumes = [row['volume_ml'].get(organ, '') for organ in content['organs']]
+      made_by, found = row.get('checkpoint'), row.get('statistics', {})
       table.writerow(
         [
           row.get('scan', ''),
-          *volumes,
+          *(row['volume_ml'].get(organ, '') for organ in organs),
           row['output'],
           _name(made_by) if made_by else '',
+          row.get('intensity_unit', ''),
+          *(cell for organ in organs for cell in statistics.cells(found.get(organ))),
         ]
       )
 

@@ -14,6 +14,8 @@ from afw_jax.errors import InputError
 from afw_jax.inference import forward
 from afw_jax.training import checkpoint
 
+PyTree = Any
+
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
@@ -106,6 +108,30 @@ def load(
   predict_step = forward.mirror_averaged(forward.make_predict_step(model), mirror_axes)
   predict_step = models.at_precision(matmul_precision or precision_of(meta), predict_step)
   return Trained(sharding.jit_over_mesh(mesh, predict_step), variables, meta)
+
+
+def read_variables(workdir: str | os.PathLike, which: str = 'best') -> tuple[PyTree, dict]:
+  """The arrays of the network of a trained run, to start another training from.
+
+  Args:
+    workdir: of the run.
+    which: as in `load`.
+
+  Returns:
+    ({'params':, 'batch_stats':, 'log_sigma_sq': (C,)}, meta), with arrays on the host.
+
+  Raises:
+    InputError: as `load`.
+  """
+  folder, meta = read_meta(workdir, which)
+  network = meta['model']
+  model = models.build(network['name'], num_classes=network['num_classes'], **network['options'])
+  abstract = models.abstract_variables(model, (1, *network['input_size'], 1))
+  abstract['log_sigma_sq'] = jax.ShapeDtypeStruct((network['num_classes'],), np.float32)
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), abstract)
+  variables, meta = checkpoint.restore_variables(folder, abstract)
+  return jax.device_get(variables), meta
 
 
 def overlap_of(trained: Trained) -> float:

@@ -107,8 +107,8 @@ def build(name: str, num_classes: int, **options) -> nn.Module:
 def init(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -> dict:
   """Initial variables of a network for images of a shape.
 
-  It is compiled without optimisation, which does not change a bit of the random numbers: they are drawn once, and for
-  the 38 arrays of a UNet optimising takes ten seconds on two cores where this takes three.
+  It is compiled without optimisation: the numbers are drawn once, and for the 38 arrays of a UNet optimising takes ten
+  seconds on two cores where this takes three.
 
   Args:
     model: the network.

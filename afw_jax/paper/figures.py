@@ -7,7 +7,9 @@ from afw_jax.paper.render import PHANTOM, tex, title
 from afw_jax.paper.runs import Member
 from afw_jax.paper.scans import Scan, Shown, read
 from afw_jax.paper.table import Table
-from afw_jax.report.tables import csv_text, markdown, number
+from afw_jax.report.blocks import Block, Heading, Picture, markdown
+from afw_jax.report.blocks import Table as Rows
+from afw_jax.report.tables import csv_text, number
 
 _RIGHT = "The patient's left is at the right."
 _UNKNOWN = 'The files of these scans have neither voxel size nor orientation: voxels count as cubes.'
@@ -83,10 +85,16 @@ def _head(shown: Shown) -> list[str]:
 
 
 def as_markdown(table: Table, shown: Shown, *, phantom: bool = False) -> str:
-  """A page with the picture, its caption, and the scans that it shows."""
-  parts = [f'# {title(table)}', *caption(table, shown, phantom=phantom)]
-  parts += [f'![{title(table)}]({table.name}.png)', markdown(_head(shown), _rows(shown))] if shown.scans else []
-  return '\n\n'.join(parts) + '\n'
+  """`as_blocks` as Markdown, beside the picture."""
+  return markdown(as_blocks(table, shown, f'{table.name}.png', phantom=phantom))
+
+
+def as_blocks(table: Table, shown: Shown, picture: str, *, phantom: bool = False) -> list[Block]:
+  """A report with the picture (the path of its file, or ''), its caption, and the scans that it shows."""
+  parts: list[Block] = [Heading(title(table), 1), *caption(table, shown, phantom=phantom)]
+  if shown.scans:
+    parts += [*([Picture(picture, title(table))] if picture else []), Rows(_head(shown), _rows(shown))]
+  return parts
 
 
 def as_csv(table: Table, shown: Shown, *, phantom: bool = False) -> str:

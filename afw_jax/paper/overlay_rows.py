@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from afw_jax.paper import choice, panels
+from afw_jax.paper import panels
 from afw_jax.paper.scans import Scan, Shown
+from afw_jax.report import choice
 from afw_jax.report.overlays import draw_mask
 from afw_jax.report.style import black_outline
 

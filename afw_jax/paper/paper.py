@@ -13,6 +13,7 @@ from afw_jax.errors import InputError, InputErrors
 from afw_jax.paper import collect, cost, figures, phantoms, pictures, render, schedule, states, tables
 from afw_jax.paper.runs import Member, distinct, members
 from afw_jax.paper.table import Table, split
+from afw_jax.report.page import document
 from afw_jax.system import atomic_files, locks, terminal
 
 _log = logging.getLogger('afw_jax')
@@ -67,7 +68,7 @@ def make(
 
 
 def write_tables(folder: str, wanted: Sequence[Table], found: Sequence[Member], *, phantom: bool) -> list[str]:
-  """Writes a Markdown, CSV and LaTeX file and a picture for each table, from whatever is there.
+  """Writes a Markdown, CSV and LaTeX file, a picture and a page for each table, from whatever is there.
 
   Args:
     folder: of the files.
@@ -100,6 +101,8 @@ def write_tables(folder: str, wanted: Sequence[Table], found: Sequence[Member], 
         atomic_files.write_text(path + ending, text(table, filled, phantom=phantom))
       if can_draw:
         (figures if table.picture else pictures).draw(f'{path}.png', table, filled, phantom=phantom)
+      blocks = form.as_blocks(table, filled, f'{path}.png' if can_draw else '', phantom=phantom)
+      atomic_files.write_text(f'{path}.html', document.page(blocks))
       paths.append(f'{path}.md')
   if errors:
     raise InputErrors(errors) if len(errors) > 1 else errors[0]

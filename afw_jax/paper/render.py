@@ -6,28 +6,36 @@ from collections.abc import Sequence
 from afw_jax.paper import results
 from afw_jax.paper.collect import MEANS, Filled, Line
 from afw_jax.paper.table import Table
+from afw_jax.report.blocks import Block, Heading, Picture, markdown
+from afw_jax.report.blocks import Table as Rows
 from afw_jax.report.notes import RULES, caution, split_note
 from afw_jax.report.stats import RESAMPLES, Summary
-from afw_jax.report.tables import csv_text, markdown, number, tex_text
+from afw_jax.report.tables import csv_text, number, tex_text
 
 _NOTHING = '-'
 PHANTOM = 'Synthetic scans and networks of testing size: the numbers mean nothing.'
 
 
 def as_markdown(table: Table, filled: Sequence[Filled], *, phantom: bool = False) -> str:
-  """A page with a table of means and one of organs for each part.
+  """`as_blocks` as Markdown."""
+  return markdown(as_blocks(table, filled, phantom=phantom))
+
+
+def as_blocks(table: Table, filled: Sequence[Filled], picture: str = '', *, phantom: bool = False) -> list[Block]:
+  """A report with a table of means and one of organs for each part.
 
   Args:
     table: of the paper.
     filled: from `collect.collect`.
+    picture: path of the picture, to be shown at the end; '' for none.
     phantom: whether the runs are those of synthetic scans, which nothing published stands beside.
   """
-  parts = [f'# {title(table)}', *caption(table, filled, phantom=phantom)]
+  parts: list[Block] = [Heading(title(table), 1), *caption(table, filled, phantom=phantom)]
   for one in filled:
-    parts += [f'## {one.part.title}{_facts(one)}', markdown(*_means(one, phantom))]
+    parts += [Heading(f'{one.part.title}{_facts(one)}'), Rows(*_means(one, phantom))]
     if one.organs:
-      parts += ['DSC of each organ (%)', markdown(*_organs(one, phantom))]
-  return '\n\n'.join(parts) + '\n'
+      parts += ['DSC of each organ (%)', Rows(*_organs(one, phantom))]
+  return parts + ([Picture(picture, title(table))] if picture else [])
 
 
 def caption(table: Table, filled: Sequence[Filled], *, phantom: bool = False) -> list[str]:

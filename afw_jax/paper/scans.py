@@ -11,16 +11,14 @@ from afw_jax import preprocess
 from afw_jax import workdir as run_folder
 from afw_jax.config import build
 from afw_jax.data import resample, store, usual, working_grid
-from afw_jax.data.formats import volumes
-from afw_jax.data.formats.geometry import MAX_DISPLACEMENT, Geometry, displacement
+from afw_jax.data.formats.geometry import Geometry
 from afw_jax.errors import InputError
 from afw_jax.inference import trained
-from afw_jax.paper import choice, collect, states
+from afw_jax.paper import collect, states
 from afw_jax.paper.runs import Member, Run
 from afw_jax.paper.table import Table
+from afw_jax.report import choice, label_maps
 from afw_jax.report import runs as scores
-from afw_jax.system import atomic_files
-from afw_jax.system.file_names import file_name
 
 NO_RUN, NOT_SCORED, NO_MAP = 'no run yet', 'not scored', 'label map\nis missing'
 _STANDINGS = {'overlays': choice.ALL, 'surfaces': ('median',)}
@@ -168,42 +166,6 @@ def _meta(run: Run) -> dict:
 
 def _prediction(run: Run, scored: scores.Run, case: store.Case) -> np.ndarray | str:
   """The label map that a run was scored by, in classes; `NO_MAP` where it was deleted, `NO_RUN` while it is made."""
-  name = file_name(case.id)
-  path = os.path.join(run.folder, 'predictions', f'{name}.nii.gz')
-  if not os.path.exists(path):
+  if not os.path.exists(label_maps.path_of(run.folder, case.id)):
     return NO_MAP if states.is_done(run) else NO_RUN
-  record = atomic_files.read_json(os.path.join(run.folder, 'cases', f'{name}.json'), cure=_AGAIN)
-  if record.get('content_sha256') not in (None, store.content_digest(case.meta)):
-    raise InputError(run.folder, f'scored another scan or truth as {case.id} than its store holds now', _AGAIN)
-  ids = _meta(run)['data']['output_ids']
-  read = volumes.read_label(path)
-  grid = Geometry.from_json(case.meta['geometry'])
-  labels = as_classes(path, read.array, [ids[organ] for organ in scored.organs])
-  same_grid = labels.shape == grid.internal_shape and displacement(grid, read.geometry)[0] <= MAX_DISPLACEMENT
-  counts = np.bincount(labels.ravel(), minlength=len(scored.organs) + 1)[1:]
-  expected = scored.volumes['pred_voxels'][scored.cases.index(case.id)]
-  if not same_grid or any(n != wanted for n, wanted in zip(counts, expected) if not np.isnan(wanted)):
-    raise InputError(path, 'is not the label map that was scored', _AGAIN)
-  return labels
-
-
-def as_classes(path: str, labels: np.ndarray, ids: Sequence[int]) -> np.ndarray:
-  """The ids of a file as classes 1, 2, ...
-
-  Args:
-    path: of the file, for the error.
-    labels: integers.
-    ids: of the classes 1, 2, ...
-
-  Returns:
-    uint8 of the same shape.
-
-  Raises:
-    InputError: the file has another id.
-  """
-  classes = np.full(max(int(labels.max(initial=0)), *ids) + 1, 255, np.uint8)
-  classes[[0, *ids]] = range(len(ids) + 1)
-  found = classes[labels]
-  if (found == 255).any():
-    raise InputError(path, f'has the id {int(labels[found == 255][0])}, which is that of no organ', _AGAIN)
-  return found
+  return label_maps.read(scored, case, _meta(run)['data']['output_ids'], cure=_AGAIN)

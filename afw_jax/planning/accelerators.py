@@ -129,8 +129,7 @@ def environment(target: Target, count: int, base: Mapping[str, str]) -> dict[str
     flags = [f for f in flags if f != xla_flags.CPU_FLAG]
   if target.platform == 'cuda':
     flags.append('--xla_gpu_autotune_level=0')  # autotuning would time kernels on the GPU
-    if not any(f.startswith(xla_flags.UNTIMED_FLAG.split('=')[0]) for f in flags):
-      flags.append(xla_flags.UNTIMED_FLAG)
+    flags += xla_flags.no_triton(flags) if xla_flags.is_known_release() else []
   if target.platform == 'tpu':
     more = {
       'TPU_SKIP_MDS_QUERY': '1',

@@ -51,6 +51,8 @@ def measure_in_subprocess(job: Mapping, target: accelerators.Target, on_wait: Ca
         'Plan for fewer devices, or on a machine with more memory.',
       )
     log = pathlib.Path(log_path).read_text(encoding='utf-8', errors='replace')
+    if unknown := re.search(r'Unknown flags? in XLA_FLAGS: (.*)', log):
+      raise InputError('XLA_FLAGS', f'this compiler does not know {unknown[1].strip()}', 'Take it out of XLA_FLAGS')
     checks = re.findall(r'^F\d{4} \S+ +\d+ (\S+\] .*)$', log, re.MULTILINE)  # that failed in XLA
     if -code in _CRASHES or (code > 0 and checks):
       how = signal.Signals(-code).name if code < 0 else f'exit code {code}'

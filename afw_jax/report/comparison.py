@@ -6,10 +6,11 @@ import numpy as np
 
 from afw_jax.errors import InputError
 from afw_jax.report import tables
+from afw_jax.report.blocks import Block, Heading, Table, markdown
 from afw_jax.report.notes import RULES, caution, fold_note, split_note
 from afw_jax.report.runs import SETTINGS, Run, read_run
 from afw_jax.report.stats import paired
-from afw_jax.report.tables import heading, markdown, number
+from afw_jax.report.tables import heading, number
 
 # What has to be equal for scores to be comparable: field of Run -> how an error calls it.
 _ALIKE = {
@@ -24,14 +25,19 @@ _CURE = 'Evaluate both in the same way (--mode=evaluate).'
 
 
 def compare(workdirs: list[str]) -> str:
+  """`collect` as Markdown."""
+  return markdown(collect(workdirs))
+
+
+def collect(workdirs: list[str]) -> list[Block]:
   """Compares several runs on the cases that all of them scored, and tests each against the first.
 
   Args:
     workdirs: of evaluated runs, two or more.
 
   Returns:
-    Markdown: the mean DSC and HD95 with 95 % confidence intervals, the DSC of every organ, and for each run the paired
-    difference to the first with its interval and the p-value of Wilcoxon's signed-rank test over cases.
+    Blocks of a report: the mean DSC and HD95 with 95 % confidence intervals, the DSC of every organ, and for each run
+    the paired difference to the first with its interval and the p-value of Wilcoxon's signed-rank test over cases.
 
   Raises:
     InputError: fewer than two runs; no case in common; or runs whose scores cannot be compared: another data set,
@@ -52,19 +58,18 @@ def compare(workdirs: list[str]) -> str:
 
   names, distance = _names(runs), heading(runs[0], 'hd95_pooled_mm', 'HD95')
   tests = [_test(f'{name} - {names[0]}', run, runs[0]) for name, run in zip(names[1:], runs[1:])]
-  parts = [
-    '# Comparison',
+  return [
+    Heading('Comparison', 1),
     *_notes(names, runs, left_out),
-    markdown(
+    Table(
       ['run', 'DSC (%) [95 % CI]', f'{distance} [95 % CI]', 'missed', 'false'],
       [_overview(name, run) for name, run in zip(names, runs)],
     ),
-    '## Paired differences',
-    markdown(['runs', 'DSC (%)', 'p', distance, 'p', 'cases'], tests),
-    '## DSC of each organ',
+    Heading('Paired differences'),
+    Table(['runs', 'DSC (%)', 'p', distance, 'p', 'cases'], tests),
+    Heading('DSC of each organ'),
     tables.wide_table(list(zip(names, runs))),
   ]
-  return '\n\n'.join(parts) + '\n'
 
 
 def check_alike(run: Run, first: Run) -> None:

@@ -8,8 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from afw_jax.losses import afw_dice_terms
-from afw_jax.report.style import colour, label, legend_beside, new_figure, save
+from afw_jax.report.style import colour, label, legend_beside, new_figure, save, save_vector
 
+TITLES = {  # of `draw_run`
+  'curves': 'Training loss, and DSC of the validation cases',
+  'learned_weights': 'Weight of each class in the loss, and the pull of the loss on it',
+  'gamma': 'The focused Dice loss',
+}
 _GAMMAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Eight, so that with the thirteen colours of `style` 104 classes have different lines.
 _DASHES = (
@@ -28,7 +33,7 @@ def curves(path: str, records: Iterable[dict]) -> str:
   """Draws the training loss, and the validation DSC of each organ, against the step.
 
   Args:
-    path: path of the PNG to write.
+    path: path of the PNG to write; the same as SVG is written beside it.
     records: of metrics.jsonl; the keys 'step', 'train/loss', 'val/dsc' and 'val/dsc/<organ>' are drawn, None as a gap.
 
   Returns:
@@ -64,7 +69,7 @@ def curves(path: str, records: Iterable[dict]) -> str:
     legend_beside(right)
     right.set_ylim(-0.02, 1.05)
   _dress(right, title, 'DSC', empty=not len(dsc))
-  return save(figure, path)
+  return _save(figure, path)
 
 
 def learned_weights(path: str, records: Iterable[dict]) -> str:
@@ -74,7 +79,7 @@ def learned_weights(path: str, records: Iterable[dict]) -> str:
   tell. Runs of versions that did not record it have the weights alone.
 
   Args:
-    path: path of the PNG to write.
+    path: path of the PNG to write; the same as SVG is written beside it.
     records: of metrics.jsonl; the keys 'step', 'weight/<class>' and 'pull/<class>' are drawn, None as a gap.
 
   Returns:
@@ -84,11 +89,17 @@ def learned_weights(path: str, records: Iterable[dict]) -> str:
   if not _names(records, 'pull/'):
     figure = new_figure(8.6, 4.8)
     _by_class(figure.subplots(), records, 'weight/', 'Class weights', 'weight $w_c$')
-    return save(figure, path)
+    return _save(figure, path)
   figure = new_figure(16, 4.8)
   left, right = figure.subplots(1, 2)
   _by_class(left, records, 'weight/', 'Class weights', 'weight $w_c$')
   _by_class(right, records, 'pull/', 'Pull on each class', r'derivative of the loss by the Dice loss $L_c$')
+  return _save(figure, path)
+
+
+def _save(figure, path: str) -> str:
+  """Writes the PNG file `path` and an SVG file beside it."""
+  save_vector(figure, f'{os.path.splitext(path)[0]}.svg')
   return save(figure, path)
 
 
@@ -116,7 +127,7 @@ def gamma_figure(path: str, *, gammas: Iterable[float] = _GAMMAS) -> str:
   """Draws Figure 2 of the paper: the focused Dice loss (1 - Dice)^gamma against Dice.
 
   Args:
-    path: path of the PNG to write.
+    path: path of the PNG to write; the same as SVG is written beside it.
     gammas: exponents, one line for each.
 
   Returns:
@@ -131,7 +142,7 @@ def gamma_figure(path: str, *, gammas: Iterable[float] = _GAMMAS) -> str:
   axes.set_xlim(0, 1.005)
   axes.set_ylim(0, 1.04)
   _dress(axes, r'Focused Dice loss $(1 - \mathrm{Dice})^{\gamma}$', 'loss', xlabel='Dice')
-  return save(figure, path)
+  return _save(figure, path)
 
 
 def focused_loss(gamma: float) -> tuple[np.ndarray, np.ndarray]:
@@ -151,7 +162,7 @@ def focused_loss(gamma: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_run(folder: str, records: list[dict]) -> dict[str, str]:
-  """Draws the training curves into a folder and, for AFW-Dice, its class weights and Figure 2 of the paper.
+  """Draws the training curves of a run and, for AFW-Dice, its class weights and Figure 2 of the paper, as PNG and SVG.
 
   Args:
     folder: where the PNG files go.

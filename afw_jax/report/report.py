@@ -1,30 +1,35 @@
-"""Writes the report of an evaluated run: tables with confidence intervals, training curves, pictures."""
+"""Writes the report of an evaluated run, as text and as a page: tables with confidence intervals, curves, pictures."""
 
 import glob
 import importlib.util
 import json
+import logging
 import os
-import urllib.parse
 
-import numpy as np
-
+from afw_jax.errors import InputError
 from afw_jax.report import figures, tables
+from afw_jax.report.blocks import Block, Heading, Picture, markdown
 from afw_jax.report.notes import RULES, caution, fold_note, split_note, unusual
+from afw_jax.report.page import pages, sources
+from afw_jax.report.page.sources import ranked
 from afw_jax.report.runs import SETTINGS, Run, read_run
-from afw_jax.report.tables import format_table, heading, markdown, number
+from afw_jax.report.tables import format_table
 from afw_jax.system import atomic_files
 from afw_jax.system.file_names import file_name
 from afw_jax.training import metric_writer
 
+_log = logging.getLogger('afw_jax')
+
 
 def report(workdir: str) -> dict[str, str]:
-  """Writes WORKDIR/report: report.md, scores.csv (each case and organ), table.csv, table.tex and training curves.
+  """Writes WORKDIR/report: report.md, index.html (the page), scores.csv, table.csv, table.tex and training curves.
 
   Args:
     workdir: of an evaluated run (config.json, cases/*.json; metrics.jsonl for the curves).
 
   Returns:
-    name -> path: 'report', 'scores', 'table', 'tex', and 'curves', 'learned_weights', 'gamma' where they were drawn.
+    name -> path: 'report', 'page', 'scores', 'table', 'tex', and 'curves', 'learned_weights',
+    'gamma' where they were drawn.
 
   Raises:
     InputError: no scores, or scores that cannot share a table (see `runs.read_run`).
@@ -33,13 +38,23 @@ def report(workdir: str) -> dict[str, str]:
   folder = os.path.join(workdir, 'report')
   paths = {
     name: os.path.join(folder, file)
-    for name, file in (('report', 'report.md'), ('scores', 'scores.csv'), ('table', 'table.csv'), ('tex', 'table.tex'))
+    for name, file in (
+      ('report', 'report.md'),
+      ('page', 'index.html'),
+      ('scores', 'scores.csv'),
+      ('table', 'table.csv'),
+      ('tex', 'table.tex'),
+    )
   }
   drawn = figures.draw_run(folder, metric_writer.read_metrics(workdir)) if _can_draw() else {}
   atomic_files.write_text(paths['scores'], tables.scores_csv(run))
   atomic_files.write_text(paths['table'], tables.table_csv(run))
   atomic_files.write_text(paths['tex'], tables.table_tex(run))
-  atomic_files.write_text(paths['report'], _markdown_report(run, folder, list(drawn.values())))
+  pictures = [Picture(path, name) for name, path in drawn.items()] + _pictures(run)
+  scores = _scores(run)
+  blocks = [*scores, *_markdown_only(run), *([Heading('Pictures'), *pictures] if pictures else [])]
+  atomic_files.write_text(paths['report'], markdown(blocks, folder))
+  atomic_files.write_text(paths['page'], _page(run, scores, _source(run)))
   return paths | drawn
 
 
@@ -54,29 +69,19 @@ def summary(workdir: str) -> list[str]:
   return lines if _can_draw() else [*lines, 'No curves: matplotlib is not installed (pip install afw_jax[viz]).']
 
 
-def _markdown_report(run: Run, folder: str, drawn: list[str]) -> str:
+def _scores(run: Run) -> list[Block]:
+  """What the Markdown file and the page begin with: title, notes, and the table by organ."""
   tolerance = run.nsd_tolerance if isinstance(run.nsd_tolerance, (int, float)) else json.dumps(run.nsd_tolerance)
   options = f' ({", ".join(f"{k}={v}" for k, v in run.loss_options.items())})' if run.loss_options else ''
   settings = ', '.join(f'{key} {run.settings[key]}' for key in SETTINGS if key in run.settings)
-  worst = np.argsort(run.mean_over_organs('dsc'), kind='stable')[:5]
-  rows = [
-    [
-      run.cases[i],
-      number(100 * run.mean_over_organs('dsc')[i]),
-      number(run.mean_over_organs('hd95_pooled_mm')[i]),
-      ', '.join(o for o, lost in zip(run.organs, run.flags['missed'][i]) if lost) or '-',
-      ', '.join(o for o, false in zip(run.organs, run.flags['false_positive'][i]) if false) or '-',
-    ]
-    for i in worst
-  ]
-  parts = [
-    f'# {run.network} with {run.loss} on {run.dataset}',
+  return [
+    Heading(f'{run.network} with {run.loss} on {run.dataset}', 1),
     f'Loss: {run.loss}{options}. {len(run.cases)} case(s) of split `{run.split}`, each scored as a volume on the grid '
     'of its scan.',
     *fold_note(run.folds, run.unfinished),
     *([f'Predicted with {settings}.'] if settings else []),
     f'Metric convention: **{run.convention}**. {RULES[run.convention]}',
-    f'## Scores by organ ({run.convention}, distances in {run.unit})',
+    Heading(f'Scores by organ ({run.convention}, distances in {run.unit})'),
     tables.organ_table(run),
     'Mean ± sample standard deviation over cases [95 % bootstrap interval of the mean, 5000 resamples, seed 0]. The '
     f'row `{tables.MEAN}` averages the organs of each case first. HD95 is the 95th percentile of the distances of both '
@@ -85,19 +90,52 @@ def _markdown_report(run: Run, folder: str, drawn: list[str]) -> str:
     *split_note(run.split, run.settings.get('checkpoint')),
     *caution(len(run.cases)),
     *unusual(dict(zip(run.cases, run.notes))),
-    f'## Organs as columns ({run.convention})',
+  ]
+
+
+def _markdown_only(run: Run) -> list[Block]:
+  """What the Markdown file has of single cases, and the table that is pasted into other tables."""
+  return [
+    Heading(f'Organs as columns ({run.convention})'),
     tables.wide_table([(run.loss, run)]),
-    '## Lowest cases',
-    markdown(['case', 'DSC (%)', heading(run, 'hd95_pooled_mm', 'HD95'), 'missed', 'false'], rows),
+    Heading('Lowest cases'),
+    tables.case_table(run, ranked(run)[:5]),
     'All cases and organs: `scores.csv`.',
   ]
-  pictures = [*drawn, *sorted(glob.glob(os.path.join(glob.escape(run.workdir), 'pictures', '*.png')))]
-  if pictures:
-    case_of = {file_name(case): case for case in run.cases}
-    name = lambda path: case_of.get(os.path.basename(path)[:-4], os.path.basename(path)[:-4])
-    link = lambda path: urllib.parse.quote(os.path.relpath(path, folder), errors='surrogateescape')
-    parts += ['## Pictures', *(f'![{name(p)}]({link(p)})' for p in pictures)]
-  return '\n\n'.join(parts) + '\n'
+
+
+def _pictures(run: Run) -> list[Picture]:
+  """The overlays in the folder of a run, with the names of their cases."""
+  paths = sorted(glob.glob(os.path.join(glob.escape(run.workdir), 'pictures', '*.png')))
+  case_of = {file_name(case): case for case in run.cases}
+  stem = lambda path: os.path.basename(path)[:-4]
+  return [Picture(path, case_of.get(stem(path), stem(path))) for path in paths]
+
+
+def served_page(workdir: str) -> tuple[str, sources.Source | str]:
+  """The page of an evaluated run for --mode=view, and the source of its scans, or why there is none.
+
+  Raises:
+    InputError: as `report`.
+  """
+  run = read_run(workdir)
+  source = _source(run)
+  return _page(run, _scores(run), source, served=True), source
+
+
+def _source(run: Run) -> sources.Source | str:
+  try:
+    return sources.of_run(run)
+  except InputError as error:
+    _log.warning('page without scans: %s', error)
+    return str(error)
+
+
+def _page(run: Run, scores: list[Block], source: sources.Source | str, *, served: bool = False) -> str:
+  folder = os.path.join(run.workdir, 'report')
+  figures_there = [Picture(os.path.join(folder, f'{name}.png'), title) for name, title in figures.TITLES.items()]
+  figures_there = [picture for picture in figures_there if os.path.exists(picture.path)]
+  return pages.of_run(run, scores, figures_there, _pictures(run), source, served=served)
 
 
 def _can_draw() -> bool:

@@ -37,6 +37,7 @@ class Run(NamedTuple):
     organs: (O,) organ names.
     training_splits: (N,) the part of each case when the network was trained; see `run_record.trained_part`.
     notes: (N,) what is unusual about the scan of each case, for this network.
+    contents: (N,) `store.content_digest` of each case when it was scored; None in files that do not record it.
     spacings_mm: (N,) voxel size of each scan, (z, y, x); None in files that do not record it.
     scores, flags, volumes: name -> (N, O) array, the names `metrics.SCORES`, `FLAGS` and `VOLUMES`. Scores that a
       convention leaves undefined are nan.
@@ -58,6 +59,7 @@ class Run(NamedTuple):
   organs: tuple[str, ...]
   training_splits: tuple[str | None, ...]
   notes: tuple[tuple[str, ...], ...]
+  contents: tuple[str | None, ...]
   spacings_mm: tuple[tuple[float, ...] | None, ...]
   scores: dict[str, np.ndarray]
   flags: dict[str, np.ndarray]
@@ -75,6 +77,7 @@ class Run(NamedTuple):
       cases=tuple(cases),
       training_splits=tuple(self.training_splits[row] for row in rows),
       notes=tuple(self.notes[row] for row in rows),
+      contents=tuple(self.contents[row] for row in rows),
       spacings_mm=tuple(self.spacings_mm[row] for row in rows),
       scores=pick(self.scores),
       flags=pick(self.flags),
@@ -162,6 +165,7 @@ def read_run(workdir: str) -> Run:
     organs=organs,
     training_splits=tuple(used.values()),
     notes=tuple(tuple(r.get('notes', ())) for r in records),
+    contents=tuple(r.get('content_sha256') for r in records),
     spacings_mm=tuple(r.get('spacing_mm') and tuple(r['spacing_mm']) for r in records),
     scores={name: _table(records, organs, name) for name in SCORES},
     flags={name: _table(records, organs, name).astype(bool) for name in FLAGS},

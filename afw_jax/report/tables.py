@@ -1,11 +1,13 @@
-"""Tables of the scores of a run as plain text, Markdown, CSV and LaTeX; each names its metric convention and units."""
+"""Tables of the scores of a run: blocks of a report, plain text, CSV, LaTeX; each names its convention and units."""
 
 import csv
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
+from afw_jax.report.blocks import Table
 from afw_jax.report.runs import FLAGS, VOLUMES, Run
 from afw_jax.report.stats import Summary, summarise
 
@@ -91,26 +93,18 @@ def _folds(run: Run) -> str:
   return f', fold {number} of {count}' if len(run.folds) == 1 else f', {count} folds pooled'
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-  """A Markdown table, first column left, the others right."""
-  lines = [head, ['---'] + ['---:'] * (len(head) - 1), *rows]
-  return '\n'.join(
-    '| ' + ' | '.join(' '.join(str(v).split()).replace('|', '\\|') for v in line) + ' |' for line in lines
-  )
-
-
-def organ_table(run: Run) -> str:
-  """Markdown: one row for each organ, one column for each score, mean ± sd [95 % CI]."""
+def organ_table(run: Run) -> Table:
+  """One row for each organ, one column for each score, mean ± sd [95 % CI]."""
   head = ['organ', *(heading(run, name, title) for name, title, _, _ in COLUMNS), 'scored', 'missed', 'false', 'absent']
   rows = []
   for organ, s, counts in organ_rows(run):
     scored = str(s['dsc'].n) if organ != MEAN else str(int((~np.isnan(run.scores['dsc'])).sum()))
     rows.append([organ, *(cell(s[name], d) for name, _, _, d in COLUMNS), scored, *(str(counts[f]) for f in FLAGS)])
-  return markdown(head, rows)
+  return Table(head, rows, summaries=1)
 
 
-def wide_table(runs: list[tuple[str, Run]]) -> str:
-  """Markdown: one row for each run, with mean DSC, mean HD95 and the DSC of each organ, as in the paper's tables."""
+def wide_table(runs: list[tuple[str, Run]]) -> Table:
+  """One row for each run, with mean DSC, mean HD95 and the DSC of each organ, as in the paper's tables."""
   organs = runs[0][1].organs
   head = ['run', 'DSC (%)', heading(runs[0][1], 'hd95_pooled_mm', 'HD95'), *(f'{organ} DSC (%)' for organ in organs)]
   rows = []
@@ -119,7 +113,38 @@ def wide_table(runs: list[tuple[str, Run]]) -> str:
     rows.append(
       [name, number(mean['dsc'].mean), number(mean['hd95_pooled_mm'].mean), *(number(s['dsc'].mean) for s in by_organ)]
     )
-  return markdown(head, rows)
+  return Table(head, rows)
+
+
+def case_table(run: Run, cases: Sequence[int]) -> Table:
+  """One row for each case: the means over its organs, and the organs that were missed or falsely predicted.
+
+  Args:
+    run: the scores.
+    cases: indices of the rows.
+  """
+  dsc, hd95 = 100 * run.mean_over_organs('dsc'), run.mean_over_organs('hd95_pooled_mm')
+  named = lambda flag, i: ', '.join(organ for organ, there in zip(run.organs, run.flags[flag][i]) if there) or '-'
+  return Table(
+    ['case', 'DSC (%)', heading(run, 'hd95_pooled_mm', 'HD95'), 'missed', 'false'],
+    [[run.cases[i], number(dsc[i]), number(hd95[i]), named('missed', i), named('false_positive', i)] for i in cases],
+  )
+
+
+def score_tables(run: Run, cases: Sequence[int]) -> dict[str, Table]:
+  """Title -> a table of one score with all its values: a row for each case, a column for each organ and their mean.
+
+  Args:
+    run: the scores.
+    cases: indices of the rows.
+  """
+  found = {}
+  for name, title, factor, decimals in COLUMNS:
+    means = run.mean_over_organs(name)
+    values = lambda i, name=name, means=means: [*run.scores[name][i], means[i]]
+    rows = [[run.cases[i], *(number(factor * v, decimals) for v in values(i))] for i in cases]
+    found[heading(run, name, title)] = Table(['case', *run.organs, MEAN], rows)
+  return found
 
 
 def scores_csv(run: Run) -> str:

@@ -205,14 +205,15 @@ def restore_state(folder: str, abstract: TrainState) -> tuple[TrainState, dict] 
 def restore_variables(folder: str, abstract: PyTree) -> tuple[PyTree, dict]:
   """The network's variables in the newest checkpoint, for evaluation and prediction.
 
-  Nothing of the loss and the optimizer is read.
+  Of the loss and the optimizer nothing is read but what is asked for.
 
   Args:
     folder: of the checkpoints.
-    abstract: {'params':, 'batch_stats':} of the network: shapes, dtypes and shardings.
+    abstract: {'params':, 'batch_stats':} of the network, and 'log_sigma_sq' of the loss where it is wanted: shapes,
+      dtypes and shardings.
 
   Returns:
-    ({'params':, 'batch_stats':}, meta).
+    ({'params':, 'batch_stats':}, with 'log_sigma_sq' where it is wanted, meta).
 
   Raises:
     InputError: no checkpoint, or it is torn, altered or of another network.
@@ -223,6 +224,7 @@ def restore_variables(folder: str, abstract: PyTree) -> tuple[PyTree, dict]:
       folder, 'there is no checkpoint', 'Train first: --mode=train, or give the --workdir of a finished run.'
     )
   wanted = {'net': abstract['params'], 'batch_stats': abstract.get('batch_stats', {})}
+  wanted |= {key: abstract[key] for key in ('log_sigma_sq',) if key in abstract}
   try:
     trees, meta = _load(folder, steps[0], {'model': wanted}, parts=True)
   except InputError:
@@ -239,7 +241,8 @@ def restore_variables(folder: str, abstract: PyTree) -> tuple[PyTree, dict]:
       f'this checkpoint is torn, altered or of another network ({str(error)[:200]})',
       'Restore a copy of it, or train again.',
     ) from error
-  return {'params': trees['model']['net'], 'batch_stats': trees['model']['batch_stats']}, meta
+  model = trees['model']
+  return {'params': model.pop('net'), **model}, meta
 
 
 def _replaced(folder: str, steps: list[int]) -> bool:

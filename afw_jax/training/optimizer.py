@@ -1,6 +1,7 @@
 """SGD with momentum and the polynomial learning-rate schedule of the paper (section 3.1)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,12 @@ def polynomial_schedule(
 
 
 def sgd(
-  schedule: Callable, *, momentum: float = 0.9, weight_decay: float = 0.0, clip_norm: float = 0.0
+  schedule: Callable,
+  *,
+  momentum: float = 0.9,
+  weight_decay: float = 0.0,
+  clip_norm: float = 0.0,
+  factors: Any = None,
 ) -> optax.GradientTransformation:
   """SGD with momentum, as torch.optim.SGD computes it.
 
@@ -54,7 +60,11 @@ def sgd(
     weight_decay: factor of the L2 penalty on every parameter, log_sigma_sq included, as in the authors' released code
       (1e-4); the paper gives none (0).
     clip_norm: largest global norm of the gradient; 0 = no clipping.
+    factors: of the learning rate of each parameter, a tree like the parameters; None: 1 for all.
   """
   clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
   decay = optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity()
-  return optax.chain(clip, decay, optax.sgd(schedule, momentum=momentum))
+  parts = [clip, decay, optax.sgd(schedule, momentum=momentum)]
+  if factors is not None:
+    parts.append(optax.stateless(lambda updates, _: jax.tree.map(lambda u, factor: u * factor, updates, factors)))
+  return optax.chain(*parts)

@@ -3,14 +3,15 @@
 import subprocess
 import time
 
+from afw_jax.distributed import xla_flags
 from gpu_parts import sizes
 from gpu_parts.item import Item, Work, markdown, number, single
 
 PART, TITLE = 'compile', 'Compilation of UNETR'
-FLAGS = {
+FLAGS = {  # as `runtime.deterministic` sets them, and the other way that XLA offers
   'autotuned': '',
-  'deterministic': '--xla_gpu_deterministic_ops=true',
-  'excluding nondeterministic': '--xla_gpu_exclude_nondeterministic_ops=true',
+  'deterministic': f'{xla_flags.DETERMINISTIC_FLAG} {xla_flags.NO_TRITON_FLAG}',
+  'excluding nondeterministic': f'--xla_gpu_exclude_nondeterministic_ops=true {xla_flags.NO_TRITON_FLAG}',
 }
 DEVICE = 'device'
 

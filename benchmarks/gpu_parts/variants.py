@@ -47,28 +47,17 @@ def depthwise_forms(side: int, batch_size: int) -> dict:
   import jax.numpy as jnp
   from jax import lax
 
-  from afw_jax.models.layers.depthwise import depthwise
+  from afw_jax.models.layers.depthwise import _gradients_in_one, depthwise
   from gpu_parts.worker import reason
 
-  def shifted(x):
-    padded = jnp.pad(x, ((0, 0), (9, 9), (9, 9), (0, 0)))
-    return [padded[:, i : i + side, j : j + side] for i in range(0, 21, 3) for j in range(0, 21, 3)]
-
-  def weighted(x, kernel):
-    taps, weights = shifted(x.astype(jnp.float32)), kernel.reshape(49, -1).astype(jnp.float32)
-    return sum(tap * w for tap, w in zip(taps, weights)).astype(x.dtype)
-
   @jax.custom_vjp
-  def separate(x, kernel):
-    return weighted(x, kernel)
+  def in_one(x, kernel):
+    return depthwise(x, kernel, 3)
 
-  def backward(saved, grad):
-    x, kernel = saved
-    x, grad = lax.optimization_barrier((x, grad))
-    sums = [(tap.astype(jnp.float32) * x).sum((0, 1, 2)) for tap in shifted(grad)]
-    return weighted(grad, kernel[::-1, ::-1]), jnp.stack(sums[::-1]).reshape(kernel.shape).astype(kernel.dtype)
-
-  separate.defvjp(lambda x, kernel: (weighted(x, kernel), (x, kernel)), backward)
+  in_one.defvjp(
+    lambda x, kernel: (depthwise(x, kernel, 3), (x, kernel)),
+    lambda saved, grad: _gradients_in_one(*saved, grad, dilation=3, parts=1),
+  )
 
   def grouped(x, kernel):
     names, pads = ('NHWC', 'HWIO', 'NHWC'), [(9, 9), (9, 9)]
@@ -80,7 +69,11 @@ def depthwise_forms(side: int, batch_size: int) -> dict:
   x, weight = (jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(2))
   kernel = jax.random.normal(jax.random.key(2), (7, 7, 1, 64), jnp.bfloat16) / 7
   facts, wanted = {}, None
-  for name, form in (('as is', lambda x, k: depthwise(x, k, 3)), ('separate sums', separate), ('grouped', grouped)):
+  for name, form in (
+    ('as is', lambda x, k: depthwise(x, k, 3)),
+    ('as on CPUs', in_one),
+    ('grouped', grouped),
+  ):
     gradients = jax.grad(lambda x, k, form=form: (form(x, k) * weight).astype(jnp.float32).sum(), (0, 1))
     try:
       begun = time.perf_counter()

@@ -143,6 +143,10 @@ whole = next(batches(0, 1))
 on_mesh = sharding.put_batch(epoch[0], mesh)
 total = jax.jit(lambda x: x[:, 0, 0, 0], out_shardings=sharding.replicated(mesh))(on_mesh['image'])
 assert np.array_equal(np.asarray(total), whole['index'])  # the same rows in the same order as one process has
+state = {'a': np.full((2, 3), i + 0.5, np.float32), 'step': np.int32(i)}  # of processes that round otherwise
+state = sharding.replicate(state, mesh)
+assert all(array.sharding.is_fully_replicated for array in state.values())
+assert [float(np.asarray(array).max()) for array in state.values()] == [0.5, 0]  # that of process 0, everywhere
 assert runtime.local_mesh(2).size == 1
 copy = runtime.local_copy({'a': total}, runtime.local_mesh(2))['a']
 assert copy.is_fully_addressable and np.array_equal(copy, whole['index'])

@@ -81,10 +81,21 @@ def test_a_gpu_repeats_itself_on_request(monkeypatch):
   assert ask(WITH_GPU) == [GPU, GPU]
   assert ask(WITH_GPU, XLA_FLAGS='--xla_dump_to=x') == [GPU, f'--xla_dump_to=x {GPU}']
   assert ask(WITH_GPU, XLA_FLAGS=GPU) == ['None', GPU]
-  first, own = GPU.split()[0], '--xla_gpu_enable_triton_gemm=true'
-  assert ask(WITH_GPU, XLA_FLAGS=own) == [first, f'{own} {first}']
-  with pytest.raises(AssertionError, match='InputError.*jaxlib 99.0'):
-    ask(WITH_GPU.replace('0.10.2', '99.0'))
+  first, second = GPU.split()
+  for own, added in (
+    ('--xla_gpu_enable_triton_gemm=true', first),
+    ('--xla_gpu_deterministic_ops', second),
+    ('--xla_gpu_deterministic_ops=1', second),
+    ('--xla_gpu_exclude_nondeterministic_ops=true', second),
+    ('--xla_gpu_deterministic_ops_of_another_name', GPU),
+  ):
+    assert ask(WITH_GPU, XLA_FLAGS=own) == [added, f'{own} {added}']
+  refused = '--xla_gpu_deterministic_ops=false'
+  assert ask(WITH_GPU, XLA_FLAGS=refused) == ['None', refused]
+  unknown = WITH_GPU.replace('0.10.2', '99.0')
+  with pytest.raises(AssertionError, match=f"InputError.*jaxlib 99.0 .*set XLA_FLAGS='{GPU}' yourself"):
+    ask(unknown)
+  assert ask(unknown, XLA_FLAGS=GPU) == ['None', GPU]
   # set after jax is imported, it is still read, and this jaxlib accepts it
   ask(f'import jax\n{WITH_GPU}', 'm.entry_points = lambda **k: []\nassert float(jax.numpy.ones(3).sum()) == 3')
 

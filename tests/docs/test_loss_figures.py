@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from doc_pages import ROOT, read
 from figure_checks import png
+from marks import SLOW
 
 FOLDER = ROOT / 'docs' / 'figures'
 
@@ -20,6 +21,7 @@ def script():
   return module
 
 
+@SLOW
 def test_the_page_shows_what_the_script_draws(script, tmp_path):
   shown = re.findall(r'\(figures/([\w.]+)\)', read('docs/the-loss.md'))
   paths = {path.rsplit('/')[-1]: path for path in script.draw(tmp_path)}

@@ -50,6 +50,6 @@ def test_mathematics_is_written_as_github_renders_it(page):
     assert line.count('$') % 2 == 0, f'{page}: {line}'
 
 
-def test_the_picture_is_small():
-  size = (ROOT / 'docs' / 'overlay.png').stat().st_size
-  assert size < 120 * 1024
+@pytest.mark.parametrize('name, limit', [('overlay.png', 120 * 1024), ('page.png', 200 * 1000)])
+def test_the_pictures_are_small(name, limit):
+  assert (ROOT / 'docs' / name).stat().st_size < limit

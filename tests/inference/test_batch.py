@@ -1,9 +1,8 @@
 """Many scans: broken ones, finished ones, files in the way, and a machine at its end."""
 
-import csv
 import dataclasses
+import datetime
 import errno
-import json
 import os
 import shutil
 
@@ -11,15 +10,13 @@ import dicom_series
 import jax
 import numpy as np
 import pytest
+from batch_jobs import IDS, SHAPE, run, tables
 from tiny_dataset import geometry, scan
 
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.scans import Scan
 from afw_jax.errors import InputError
-from afw_jax.inference import batch, outputs, record
-
-SHAPE = (2, 8, 8)
-IDS = {'liver': 1, 'prostate/uterus': 4}
+from afw_jax.inference import outputs, record
 
 
 @pytest.fixture
@@ -35,39 +32,6 @@ def folder(tmp_path):
   return tmp_path / 'out'
 
 
-def job(source, folder, seen, *, names=None, fails=lambda name: None, sha256='x', ids=None, overlap=0.5, **options):
-  """A job whose network marks voxels above 100; the names of these scans are added to `seen`."""
-  ids = ids or IDS
-  paths = sorted(source.glob('*.nii*'))
-  found = [Scan(p.name.split('.')[0], str(p)) for p in paths if not names or p.name.split('.')[0] in names]
-
-  def segment(image):
-    seen.append(os.path.basename(image.source).split('.')[0])
-    if error := fails(seen[-1]):
-      raise error
-    labels = (image.array > 100).astype(np.uint8)
-    shares = np.stack([labels] * (1 + len(ids)), -1).astype(np.float16) if options.get('probabilities') else None
-    return batch.Segmented(labels, shares, [f'of {seen[-1]}'] if seen[-1] == 'b' else [])
-
-  table = np.array([0, *ids.values()], np.uint8)
-  made_by = {'checkpoint': {'workdir': 'runs/x', 'step': 3, 'sha256': sha256}, 'options': {'overlap': overlap}}
-  labels = {s.name: outputs.label_path(str(folder), s) for s in found}
-  return batch.Job(
-    str(source), str(folder), found, labels, made_by, ids, lambda labels: table[labels], segment, **options
-  )
-
-
-def run(*arguments, **options):
-  """(outcome, names of the scans that went through the network)."""
-  segmented = []
-  return batch.run(job(*arguments, segmented, **options)), segmented
-
-
-def tables(folder):
-  with open(folder / 'volumes.csv', encoding='utf-8') as file:
-    return json.loads((folder / 'volumes.json').read_text(encoding='utf-8')), list(csv.DictReader(file))
-
-
 def test_the_tables_and_the_names(scans, folder):
   outcome, _ = run(scans, folder, probabilities=True)
   assert [row['scan'] for row in outcome.rows] == ['a', 'b', 'c'] and outcome.failed == []
@@ -81,6 +45,19 @@ def test_the_tables_and_the_names(scans, folder):
   names = {p.name for p in folder.iterdir() if not p.name.startswith('.')} - {'volumes.csv', 'volumes.json'}
   ends = ('.nii.gz', '_probability_liver.nii.gz', '_probability_prostate%2Futerus.nii.gz')
   assert names == {f'{name}{end}' for name in 'abc' for end in ends}
+
+
+def test_a_row_says_what_it_was_made_of_and_when_and_measures_the_organs(scans, folder):
+  began = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+  run(scans, folder, in_hu=False)
+  row = tables(folder)[0]['scans'][0]
+  image = volumes.read_image(scans / 'a.nii.gz')
+  inside = image.array[image.array > 100]
+  assert row['bytes'] == (scans / 'a.nii.gz').stat().st_size and len(row['sha256']) == 64
+  assert began <= datetime.datetime.fromisoformat(row['made_at']) <= datetime.datetime.now(datetime.UTC)
+  assert 0 <= row['seconds'] < 60 and row['intensity_unit'] == 'raw'
+  assert row['statistics']['liver']['mean'] == pytest.approx(inside.mean(), abs=1e-3)
+  assert row['statistics']['liver']['voxels'] == inside.size and row['statistics']['prostate/uterus']['voxels'] == 0
 
 
 def test_a_broken_scan_does_not_end_the_others_and_is_tried_again(scans, folder):

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
+from marks import SLOW
 
 from afw_jax.data import store
 from afw_jax.data.formats import volumes
@@ -94,6 +95,7 @@ def test_preparing(tmp_path):
   assert peaks[-1] - peaks[1] < VOLUME  # the other ten leave nothing
 
 
+@SLOW
 def test_evaluating(tmp_path, trained, phantoms):
   names = json.loads((phantoms / 'dataset.json').read_text(encoding='utf-8'))
   names['name'] = 'large scans'  # not the data set of the run, whose own cases would be scored

@@ -10,7 +10,7 @@ from conftest import environment
 
 from afw_jax.data.formats.dicom_series import PassedOver
 from afw_jax.errors import InputError
-from afw_jax.inference import record
+from afw_jax.inference import record, statistics
 
 
 def row(name, **volume_ml):
@@ -46,6 +46,19 @@ def test_networks_with_other_organs_keep_their_columns(tmp_path):
     ('1', '2', ''),
     ('4', '', '3'),
   ]
+
+
+def test_statistics_are_behind_the_columns_of_before_and_empty_in_older_rows(tmp_path):
+  found = statistics.OrganStatistics(3, 0.5, 40.25, 2.0, ((1, 2), (3, 4), (5, 6)), (-1.0, 2.0, 3.0), True, 2)
+  absent = statistics.OrganStatistics().to_json()
+  of_a = {'liver': found.to_json(), 'spleen': absent}
+  add(tmp_path, {**row('a', liver=0.5, spleen=0), 'statistics': of_a, 'intensity_unit': 'HU'}, row('b', liver=1))
+  a, b = rows_of(tmp_path)
+  assert list(a)[:6] == ['scan', 'liver_ml', 'spleen_ml', 'label_map', 'checkpoint', 'intensity_unit']
+  assert (a['liver_mean'], a['liver_x_mm'], a['liver_k_last'], a['intensity_unit']) == ('40.25', '-1.0', '6', 'HU')
+  assert (a['liver_touches_border'], a['liver_components'], a['spleen_components']) == ('1', '2', '0')
+  assert a['spleen_mean'] == b['liver_mean'] == b['intensity_unit'] == ''
+  record.check(str(tmp_path))  # its own columns are not those of another table
 
 
 def test_processes_at_the_same_time_lose_no_row(tmp_path):

@@ -8,12 +8,14 @@ import re
 
 import numpy as np
 import pytest
+from page_reader import Page
 from scored_run import CONFIG, SETTINGS, make_run
 
 from afw_jax.errors import InputError
 from afw_jax.paper import collect, pictures, render, tables
 from afw_jax.paper.runs import members
 from afw_jax.paper.table import Part, Row, Table
+from afw_jax.report.page import document
 from afw_jax.report.stats import paired, summarise
 from afw_jax.system import atomic_files
 from configs import paper as config_file
@@ -204,6 +206,10 @@ def test_every_form_says_convention_units_and_numbers(table1):
   (row,) = re.findall(r'^\| CE \+ Dice \| (.*?) \|', text, re.M)[:1]
   assert re.fullmatch(r'58\.50 ± 7\.07 \[\d\d\.\d\d, \d\d\.\d\d\] \(77\.46\)', row)
   assert re.search(r'\+\d\d\.\d\d \[.*\] to CE \+ Dice \| 0\.008 \| 1 of 2', text)
+  page = Page(document.page(render.as_blocks(table, filled)))  # the same cells in the same order
+  lines = [line for line in text.splitlines() if line.startswith('| ') and '---' not in line]
+  assert [f'| {" | ".join(row)} |' for shown in page.tables for row in shown] == lines
+  assert page.headings[0] == 'Table 1: Losses on Synapse (UNet)' and '3 of 8 runs.' in page.text
   rows = list(csv.DictReader(io.StringIO(render.as_csv(table, filled))))
   one = next(r for r in rows if r['row'] == PLAIN and r['column'] == 'dsc')
   assert float(one['mean']) == pytest.approx(58.5) and one['unit'] == 'percent' and one['convention'] == 'strict'

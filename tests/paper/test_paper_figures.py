@@ -18,8 +18,9 @@ from afw_jax.data.formats import volumes
 from afw_jax.data.formats.geometry import Geometry
 from afw_jax.errors import InputError
 from afw_jax.inference import trained
-from afw_jax.paper import choice, figures, panels, scans, states, tables
+from afw_jax.paper import figures, panels, scans, states, tables
 from afw_jax.paper.runs import members
+from afw_jax.report import choice, label_maps
 from configs import paper as config_file
 
 FOCAL, GD, DICE, AFW = 'Focal + Dice', 'CE + GD', 'CE + Dice', 'CE + AFW-Dice'
@@ -233,11 +234,11 @@ def test_scans_that_were_prepared_anew_from_other_files_are_refused(made):
 
 
 def test_ids_of_files_become_classes():
-  found = scans.as_classes('x', np.array([[0, 7], [300, 1]], np.uint16), [7, 1, 300])
+  found = label_maps.as_classes('x', np.array([[0, 7], [300, 1]], np.uint16), [7, 1, 300])
   assert found.dtype == np.uint8 and found.tolist() == [[0, 1], [3, 2]]
   for bad in (2, 301):
     with pytest.raises(InputError, match=f'has the id {bad}'):
-      scans.as_classes('x', np.array([0, bad], np.uint16), [7, 1, 300])
+      label_maps.as_classes('x', np.array([0, bad], np.uint16), [7, 1, 300])
 
 
 def test_every_form_of_a_figure(made):

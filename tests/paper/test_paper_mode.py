@@ -64,7 +64,7 @@ def test_the_same_command_goes_on_and_collects(resumed):
   assert (
     text.count('1 of 1') == 2 == text.count('0 of 1') and '2 of 4 runs.' in text and '3 cases of split test' in text
   )
-  assert {p.suffix for p in (workdir / 'tables').glob('table1.*')} == {'.md', '.csv', '.tex', '.png'}
+  assert {p.suffix for p in (workdir / 'tables').glob('table1.*')} == {'.md', '.html', '.csv', '.tex', '.png'}
 
 
 def test_each_run_has_the_config_that_it_was_planned_with(resumed):

@@ -6,6 +6,7 @@ import jax
 import pytest
 from small_config import small
 
+from afw_jax.distributed import xla_flags
 from afw_jax.errors import InputError
 from afw_jax.planning import accelerators, plan
 
@@ -75,6 +76,12 @@ def test_environment_keeps_the_flags_of_the_user():
   assert accelerators.environment(h100, 8, base)['XLA_FLAGS'].split()[-2:] == untimed
   own = '--xla_gpu_enable_triton_gemm=true'
   assert accelerators.environment(h100, 8, {'XLA_FLAGS': own})['XLA_FLAGS'].split() == [own, untimed[0]]
+
+
+def test_a_release_that_may_not_know_a_flag_is_not_given_it(monkeypatch):
+  monkeypatch.setattr(xla_flags, 'KNOWN_JAXLIB', ())
+  made = accelerators.environment(accelerators.get('h100'), 8, {})
+  assert made['XLA_FLAGS'] == '--xla_gpu_autotune_level=0'
 
 
 @pytest.mark.parametrize('target, devices', [('h100', '2x2'), ('v5e', '2x2')])

@@ -151,14 +151,14 @@ def test_what_does_not_compile_is_a_row_with_the_reason(one, monkeypatch):
   assert 'compile' not in written[-1] and 'cuDNN' not in written[-1]
 
 
-CHECK = 'F1126 10:59:22.604329   27248 parse_flags.cc:234] Unknown flag: --x'
+CHECK = 'F1126 10:59:22.604329   27248 layout.cc:234] Check failed: a == b'
 
 
 @pytest.mark.parametrize(
   'code, log, said',
   [
-    (-6, f'a\n{CHECK}\n*** b', 'SIGABRT: parse_flags.cc:234] Unknown flag: --x'),
-    (1, CHECK, 'exit code 1: parse_flags.cc:234] Unknown flag: --x'),
+    (-6, f'a\n{CHECK}\n*** b', 'SIGABRT: layout.cc:234] Check failed: a == b'),
+    (1, CHECK, 'exit code 1: layout.cc:234] Check failed: a == b'),
     (-11, 'no check failed', 'SIGSEGV'),
   ],
 )
@@ -171,3 +171,15 @@ def test_a_compiler_that_ends_its_process_is_a_row(monkeypatch, code, log, said)
   job = {'target_name': 'cpu', 'mesh_shape': (1, 1)}
   result = isolated.measure_in_subprocess(job, accelerators.get('cpu'), lambda: None)
   assert result == {'refused': f'the compiler ended by {said}'}
+
+
+def test_a_flag_that_the_compiler_does_not_know_is_named(monkeypatch):
+  def run(command, environment, log_path, on_wait):
+    said = 'F1126 17:50:01.117916   25295 parse_flags_from_env.cc:234] Unknown flag in XLA_FLAGS: --xla_no_such=1\n'
+    Path(log_path).write_text(said, encoding='utf-8')
+    return 1
+
+  monkeypatch.setattr(isolated, '_run', run)
+  job = {'target_name': 'cpu', 'mesh_shape': (1, 1)}
+  with pytest.raises(InputError, match='^XLA_FLAGS: this compiler does not know --xla_no_such=1. Take it out'):
+    isolated.measure_in_subprocess(job, accelerators.get('cpu'), lambda: None)

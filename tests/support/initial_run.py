@@ -23,8 +23,12 @@ def small_run(root, **changes):
   return config
 
 
-def make_run(config, workdir, *, total_steps=0):
-  """Prepares the scans of a run, in this process, and saves its initial state; returns the workdir as text."""
+def make_run(config, workdir, *, total_steps=0, change=lambda state: state):
+  """Prepares the scans of a run, in this process, and saves its initial state, changed by a function of it.
+
+  Returns:
+    The workdir as text.
+  """
   workdir = str(workdir)
   with pytest.MonkeyPatch.context() as patch, run_folder.claimed(workdir, config):
     patch.setattr('afw_jax.data.preparation.worker_pool.run_jobs', run_here)
@@ -32,7 +36,7 @@ def make_run(config, workdir, *, total_steps=0):
     last = os.path.join(workdir, 'checkpoints', 'last')
     data = train._read_data(config, store_dir, last)
     program = make_program(config, build.mesh(config), data.class_names, data.steps_per_epoch)
-    state = program.initial_state(jax.random.key(config.seed))
+    state = change(program.initial_state(jax.random.key(config.seed)))
     meta = {**train._meta(config, data, program), 'best_dsc': None, 'total_steps': total_steps}
     with checkpoint_writer.opened(last, keep=2) as manager:
       checkpoint_writer.save(manager, state, meta)

@@ -5,6 +5,7 @@ import pathlib
 
 from afw_jax.report.runs import POOLED
 from afw_jax.system import atomic_files
+from afw_jax.system.file_names import file_name
 
 ORGANS = ('liver', 'gall_bladder')
 DSC = {'a': (0.9, 0.5), 'b': (0.8, 0.0), 'c': (0.7, None)}  # None: in neither
@@ -49,7 +50,7 @@ def make_pooled(folder: pathlib.Path, dsc: dict = DSC, *, count: int = 2, unfini
   return str(folder)
 
 
-def make_run(folder: pathlib.Path, dsc: dict = DSC, *, config: dict = CONFIG, **extra) -> str:
+def make_run(folder: pathlib.Path, dsc: dict = DSC, *, config: dict = CONFIG, names: tuple = ORGANS, **extra) -> str:
   """Writes config.json and cases/*.json; `extra` are keys of every case, None leaves one out. Returns the workdir."""
   atomic_files.write_json(folder / 'config.json', config)
   for case, values in dsc.items():
@@ -62,9 +63,9 @@ def make_run(folder: pathlib.Path, dsc: dict = DSC, *, config: dict = CONFIG, **
       'training_split': 'test',
       'settings': SETTINGS,
       'checkpoint_step': 100,
-      'organs': list(ORGANS),
-      'scores': {o: organ_scores(v) for o, v in zip(ORGANS, values)},
+      'organs': list(names),
+      'scores': {o: organ_scores(v) for o, v in zip(names, values)},
     } | extra
     kept = {key: value for key, value in record.items() if value is not None}
-    atomic_files.write_json(folder / 'cases' / f'{case}.json', kept)
+    atomic_files.write_json(folder / 'cases' / f'{file_name(case)}.json', kept)
   return str(folder)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flax import traverse_util
+from marks import SLOW
 
 from afw_jax import models, predict
 from afw_jax.data.formats import volumes
@@ -96,6 +97,7 @@ VOLUMES = (
 )
 
 
+@SLOW
 def test_positions_are_resized_and_other_image_sizes_or_channels_refused(demo, run_main, tmp_path):
   demo = demo[:2]
   np.savez(tmp_path / 'unetr.npz', **state_dict('unetr', (1, 48, 48, 48, 1)))

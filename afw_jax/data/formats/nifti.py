@@ -86,6 +86,20 @@ def read_label(path: str | os.PathLike) -> Decoded:
   return _read(path, choose, ids)
 
 
+def encode(array: np.ndarray, affine: np.ndarray, slope: float = 1.0, inter: float = 0.0) -> bytes:
+  """An array in the internal orientation as the bytes of an uncompressed NIfTI file.
+
+  Args:
+    array: (D, H, W), of a type that NIfTI has.
+    affine: 4 x 4, voxel (z, y, x, 1) -> RAS coordinates in mm.
+    slope, inter: voxel * slope + inter are the intensities.
+  """
+  turned = np.eye(4)[[2, 1, 0, 3]]  # the file counts x first
+  header = nifti_header.header_for(array.dtype, Geometry(array.shape[::-1], affine @ turned))
+  header['scl_slope'], header['scl_inter'] = slope, inter
+  return header.binaryblock + bytes(4) + np.ascontiguousarray(array).tobytes()
+
+
 def write(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) -> None:
   """Writes an array with the affine, codes and units of the source scan, atomically.
 

@@ -121,6 +121,10 @@ split, whole = NamedSharding(mesh, PartitionSpec(None, 'rows', 'columns')), Name
 apart = jax.jit(work, in_shardings=(split, whole), out_shardings=(split, split, whole)).lower(x, kernel).compile()
 for one, other in zip(alone, apart(jax.device_put(x, split), kernel)):
   assert np.allclose(one, other, atol=1e-4), np.abs(one - other).max()
+by_tap = lambda x, kernel, grad: depthwise_module._gradients_by_tap(x, kernel, grad, dilation=1, parts=2)  # on GPUs
+by_tap = jax.jit(by_tap, in_shardings=(split, whole, split), out_shardings=(split, whole))
+for one, other in zip(alone[1:], by_tap(jax.device_put(x, split), kernel, jax.device_put(jnp.sin(alone[0]), split))):
+  assert np.allclose(one, other, atol=1e-4), np.abs(one - other).max()
 text = apart.as_text()
 assert 'collective-permute' in text
 # what is gathered, if columns are split, is the sums over a row's parts, not the features

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from afw_jax.paper import choice
+from afw_jax.report import choice
 
 DSC = {'e': 50.0, 'a': 91.0, 'd': 70.0, 'b': 80.0, 'c': 60.0}
 

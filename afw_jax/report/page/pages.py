@@ -1,0 +1,154 @@
+"""The pages of a run, of a comparison, and of new label maps."""
+
+import os
+import shlex
+from collections.abc import Sequence
+
+from afw_jax.errors import InputError
+from afw_jax.inference import outputs, record
+from afw_jax.report import tables
+from afw_jax.report.blocks import Block, Heading, Picture, Table, markdown
+from afw_jax.report.page import document, sources, viewer
+from afw_jax.report.page.markup import Html, element
+from afw_jax.report.page.sources import Source, ranked
+from afw_jax.report.runs import Run
+from afw_jax.report.tables import number
+from afw_jax.system import atomic_files
+from afw_jax.system.file_names import file_name
+
+_VOLUME_BYTES = 15_000_000  # of all volumes of a page, at most
+_LEAST_BYTES = 200_000  # for less, none are embedded
+_SLACK = 100_000
+
+
+def of_run(
+  run: Run,
+  begin: Sequence[Block],
+  figures: Sequence[Picture],
+  pictures: Sequence[Picture],
+  source: Source | str,
+  *,
+  served: bool = False,
+) -> str:
+  """The page of an evaluated run.
+
+  Args:
+    run: with its scores.
+    begin: title, notes and the table by organ.
+    figures: curves and weights.
+    pictures: overlays of cases.
+    source: of the scans; or why there is none.
+    served: whether `--mode=view` shows the page, with the volumes of all cases.
+  """
+  order = ranked(run)
+  place_of = {file_name(run.cases[i]): rank for rank, i in enumerate(order)}
+  stem = lambda picture: os.path.splitext(os.path.basename(picture.path))[0]
+  overlays = sorted(pictures, key=lambda picture: place_of.get(stem(picture), len(order)))
+  scores = tables.score_tables(run, order)
+  end: list[Block | Html] = [
+    Heading('Cases'),
+    'Means over the organs of each case, the lowest DSC first.',
+    tables.case_table(run, order),
+    *(document.folded(f'{title} of each organ', table) for title, table in scores.items()),
+    *([Heading('Overlays'), 'From the lowest to the highest mean DSC.', *overlays] if overlays else []),
+    *([Heading('Training'), *figures] if figures else []),
+  ]
+  return _with_viewer(begin, _hint(run.workdir), source, end, served=served)
+
+
+def of_predictions(folder: str, source: Source | str, *, served: bool = False) -> str:
+  """The page of the label maps that --mode=predict wrote into a folder: organ volumes and the viewer.
+
+  Raises:
+    InputError: the record of the folder is damaged.
+  """
+  content = record.read(folder)
+  organs = content['organs']
+  volume = lambda row, organ: number(row['volume_ml'][organ], 1) if organ in row['volume_ml'] else '-'
+  rows = [
+    [row.get('scan', row['output']), *(volume(row, organ) for organ in organs), row['output']]
+    for row in content['scans']
+  ]
+  notes = [f'- {row["scan"]}: {note}' for row in content['scans'] for note in row.get('notes', ())]
+  failed = [f'- {one["scan"]}: {one["problem"]}' for one in content['failed']]
+  passed = [f'- {one["path"]}: {one["reason"]}' for one in content['passed_over']]
+  begin: list[Block] = [
+    Heading('Label maps of new scans', 1),
+    f'{len(rows)} label map(s). There is no truth to compare them with: look at them before you use them.',
+    *(['**Unusual scans:**', '\n'.join(notes)] if notes else []),
+    *(['**Not segmented:**', '\n'.join(failed)] if failed else []),
+    *(['**Passed over:**', '\n'.join(passed)] if passed else []),
+    Heading('Organ volumes (mL)'),
+    Table(['scan', *organs, 'label map'], rows),
+  ]
+  return _with_viewer(begin, _hint(folder), source, [], served=served)
+
+
+def _hint(workdir: str) -> str:
+  return f'`afw-jax --mode=view --workdir={shlex.quote(workdir)}` shows every scan here, at its full resolution.'
+
+
+def _with_viewer(
+  begin: Sequence[Block], hint: str, source: Source | str, end: Sequence[Block | Html], *, served: bool
+) -> str:
+  """A page with the viewer between its parts, or with what stands in its way."""
+  start: list[Block | Html] = [*begin, Heading('Scans')]
+  if isinstance(source, str):
+    return document.page([*start, element('p', f'The scans cannot be shown: {source}', class_='problem'), *end])
+  if served:
+    return document.page([*start, *viewer.served(source), *end], scripts=viewer.SCRIPTS, served=True)
+  start.append(hint)
+  rest = len(document.page([*start, *end], scripts=viewer.SCRIPTS).encode()) + _SLACK
+  limit = min(_VOLUME_BYTES, document.MAX_BYTES - rest)
+  if limit < _LEAST_BYTES:
+    return document.page([*start, element('p', 'The page has no room for scans.', class_='problem'), *end])
+  parts = viewer.embedded(source, limit)
+  return document.page([*start, *parts, *end], scripts=viewer.SCRIPTS if len(parts) and _shows(parts) else ())
+
+
+def _shows(parts: Sequence[Html]) -> bool:
+  return any('id="viewer-data"' in part for part in parts)
+
+
+def write_beside(output: str, blocks: Sequence[Block]) -> None:
+  """Writes a report as Markdown, and as a page beside it (or the page alone, where that is the name).
+
+  Args:
+    output: of the Markdown file; its ending becomes .html for the page.
+    blocks: of the report.
+
+  Raises:
+    InputError: the page would take the place of another file.
+  """
+  path = f'{os.path.splitext(output)[0]}.html'
+  check_free(path)
+  if path != output:
+    atomic_files.write_text(output, markdown(blocks))
+  atomic_files.write_text(path, document.page(blocks))
+
+
+def place_beside(output: str) -> str:
+  """The file of the page for label maps that go to `output`; InputError where it is another file."""
+  path = os.path.join(outputs.destination(os.path.expanduser(output))[0], 'index.html')
+  check_free(path)
+  return path
+
+
+def write_predictions(path: str) -> str:
+  """Writes the page of the label maps beside it, and returns its path."""
+  folder = os.path.dirname(path)
+  try:
+    source = sources.of_predictions(folder)
+  except InputError as error:
+    source = str(error)
+  atomic_files.write_text(path, of_predictions(folder, source))
+  return path
+
+
+def check_free(path: str) -> None:
+  """Raises InputError where a page would take the place of a file that is not such a page."""
+  if not os.path.lexists(path):
+    return
+  with open(path, encoding='utf-8', errors='replace') as file:
+    if document.MARK not in file.read(4096):
+      raise InputError(path, 'is there already, and is not a page of this program', 'Move it away.')
