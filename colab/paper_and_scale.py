@@ -76,14 +76,17 @@ print(f'JAX {importlib.metadata.version("jax")} computes on {count} x {kind} ({b
 
 # %%
 # @title Run commands
+import io
+
+
 def run(command, *words):
   """Runs a command as in a terminal, shows what it prints while it prints it, and stops the notebook if it fails."""
   program, *given = shlex.split(command)
   start = {'afw-jax': ['-m', 'afw_jax.main'], 'python': []}[program]
   arguments = [sys.executable, *start, *given, *map(str, words)]
-  with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-    for line in process.stdout:
-      print(line, end='', flush=True)
+  with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    for part in io.TextIOWrapper(process.stdout, encoding='utf-8', errors='replace', newline=''):
+      print(part, end='', flush=True)  # a line, or a state of a progress bar, which replaces the one before
   assert process.returncode == 0, f'exit code {process.returncode}: {command}'
 
 
