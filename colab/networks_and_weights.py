@@ -75,14 +75,17 @@ print(f'JAX {importlib.metadata.version("jax")} computes on {count} x {kind} ({b
 
 # %%
 # @title Run commands
+import io
+
+
 def run(command, *words):
   """Runs a command as in a terminal, shows what it prints while it prints it, and stops the notebook if it fails."""
   program, *given = shlex.split(command)
   start = {'afw-jax': ['-m', 'afw_jax.main'], 'python': []}[program]
   arguments = [sys.executable, *start, *given, *map(str, words)]
-  with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-    for line in process.stdout:
-      print(line, end='', flush=True)
+  with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    for part in io.TextIOWrapper(process.stdout, encoding='utf-8', errors='replace', newline=''):
+      print(part, end='', flush=True)  # a line, or a state of a progress bar, which replaces the one before
   assert process.returncode == 0, f'exit code {process.returncode}: {command}'
 
 
@@ -142,6 +145,10 @@ for options in ('',) if SMALL else ('', '--config.model.remat=True'):
     *TINY,
     *options.split(),
   )
+
+# %% [markdown]
+# Here, on a CPU and with small slices, recomputing gains nothing: the same memory, and a third more work. On an
+# accelerator, and with volumes, it usually does. That is what planning is for: ask before you trust an option.
 
 # %% [markdown]
 # ## Weights from PyTorch

@@ -79,14 +79,17 @@ print(f'JAX {importlib.metadata.version("jax")} computes on {count} x {kind} ({b
 
 # %%
 # @title Run commands
+import io
+
+
 def run(command, *words):
   """Runs a command as in a terminal, shows what it prints while it prints it, and stops the notebook if it fails."""
   program, *given = shlex.split(command)
   start = {'afw-jax': ['-m', 'afw_jax.main'], 'python': []}[program]
   arguments = [sys.executable, *start, *given, *map(str, words)]
-  with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-    for line in process.stdout:
-      print(line, end='', flush=True)
+  with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    for part in io.TextIOWrapper(process.stdout, encoding='utf-8', errors='replace', newline=''):
+      print(part, end='', flush=True)  # a line, or a state of a progress bar, which replaces the one before
   assert process.returncode == 0, f'exit code {process.returncode}: {command}'
 
 
@@ -235,16 +238,16 @@ figure.legend(
 plt.show()
 
 # %% [markdown]
-# The report of the run as a page of its own, where this version makes one:
+# `runs/quickstart/report/index.html` is the report as one page, with sortable tables and a viewer in which the scans
+# can be turned. Open it in a browser. From Colab the next cell downloads it; there or elsewhere, `afw-jax --mode=view
+# --workdir=runs/quickstart` on your own machine shows every scan ([docs/running.md](../docs/running.md#the-page)).
 
 # %%
-from IPython.display import IFrame
+PAGE = pathlib.Path('runs/quickstart/report/index.html')
+if PAGE.exists() and 'google.colab' in sys.modules:
+  from google.colab import files
 
-page = pathlib.Path('runs/quickstart/report/index.html')
-if page.exists():
-  display(IFrame(str(page), width='100%', height=700))
-else:
-  print('This version writes report/report.md, tables and pictures, and no page.')
+  files.download(str(PAGE))
 
 # %% [markdown]
 # ## A new scan

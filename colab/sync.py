@@ -90,10 +90,15 @@ def tidy(notebook: nbformat.NotebookNode, folder: str) -> nbformat.NotebookNode:
     cell.metadata.pop('execution', None)
     for output in cell.get('outputs', ()):
       if 'text' in output:
-        output.text = output.text.replace(f'{folder}/', '')
+        output.text = without_times(output.text.replace(f'{folder}/', ''))
       if 'image/png' in output.get('data', {}):
         output.data['image/png'] = smaller(output.data['image/png'])
   return notebook
+
+
+def without_times(text: str) -> str:
+  """What a command printed, without the times of progress bars and the blanks that cleared them."""
+  return re.sub(r'^[ \t]+$\n', '', re.sub(r' \[\d[\d:]*<[^]]*\]', '', text), flags=re.M)
 
 
 def smaller(png: str) -> str:

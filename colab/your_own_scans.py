@@ -76,14 +76,17 @@ print(f'JAX {importlib.metadata.version("jax")} computes on {count} x {kind} ({b
 
 # %%
 # @title Run commands
+import io
+
+
 def run(command, *words):
   """Runs a command as in a terminal, shows what it prints while it prints it, and stops the notebook if it fails."""
   program, *given = shlex.split(command)
   start = {'afw-jax': ['-m', 'afw_jax.main'], 'python': []}[program]
   arguments = [sys.executable, *start, *given, *map(str, words)]
-  with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-    for line in process.stdout:
-      print(line, end='', flush=True)
+  with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    for part in io.TextIOWrapper(process.stdout, encoding='utf-8', errors='replace', newline=''):
+      print(part, end='', flush=True)  # a line, or a state of a progress bar, which replaces the one before
   assert process.returncode == 0, f'exit code {process.returncode}: {command}'
 
 
@@ -238,7 +241,7 @@ rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in report
 rows = rows[: 2 + len(ORGANS) + 1]  # the table by organ; its first columns, and how often an organ was missed
 keep = [rows[0].index(name) for name in ('organ', 'DSC (%)', 'HD95 (mm)', 'missed')]
 display(Markdown('\n'.join('| ' + ' | '.join(row[i] for i in keep) + ' |' for row in rows)))
-assert [row[0] for row in rows[2:-1]] == ORGANS
+assert {row[0] for row in rows[2:-1]} == set(ORGANS)
 
 # %%
 display(Image('runs/mine/report/curves.png', width=760))
