@@ -98,6 +98,7 @@ def tidy(notebook: nbformat.NotebookNode, folder: str) -> nbformat.NotebookNode:
 
 def without_times(text: str) -> str:
   """What a command printed, without the times of progress bars and the blanks that cleared them."""
+  text = re.sub(r' \[\d[\d:]*<[^]]*\](?=\S)', '\n', text)  # a message that came behind a bar
   return re.sub(r'^[ \t]+$\n', '', re.sub(r' \[\d[\d:]*<[^]]*\]', '', text), flags=re.M)
 
 

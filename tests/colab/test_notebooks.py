@@ -47,6 +47,11 @@ def test_outputs_are_kept_where_only_texts_change():
   assert not sync.take_outputs(made, stored('the_loss')) and not outputs(made)
 
 
+def test_progress_is_kept_without_its_times():
+  text = 'train: 100%|###| 8/8 [01:02<00:00,  2.0s/step, loss 1.0]step 8: saved\n   \nrows: 3/3 [00:01<00:00, 9 row/s]\nend [1]\n'
+  assert sync.without_times(text) == 'train: 100%|###| 8/8\nstep 8: saved\nrows: 3/3\nend [1]\n'
+
+
 def test_every_notebook_has_a_source():
   assert {path.stem for path in sync.FOLDER.glob('*.ipynb')} == set(sync.NAMES)
   assert {path.stem for path in sync.FOLDER.glob('*.py')} == {*sync.NAMES, 'sync'}
