@@ -48,7 +48,7 @@ def test_outputs_are_kept_where_only_texts_change():
 
 
 def test_progress_is_kept_without_its_times():
-  text = 'train: 100%|###| 8/8 [01:02<00:00,  2.0s/step, loss 1.0]step 8: saved\n   \nrows: 3/3 [00:01<00:00, 9 row/s]\nend [1]\n'
+  text = 'train: 100%|###| 8/8 [01:02<00:00,  2.0s/step]step 8: saved\n   \nrows: 3/3 [00:01<00:00, 9 row/s]\nend [1]\n'
   assert sync.without_times(text) == 'train: 100%|###| 8/8\nstep 8: saved\nrows: 3/3\nend [1]\n'
 
 
