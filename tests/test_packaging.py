@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tomllib
+import zipfile
 
 import pytest
 from conftest import ROOT, environment
@@ -57,6 +58,7 @@ def installed(tmp_path_factory):
   subprocess.run([sys.executable, '-m', 'build', '--outdir', built, source], check=True)
   packages = sorted(built.iterdir())
   assert [path.suffix for path in packages] == ['.whl', '.gz']
+  assert not [name for name in zipfile.ZipFile(packages[0]).namelist() if 'colab' in name or name.endswith('.ipynb')]
   subprocess.run([sys.executable, '-m', 'twine', 'check', '--strict', *packages], check=True)
   install = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', target, packages[0]]
   subprocess.run(install, check=True)

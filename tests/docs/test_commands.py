@@ -20,6 +20,7 @@ INLINE = [
   (page, code) for page in PAGES for code in codes(prose(page))
   if re.match(r'(\w+=\S+ )*(afw-jax|bash|sbatch|python|pip)\b', code) and ' ' in code
 ]  # fmt: skip
+NOTEBOOKS = [path for path in sorted((ROOT / 'colab').glob('*.py')) if path.stem != 'sync']
 OPTIONS = [
   code for page in PAGES for code in codes(prose(page)) if code.startswith('--config.') and 'NAME' not in code
 ]  # fmt: skip
@@ -176,6 +177,15 @@ def test_commands_of_the_help_screen():
 @pytest.mark.parametrize('page, code', INLINE)
 def test_command_in_a_sentence(page, code):
   for command in commands(code):
+    check(command)
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+def test_commands_of_a_notebook(path):
+  """What its function `run` starts, where the whole command is written down."""
+  calls = [node for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))) if isinstance(node, ast.Call)]
+  texts = [n.args[0].value for n in calls if getattr(n.func, 'id', '') == 'run' and isinstance(n.args[0], ast.Constant)]
+  for command in commands('\n'.join(texts)):
     check(command)
 
 
