@@ -36,6 +36,7 @@ LAYERS = {
   'mechanism': (
     'training',
     'inference',
+    'model_file',
     'weights',
     'distributed',
     'planning.accelerators',
@@ -56,6 +57,7 @@ LAYERS = {
     'evaluate',
     'cross_validation',
     'predict',
+    'export_model',
     'import_run',
     'planning',
     'report',

@@ -23,6 +23,6 @@ def pointwise(x, kernel):
 
 
 def _by_samples(x, kernel):
-  kernels = jnp.broadcast_to(kernel, (len(x), *kernel.shape))
-  y = lax.dot_general(x.reshape(len(x), -1, x.shape[-1]), kernels, (((2,), (1,)), ((0,), (0,))))
+  kernels = jnp.broadcast_to(kernel, (x.shape[0], *kernel.shape))
+  y = lax.dot_general(x.reshape(x.shape[0], -1, x.shape[-1]), kernels, (((2,), (1,)), ((0,), (0,))))
   return y.reshape(*x.shape[:-1], kernel.shape[-1])
