@@ -93,6 +93,10 @@ def _dispatch() -> None:
   _set_up_logging()
   mode, config = options.MODE.value, options.CONFIG.value
   workdirs = command_line.split_workdirs(options.WORKDIR.value or '', several=mode in _MODES_OF_SEVERAL)
+  for workdir in workdirs if mode not in ('predict', 'export') else ():
+    if os.path.isfile(workdir):
+      cure = f'A model file becomes a run by --mode=import --input={workdir} --workdir=FOLDER.'
+      raise InputError(workdir, f'is a file, and --mode={mode} takes the folder of a run', cure)
   pools = mode == 'evaluate' and len(workdirs) > 1
   if config is None and mode in (*_TRAINING_MODES, 'convert', 'plan', 'paper') and not pools:
     raise InputError('--config', 'is not given', f'--mode={mode} needs one, for instance --config=demo.')

@@ -55,8 +55,9 @@ def text(meta: Mapping, where: Mapping[str, str]) -> str:
     markdown(['', *(str(i) for i in range(1, len(networks) + 1))], _network_rows(networks)),
     f'Working grid and patch are (z, y, x) or (y, x); {meta["axis_order"]}.',
     '## Data',
-    *(f'- {line}' for line in _data_lines(networks, where)),
+    '\n'.join(f'- {line}' for line in _data_lines(networks, where)),
     '## Scores',
+    *(['Of each network by itself; the average of all is not scored here.'] if len(networks) > 1 else []),
     *(_scores(i, network['scores']) for i, network in enumerate(networks, 1)),
     '## How to run it',
     _RUN.strip(),
@@ -67,7 +68,7 @@ def text(meta: Mapping, where: Mapping[str, str]) -> str:
     'networks run with this version of jax and those of about six months after it; the weights (`.safetensors`) do not '
     'age: with another version, import the file and export it again.',
   ]
-  return '\n\n'.join(parts).replace('\n\n- ', '\n- ').replace(':\n- ', ':\n\n- ') + '\n'
+  return '\n\n'.join(parts) + '\n'
 
 
 def _count(n: int) -> str:

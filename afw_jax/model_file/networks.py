@@ -48,7 +48,7 @@ def read(workdir: str) -> tuple[dict, dict]:
 
 
 def read_weights(workdir: str, abstract: Any) -> Any:
-  """The variables of one network.
+  """The variables of one network, {'params':, 'batch_stats':}.
 
   Args:
     workdir: as in `read`.
@@ -68,7 +68,7 @@ def read_weights(workdir: str, abstract: Any) -> Any:
     what = f'{len(differing)} arrays are not those of the network; {name} is {found.get(name)}, not {wanted.get(name)}'
     raise InputError(where, what, 'Export the model again (--mode=export).')
   put = lambda leaf, array: array if leaf.sharding is None else jax.device_put(array, leaf.sharding)
-  return jax.tree.map(put, abstract, program.nested(weights, abstract))
+  return {'batch_stats': {}, **jax.tree.map(put, abstract, program.nested(weights, abstract))}
 
 
 def _split(workdir: str) -> tuple[str, int | None]:

@@ -42,7 +42,18 @@ def main(model: str, *arguments: str) -> int:
 
 
 def segment(model: str, scan: str, labels: str) -> str:
-  """Writes the label map of a NIfTI scan, on the grid and with the label ids of `predict`; returns what was done."""
+  """Writes the label map of a NIfTI scan, on the grid and with the label ids of `predict`.
+
+  Returns:
+    Text: what is unusual about the scan, the volume of each organ, and where the label map is.
+
+  Raises:
+    InputError: a damaged model file or scan, or a label map that cannot be written or is there already.
+  """
+  if not labels.endswith(('.nii', '.nii.gz')):
+    raise InputError(labels, 'does not end in .nii or .nii.gz', 'Choose such a name for the label map.')
+  if os.path.lexists(labels):
+    raise InputError(labels, 'is there already', 'Choose another name, or move it away.')
   networks = load(model)
   array, geometry, sha256 = nifti.read_image(scan)
   made = _segmented(networks, Volume(array, geometry, scan, sha256))

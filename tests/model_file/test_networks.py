@@ -88,7 +88,7 @@ def test_a_network_that_is_not_there(handed_over, tmp_path, model, said):
     predict.load(f'{path}/1')
 
 
-def change(model, path, *, weights=lambda arrays: arrays, **meta):
+def change(model, path, /, *, weights=lambda arrays: arrays, **meta):
   """Copies a model file with other weights or another meta of its first network, and right digests."""
   content = archive.read_meta(model)
   with zipfile.ZipFile(model) as old:

@@ -124,7 +124,15 @@ def test_the_program_is_called_in_either_way(handed_over, scans, tmp_path):
   assert missing.returncode == 2 and missing.stderr.startswith('error: nowhere.nii.gz: cannot be read')
   (tmp_path / 'empty').mkdir()
   without = alone(tmp_path / 'empty', model, scans[0], 'x.nii.gz', names=())
-  assert without.returncode == 2 and without.stderr.startswith('error: numpy is missing: pip install jax nibabel')
+  assert without.returncode == 2 and without.stderr.startswith('error: jax is missing: pip install jax nibabel')
+
+
+@pytest.mark.parametrize('name, said', [('scan.nii.gz', 'is there already'), ('labels.mha', 'does not end in .nii')])
+def test_nothing_is_replaced_by_a_label_map(handed_over, tmp_path, name, said):
+  (tmp_path / 'scan.nii.gz').write_bytes(b'scan')
+  with pytest.raises(InputError, match=f'{name}: {said}'):
+    run.segment(handed_over[0], str(tmp_path / 'scan.nii.gz'), str(tmp_path / name))
+  assert (tmp_path / 'scan.nii.gz').read_bytes() == b'scan'
 
 
 def test_a_program_of_another_version_of_jax_is_named(handed_over, monkeypatch):
