@@ -67,7 +67,7 @@ def read_weights(workdir: str, abstract: Any) -> Any:
     name = differing[0]
     what = f'{len(differing)} arrays are not those of the network; {name} is {found.get(name)}, not {wanted.get(name)}'
     raise InputError(where, what, 'Export the model again (--mode=export).')
-  put = lambda leaf, array: array if leaf.sharding is None else jax.device_put(array, leaf.sharding)
+  put = lambda leaf, array: jax.device_put(array, leaf.sharding)
   return {'batch_stats': {}, **jax.tree.map(put, abstract, program.nested(weights, abstract))}
 
 
