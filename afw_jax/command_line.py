@@ -38,6 +38,10 @@ modes, each with an example
                       --overwrite (make again what is there) --strict (exit code 2 if a file was passed over)
                       --page (index.html beside the label maps, to look at them)
                       --format=dicom_seg (DICOM segmentations of DICOM series)
+  export     one file to hand over: weights, a program that predicts without this package, a model card
+             afw-jax --mode=export --workdir=runs/synapse --output=model.zip   (or --workdir=runs/fold1,runs/fold2)
+  import     a run from such a file, which --mode=predict --workdir=model.zip also takes as it is
+             afw-jax --mode=import --input=model.zip --workdir=runs/imported
   convert    a run from PyTorch weights of a reference implementation
              afw-jax --mode=convert --config=synapse --input=weights.pth --workdir=runs/converted
   plan       memory and communication of a training step, compiled without the hardware
@@ -110,7 +114,7 @@ def split_workdirs(text: str, *, several: bool) -> list[str]:
   if not text or not several:
     return [os.path.expanduser(text)] if text else []
   parts = text.split(',')
-  exists = lambda folder: os.path.isdir(os.path.expanduser(folder))
+  exists = lambda folder: os.path.exists(os.path.expanduser(folder))
 
   def readings(first: int) -> Iterator[list[str]]:
     """Every way to read the parts from one on as folders that exist."""

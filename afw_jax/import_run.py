@@ -1,7 +1,8 @@
-"""Imports PyTorch weights as a run: a workdir with a checkpoint that evaluate, predict and train accept."""
+"""Imports PyTorch weights or a model file as a run: a workdir with a checkpoint that the other modes accept."""
 
 import json
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,10 @@ from afw_jax.data.sets.lookup import get_spec
 from afw_jax.data.sets.spec import DatasetSpec
 from afw_jax.data.sets.window import resolve_window
 from afw_jax.errors import InputError
+from afw_jax.model_file import archive, networks
 from afw_jax.models.layers import positions
+from afw_jax.system import atomic_files
+from afw_jax.system.file_names import temporary_name
 from afw_jax.training import checkpoint, checkpoint_writer, step
 from afw_jax.weights import convert, files
 
@@ -41,9 +45,7 @@ def import_run(config: ml_collections.ConfigDict, workdir: str, path: str) -> No
   num_classes, size = len(spec.organs) + 1, build.input_size(config)
   model, options = build.network(config, num_classes)
   variables = _fit(path, config.model.name, model, _read(path, config.model.name, num_classes, options), size)
-  params = {'net': variables['params'], 'log_sigma_sq': losses.init_log_sigma_sq(num_classes)}
-  tx = build.sgd(config, build.schedule(config, 1), num_classes)
-  state = step.TrainState(jnp.zeros((), jnp.int32), params, variables.get('batch_stats', {}), jax.jit(tx.init)(params))
+  state = _initial_state(config, variables, num_classes)
   meta = {
     'config': json.loads(config.to_json_best_effort()),
     'total_steps': 0,
@@ -57,6 +59,58 @@ def import_run(config: ml_collections.ConfigDict, workdir: str, path: str) -> No
     _check_untrained(workdir, folder)  # again: another run may have used the workdir meanwhile
     with checkpoint_writer.opened(folder, keep=2) as manager:
       checkpoint_writer.save(manager, state, meta)
+
+
+def import_model(path: str, workdir: str) -> list[str]:
+  """Unpacks the networks of a model file as new runs, which predict, evaluate or train on with a new optimizer.
+
+  Args:
+    path: of the model file.
+    workdir: a new or empty folder; of several networks the runs are WORKDIR/1, WORKDIR/2, ...
+
+  Returns:
+    The workdirs of the runs.
+
+  Raises:
+    InputError: the file is damaged, the workdir is in use, or the disk cannot be written. Nothing is left behind then.
+  """
+  path, workdir = os.path.expanduser(path), os.path.abspath(os.path.expanduser(workdir))
+  archive.read_meta(path)
+  found = [_from_file(name, os.path.basename(path)) for name in networks.names(path)]
+  if os.path.lexists(workdir) and not (os.path.isdir(workdir) and not os.listdir(workdir)):
+    raise InputError(workdir, 'is there already, and not an empty folder', 'Choose another --workdir.')
+  names = [''] if len(found) == 1 else [str(i) for i in range(1, len(found) + 1)]
+  staging = temporary_name(workdir, atomic_files.process_name())
+  try:
+    for name, (config, state, meta) in zip(names, found, strict=True):
+      folder = os.path.join(staging, name)
+      last = os.path.join(folder, 'checkpoints', 'last')
+      with run_folder.claimed(folder, config, alone=True), checkpoint_writer.opened(last, keep=2) as manager:
+        checkpoint_writer.save(manager, state, meta)
+    with atomic_files.write_errors(workdir):
+      os.replace(staging, workdir)
+  finally:
+    shutil.rmtree(staging, ignore_errors=True)
+  return [os.path.join(workdir, name).rstrip(os.sep) for name in names]
+
+
+def _from_file(name: str, source: str) -> tuple[ml_collections.ConfigDict, step.TrainState, dict]:
+  """(config, state, meta) of a run with the weights of one network of a model file."""
+  _, network = networks.read(name)
+  meta = network['meta']
+  config, made = run_folder.completed(meta['config']), meta['model']
+  model = models.build(made['name'], num_classes=made['num_classes'], **made['options'])
+  variables = networks.read_weights(name, models.abstract_variables(model, (1, *made['input_size'], 1)))
+  state = _initial_state(config, variables, made['num_classes'])
+  source = f'{source}: {network["name"]}, step {meta["step"]}'
+  return config, state, {**meta, 'total_steps': 0, 'best_dsc': None, 'source': source}
+
+
+def _initial_state(config: ml_collections.ConfigDict, variables: dict, num_classes: int) -> step.TrainState:
+  """The state before the first step, with these variables."""
+  params = {'net': variables['params'], 'log_sigma_sq': losses.init_log_sigma_sq(num_classes)}
+  tx = build.sgd(config, build.schedule(config, 1), num_classes)
+  return step.TrainState(jnp.zeros((), jnp.int32), params, variables.get('batch_stats', {}), jax.jit(tx.init)(params))
 
 
 def _check_untrained(workdir: str, folder: str) -> None:

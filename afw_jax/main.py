@@ -31,6 +31,7 @@ from afw_jax import (  # noqa: E402
   command_line,
   cross_validation,
   evaluate,
+  export_model,
   import_run,
   options,
   predict,
@@ -49,7 +50,7 @@ from afw_jax.report.blocks import markdown  # noqa: E402
 from afw_jax.report.page import pages  # noqa: E402
 
 _TRAINING_MODES = ('all', 'prepare', 'train', 'evaluate')
-_MODES_OF_SEVERAL = ('compare', 'evaluate', 'predict')
+_MODES_OF_SEVERAL = ('compare', 'evaluate', 'predict', 'export')
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 _DEFAULT_CACHE = '~/.cache/afw_jax/xla'
 _log = logging.getLogger('afw_jax')
@@ -65,25 +66,7 @@ def main() -> None:
     sys.argv = command_line.normalise(sys.argv)  # ml_collections reads the overridden keys from sys.argv itself
   except InputError as error:
     terminal.fail(str(error))
-  app.run(_run, flags_parser=_parse)
-
-
-def _parse(argv: list[str]) -> list[str]:
-  try:
-    return flags.FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError, OSError) as error:
-    causes = [error]
-    while causes[-1].__context__:
-      causes.append(causes[-1].__context__)
-    for cause in causes:  # of a config file: ml_collections cannot raise it again, since it takes three arguments
-      if isinstance(cause, InputError):
-        terminal.fail(str(cause))
-    while error.args and isinstance(error.args[0], Exception):
-      error = error.args[0]
-    lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines() if line.strip()]
-    last = lines[-1] if len(lines) > 1 else ''
-    what = f'{lines[0].split("Error whilst")[0]} {last}'
-    terminal.fail(f'{what} (--help lists the options and where the config keys are)')
+  app.run(_run, flags_parser=options.parse)
 
 
 def _run(argv: list[str]) -> None:
@@ -112,6 +95,10 @@ def _dispatch() -> None:
   _set_up_logging()
   mode, config = options.MODE.value, options.CONFIG.value
   workdirs = command_line.split_workdirs(options.WORKDIR.value or '', several=mode in _MODES_OF_SEVERAL)
+  for workdir in workdirs if mode not in ('predict', 'export') else ():
+    if os.path.isfile(workdir):
+      cure = f'A model file becomes a run by --mode=import --input={workdir} --workdir=FOLDER.'
+      raise InputError(workdir, f'is a file, and --mode={mode} takes the folder of a run', cure)
   pools = mode == 'evaluate' and len(workdirs) > 1
   if config is None and mode in (*_TRAINING_MODES, 'convert', 'plan', 'paper') and not pools:
     raise InputError('--config', 'is not given', f'--mode={mode} needs one, for instance --config=demo.')
@@ -135,7 +122,7 @@ def _dispatch() -> None:
     runtime.start(process, config.runtime.platform if computes and config is not None else '')
   elif process and process.process_id:
     return  # process 0 does the work of these modes alone
-  elif mode in ('prepare', 'convert'):
+  elif mode in ('prepare', 'convert', 'export', 'import'):
     devices.start()  # any will do
   if computes:
     _log.info('running on %s', devices.describe())
@@ -146,10 +133,11 @@ def _dispatch() -> None:
     _train_and_score(mode, config, workdir)
   elif mode == 'predict':
     _predict([workdir, *others])
-  elif mode == 'compare':
-    runtime.on_process_zero(lambda: _compare([workdir, *others]))
+  elif mode in ('compare', 'export'):
+    runtime.on_process_zero(lambda: {'compare': _compare, 'export': _export}[mode]([workdir, *others]))
   else:
-    runtime.on_process_zero(lambda: {'report': _report, 'convert': _convert, 'view': _view}[mode](workdir))
+    alone = {'report': _report, 'convert': _convert, 'import': _import, 'view': _view}[mode]
+    runtime.on_process_zero(lambda: alone(workdir))
 
 
 def _paper(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -225,6 +213,20 @@ def _convert(workdir: str) -> None:
   check_config(options.CONFIG.value)
   import_run.import_run(options.CONFIG.value, workdir, weights)
   print(f'{weights} -> {workdir}: a run that predicts, evaluates or trains on.')
+
+
+def _export(workdirs: list[str]) -> None:
+  output = _path(options.OUTPUT, 'Give the model file to write: --output=model.zip.')
+  path, found = export_model.export_model(
+    workdirs, output, which=options.CHECKPOINT.value, overwrite=options.OVERWRITE.value
+  )
+  print(f'{", ".join(workdirs)} -> {path}: {found}.')
+
+
+def _import(workdir: str) -> None:
+  model = _path(options.INPUT, 'Give the model file: --input=model.zip.')
+  for made in import_run.import_model(model, workdir):
+    print(f'{model} -> {made}: a run that predicts, evaluates or trains on.')
 
 
 def _report(workdir: str) -> None:

@@ -5,25 +5,43 @@ from absl import flags
 from ml_collections import config_flags
 
 from afw_jax.errors import InputError
+from afw_jax.system import terminal
 
-MODES = ('all', 'prepare', 'train', 'evaluate', 'report', 'compare', 'predict', 'view', 'convert', 'plan', 'paper')
+MODES = (
+  'all',
+  'prepare',
+  'train',
+  'evaluate',
+  'report',
+  'compare',
+  'predict',
+  'view',
+  'export',
+  'import',
+  'convert',
+  'plan',
+  'paper',
+)
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Name of a shipped config, or path of a config file.')
 WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
-  'Folder of the run; default: runs/NAME_OF_THE_CONFIG. compare, evaluate, predict: several with commas.',
+  'Folder of the run; default: runs/NAME_OF_THE_CONFIG. compare, evaluate, predict, export: several with commas.',
 )
 MODE = flags.DEFINE_enum('mode', 'all', MODES, 'What to do.')
 INPUT = flags.DEFINE_string(
   'input',
   None,
-  'predict: a NIfTI file, a DICOM series folder, or a folder of scans. convert: a file of PyTorch weights.',
+  'predict: a NIfTI file, a DICOM series folder, or a folder of scans. convert: a file of PyTorch weights. '
+  'import: a model file.',
 )
 OUTPUT = flags.DEFINE_string(
-  'output', None, 'predict: a folder, or a .nii.gz file for one scan. evaluate, folds: a folder. compare: a .md file.'
+  'output',
+  None,
+  'predict: a folder, or a .nii.gz file for one scan. evaluate, folds: a folder. compare: a .md file. export: a .zip.',
 )
-CHECKPOINT = flags.DEFINE_enum('checkpoint', 'best', ('best', 'last'), 'predict: which checkpoint.')
+CHECKPOINT = flags.DEFINE_enum('checkpoint', 'best', ('best', 'last'), 'predict, export: which checkpoint.')
 FORMAT = flags.DEFINE_enum('format', 'nifti', ('nifti', 'dicom_seg'), 'predict: file format of the label maps.')
 PROBABILITIES = flags.DEFINE_bool('probabilities', False, 'predict: also write the probability of each organ.')
 LARGEST = flags.DEFINE_bool(
@@ -47,7 +65,7 @@ DRY_RUN = flags.DEFINE_bool('dry_run', False, 'paper: say what is missing and wh
 COLLECT = flags.DEFINE_bool('collect', False, 'paper: write the tables from what is there, and train nothing.')
 STRICT = flags.DEFINE_bool('strict', False, 'predict: exit code 2 also where files were passed over as no scans.')
 OVERWRITE = flags.DEFINE_bool(
-  'overwrite', False, 'predict: make label maps again that are there, and replace files of others.'
+  'overwrite', False, 'predict: make label maps again that are there, and replace files of others. export: the file.'
 )
 PAGE = flags.DEFINE_bool('page', False, 'predict: also write index.html, a page with the scans, beside the label maps.')
 PORT = flags.DEFINE_integer('port', 0, 'view: port of this computer to listen on; 0: any that is free.', 0, 65535)
@@ -88,3 +106,22 @@ def check(mode: str, config: ml_collections.ConfigDict | None) -> None:
         raise InputError(
           f'--{flag.name}', f'is an option of --mode={owner}, and this is --mode={mode}', 'Leave it out.'
         )
+
+
+def parse(argv: list[str]) -> list[str]:
+  """Parses the command line; ends the process with one line where it is not valid. Returns what is no option."""
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError, OSError) as error:
+    causes = [error]
+    while causes[-1].__context__:
+      causes.append(causes[-1].__context__)
+    for cause in causes:  # of a config file: ml_collections cannot raise it again, since it takes three arguments
+      if isinstance(cause, InputError):
+        terminal.fail(str(cause))
+    while error.args and isinstance(error.args[0], Exception):
+      error = error.args[0]
+    lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines() if line.strip()]
+    last = lines[-1] if len(lines) > 1 else ''
+    what = f'{lines[0].split("Error whilst")[0]} {last}'
+    terminal.fail(f'{what} (--help lists the options and where the config keys are)')

@@ -16,8 +16,10 @@ from afw_jax.data.formats.scans import Scan
 from afw_jax.data.sets import intensities
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError, InputErrors
-from afw_jax.inference import averaging, batch, outputs, record
-from afw_jax.inference.trained import Trained, load, overlap_of, precision_of
+from afw_jax.inference import averaging, batch, ensemble, outputs, record
+from afw_jax.inference.network import Trained, overlap_of, precision_of
+from afw_jax.inference.trained import load
+from afw_jax.model_file.networks import names
 
 
 def load_all(
@@ -27,10 +29,10 @@ def load_all(
   mirror_axes: Sequence[int] = (),
   matmul_precision: str | None = None,
 ) -> list[Trained]:
-  """Loads the networks of several trained runs, whose probabilities can be averaged.
+  """Loads the networks of several trained runs or model files, whose probabilities can be averaged.
 
   Args:
-    workdirs: of the runs; of unlike networks too (2D and 3D), whose order of the organs may differ.
+    workdirs: of the runs, or model files; of unlike networks too (2D and 3D), whose order of the organs may differ.
     which, mirror_axes, matmul_precision: as in `load`.
 
   Returns:
@@ -40,11 +42,16 @@ def load_all(
     InputError: a run cannot be loaded, is given twice, or is not of the same organs or the same modality.
   """
   loaded = {}
-  for workdir in map(os.path.expanduser, workdirs):
+  for workdir in networks_at(workdirs):
     if workdir in loaded:
       raise InputError('--workdir', f'{workdir} is given twice', 'Give each run once.')
     loaded[workdir] = load(workdir, which=which, mirror_axes=mirror_axes, matmul_precision=matmul_precision)
-  return averaging.alike(loaded, mirror_axes)
+  return ensemble.alike(loaded, mirror_axes)
+
+
+def networks_at(workdirs: Sequence[str | os.PathLike]) -> list[str]:
+  """The networks of runs and model files, as `load` takes them: of a file that holds several, FILE/1, FILE/2, ..."""
+  return [name for workdir in workdirs for name in names(os.path.expanduser(os.fspath(workdir)))]
 
 
 def predict_volume(
@@ -135,8 +142,8 @@ def predict_all(
   same checkpoint with the same options, is not made again.
 
   Args:
-    workdir: of the trained run; window, grid and organ names come from its checkpoint. Of several runs the
-      probabilities are averaged on the grid of the scan, each with its own window and working grid.
+    workdir: of the trained run, or a model file; window, grid and organ names come from its checkpoint. Of several
+      runs the probabilities are averaged on the grid of the scan, each with its own window and working grid.
     input_path: a file with one scan, or a folder, with files and DICOM series at any depth.
     output: a folder, or a .nii.gz file (.dcm: dicom_seg) where the input is one scan. Tables of all label maps in the
       folder are volumes.csv and volumes.json; the latter also names what failed and what was passed over.
@@ -152,7 +159,7 @@ def predict_all(
     InputError: no scan was found, `output` cannot be used, the network cannot be loaded, or the machine is at its end
       (disk, memory). What was predicted before is kept, and the same call goes on from there.
   """
-  workdirs = [os.path.expanduser(w) for w in ([workdir] if isinstance(workdir, str | os.PathLike) else workdir)]
+  workdirs = networks_at([workdir] if isinstance(workdir, str | os.PathLike) else workdir)
   input_path, output = (os.path.expanduser(path) for path in (input_path, output))
   folder, to_file = outputs.destination(output, file_format)
   scans, passed_over = _find(input_path)
@@ -163,7 +170,7 @@ def predict_all(
   record.check(folder)
   networks = load_all(workdirs, which=which, mirror_axes=mirror_axes, matmul_precision=matmul_precision)
   trained = networks[0]
-  checkpoint = averaging.checkpoints(networks, workdirs)
+  checkpoint = ensemble.checkpoints(networks, workdirs)
   job = batch.Job(
     input_path,
     folder,
@@ -173,9 +180,9 @@ def predict_all(
       'checkpoint': checkpoint,
       'options': {
         'mirror_axes': list(mirror_axes),
-        'overlap': averaging.option(overlap_of(network) if overlap is None else overlap for network in networks),
+        'overlap': ensemble.option(overlap_of(network) if overlap is None else overlap for network in networks),
         'largest_component': largest_component,
-        'matmul_precision': averaging.option(matmul_precision or precision_of(network.meta) for network in networks),
+        'matmul_precision': ensemble.option(matmul_precision or precision_of(network.meta) for network in networks),
       },
       'format': file_format,
       'environment': {k: v for k, v in run_folder.environment().items() if k in ('python', 'packages', 'devices')},

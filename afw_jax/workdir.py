@@ -179,7 +179,12 @@ def read_config(workdir: str) -> dict:
 
 def recorded_config(workdir: str) -> ml_collections.ConfigDict:
   """`read_config` for starting again from it: keys of later versions have their defaults."""
-  return ml_collections.ConfigDict(_completed(read_config(workdir)))
+  return completed(read_config(workdir))
+
+
+def completed(config: dict) -> ml_collections.ConfigDict:
+  """A config that is recorded as JSON, with the defaults of keys of later versions."""
+  return ml_collections.ConfigDict(_completed(config))
 
 
 def _siblings(workdir: str) -> list[str]:

@@ -121,3 +121,23 @@ def loaded(monkeypatch):
     'afw_jax.data.preparation.worker_pool.run_jobs', lambda function, jobs, **_: [function(job) for job in jobs]
   )
   return ids
+
+
+@pytest.fixture(scope='session')
+def handed_over(tmp_path_factory):
+  """(model file, the workdirs in it, folder of their data set): a 2D and a 3D network, whose organs differ in order."""
+  from initial_run import make_run, small_run
+  from tiny_dataset import make
+
+  from afw_jax import export_model
+
+  folder = tmp_path_factory.mktemp('handed_over')
+  root = make(folder / 'data', n=3)
+  turned = make(folder / 'turned', n=3, labels={'background': 0, 'spleen': 1, 'liver': 7}, licence='CC BY 4.0')
+  three_d = {'model.name': 'unet3d', 'model.size': 'testing', 'data.size': (), 'data.spacing_mm': (3.0, 2.0, 2.0)}
+  runs = [
+    make_run(small_run(root, **{'data.fit': 'crop_pad', 'data.window': 'percentile'}), folder / 'a'),
+    make_run(small_run(turned, **three_d, **{'train.patch_size': (8, 16, 16)}), folder / 'b'),
+  ]
+  path, _ = export_model.export_model(runs, str(folder / 'model.zip'))
+  return path, runs, root

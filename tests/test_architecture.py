@@ -38,6 +38,7 @@ LAYERS = {
   'mechanism': (
     'training',
     'inference',
+    'model_file',
     'weights',
     'distributed',
     'planning.accelerators',
@@ -59,6 +60,7 @@ LAYERS = {
     'evaluate',
     'cross_validation',
     'predict',
+    'export_model',
     'import_run',
     'view',
     'planning',

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from afw_jax.data import field_of_view, resample, store
-from afw_jax.data.formats.volumes import Volume
+from afw_jax.data.formats.volume import Volume
 from afw_jax.data.sets import intensities
 from afw_jax.errors import InputError
 

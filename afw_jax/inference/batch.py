@@ -18,6 +18,7 @@ from afw_jax.data.formats.scans import Scan
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError
 from afw_jax.inference import outputs, record, statistics
+from afw_jax.inference.averaging import Segmented
 from afw_jax.system import terminal
 
 _log = logging.getLogger('afw_jax')
@@ -37,20 +38,6 @@ class Outcome(NamedTuple):
   failed: list[InputError]
   passed_over: list[PassedOver]
   skipped: int
-
-
-class Segmented(NamedTuple):
-  """A segmented scan.
-
-  Attributes:
-    labels: (D, H, W) class ids.
-    probabilities: (D, H, W, C), or None.
-    notes: what is unusual about the scan; logged, and recorded with its row.
-  """
-
-  labels: np.ndarray
-  probabilities: np.ndarray | None
-  notes: list[str]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,8 @@
-"""The network of a trained run, loaded for prediction, with what its checkpoint says about it."""
+"""Loads the network of a trained run for prediction."""
 
-import dataclasses
+import functools
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -12,44 +11,10 @@ from afw_jax import models
 from afw_jax.distributed import runtime, sharding
 from afw_jax.errors import InputError
 from afw_jax.inference import forward
+from afw_jax.inference.forward import PyTree
+from afw_jax.inference.network import Trained, precision_of
+from afw_jax.model_file import networks
 from afw_jax.training import checkpoint
-
-PyTree = Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-  """The network of a trained run, with everything that is needed to segment a scan.
-
-  Attributes:
-    predict_step: jitted, (variables, raw image (B, *S, 1), window (B, 2)) -> probabilities (B, *S, C).
-    variables: of the network.
-    meta: of the checkpoint: config, model, data (organs, window, options of the working grid).
-  """
-
-  predict_step: forward.PredictStep
-  variables: Any
-  meta: dict
-
-  @property
-  def organs(self) -> tuple[str, ...]:
-    """Names of classes 1..C-1."""
-    return tuple(self.meta['data']['organs'])
-
-  @property
-  def labels(self) -> dict[str, int]:
-    """Organ name -> class id."""
-    return {organ: c for c, organ in enumerate(self.organs, 1)}
-
-  @property
-  def input_size(self) -> tuple[int, ...]:
-    """Spatial shape the network was trained on: (h, w) of slices, (d, h, w) of volumes or crops."""
-    return tuple(self.meta['model']['input_size'])
-
-  def file_ids(self, labels: np.ndarray) -> np.ndarray:
-    """Class ids -> the ids in the label files of the data set; uint8 of the same shape, uint16 if one exceeds 255."""
-    ids = [0, *(self.meta['data']['output_ids'][organ] for organ in self.organs)]
-    return np.array(ids, np.min_scalar_type(max(ids)))[labels]
 
 
 def read_meta(workdir: str | os.PathLike, which: str) -> tuple[str, dict]:
@@ -76,6 +41,20 @@ def read_meta(workdir: str | os.PathLike, which: str) -> tuple[str, dict]:
   return folder, meta
 
 
+def _find(workdir: str | os.PathLike, which: str) -> tuple[dict, Callable[[PyTree], tuple[PyTree, dict]]]:
+  """(meta of a network, what restores its variables and meta) of a run, or of a model file."""
+  workdir = os.path.expanduser(workdir)
+  if not networks.is_in_file(workdir):
+    folder, meta = read_meta(workdir, which)
+    return meta, functools.partial(checkpoint.restore_variables, folder)
+  _, network = networks.read(workdir)
+  meta = network['meta']
+  if which == 'last' != meta['checkpoint']:
+    what = f'holds the checkpoint {meta["checkpoint"]!r} alone'
+    raise InputError(workdir, what, 'Leave --checkpoint out, or export the last one.')
+  return meta, lambda abstract: (networks.read_weights(workdir, abstract), meta)
+
+
 def load(
   workdir: str | os.PathLike,
   *,
@@ -83,10 +62,10 @@ def load(
   mirror_axes: Sequence[int] = (),
   matmul_precision: str | None = None,
 ) -> Trained:
-  """Loads the network of a trained run onto all devices of this process.
+  """Loads the network of a trained run, or of a model file, onto all devices of this process.
 
   Args:
-    workdir: of the run.
+    workdir: of the run; or a model file, FILE/1, FILE/2, ... where it holds several networks.
     which: 'best' (by validation DSC; the last one where nothing was validated) or 'last' checkpoint.
     mirror_axes: spatial axes to average predictions over; see `forward.mirror_averaged`.
     matmul_precision: of the products in the network, one of `models.PRECISIONS`; None: that of the run.
@@ -94,7 +73,7 @@ def load(
   Raises:
     InputError: an option is not valid, there is no checkpoint, it is torn or altered, or it is of another network.
   """
-  folder, meta = read_meta(workdir, which)
+  meta, restore = _find(workdir, which)
   network = meta['model']
   # A volume that was divided over several devices in training may be too large for one.
   mesh = runtime.local_mesh(meta['config'].get('mesh', {}).get('spatial', 1))
@@ -104,7 +83,7 @@ def load(
   abstract = models.abstract_variables(model, (1, *network['input_size'], 1))
   everywhere = sharding.replicated(mesh)
   abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), abstract)
-  variables, meta = checkpoint.restore_variables(folder, abstract)
+  variables, meta = restore(abstract)
   predict_step = forward.mirror_averaged(forward.make_predict_step(model), mirror_axes)
   predict_step = models.at_precision(matmul_precision or precision_of(meta), predict_step)
   return Trained(sharding.jit_over_mesh(mesh, predict_step), variables, meta)
@@ -132,13 +111,3 @@ def read_variables(workdir: str | os.PathLike, which: str = 'best') -> tuple[PyT
   abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), abstract)
   variables, meta = checkpoint.restore_variables(folder, abstract)
   return jax.device_get(variables), meta
-
-
-def overlap_of(trained: Trained) -> float:
-  """The overlap of neighbouring windows in the evaluation of a run; runs that have no such option used a half."""
-  return trained.meta['config']['eval'].get('overlap', 0.5)
-
-
-def precision_of(meta: dict) -> str:
-  """The precision of the products in a run; runs that have no such option used JAX's default."""
-  return meta['config'].get('runtime', {}).get('matmul_precision', 'default')

@@ -62,8 +62,8 @@ class PatchEmbedding(nn.Module):
   @nn.compact
   def __call__(self, image, train: bool = False):
     grid = tuple(n // PATCH for n in image.shape[1:-1])
-    x = image.reshape(len(image), *(m for n in grid for m in (n, PATCH)), image.shape[-1])
-    x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(len(image), math.prod(grid), -1)
+    x = image.reshape(image.shape[0], *(m for n in grid for m in (n, PATCH)), image.shape[-1])
+    x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(image.shape[0], math.prod(grid), -1)
     x = PatchLayer(self.features, self.flat, self.dtype, name='perceptron' if self.flat else 'conv')(x)
     x = x + position_table(
       self, 'position_embeddings', grid, self.features, nn.initializers.normal(0.02), self.position_grid
@@ -139,7 +139,7 @@ class UNETR(nn.Module):
       if i + 1 in depths:
         states.append(tokens)
     states.append(LayerNorm(name='norm')(tokens))
-    *states, x = (state.reshape(len(image), *(n // PATCH for n in image.shape[1:-1]), hidden) for state in states)
+    *states, x = (state.reshape(image.shape[0], *(n // PATCH for n in image.shape[1:-1]), hidden) for state in states)
 
     skips = [self.constrain(block(self.feature_size, 'encoder1')(image, train))]
     for level, state in enumerate(states, 1):

@@ -7,7 +7,7 @@ import math
 import os
 import socket
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
 from afw_jax.errors import InputError
 from afw_jax.system.file_names import temporary_name
@@ -73,8 +73,8 @@ def write_errors(path: object) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replace_atomically(path: str | os.PathLike, *, newline: str | None = None) -> Iterator[TextIO]:
-  """Opens a text file for writing that takes the place of `path` when the block ends without an error.
+def replace_atomically(path: str | os.PathLike, *, newline: str | None = None, binary: bool = False) -> Iterator[Any]:
+  """Opens a file for writing that takes the place of `path` when the block ends without an error.
 
   The file is written under a temporary name in the same folder (made if missing), flushed to the disk and renamed.
   After an error `path` is as it was.
@@ -82,6 +82,7 @@ def replace_atomically(path: str | os.PathLike, *, newline: str | None = None) -
   Args:
     path: of the file.
     newline: as for `open`; '' for the csv module.
+    binary: bytes are written, and no text.
 
   Yields:
     The open file.
@@ -95,7 +96,8 @@ def replace_atomically(path: str | os.PathLike, *, newline: str | None = None) -
     os.makedirs(os.path.dirname(path), exist_ok=True)
     try:
       # File names that are not valid UTF-8 are written with their own bytes.
-      with open(temporary, 'w', encoding='utf-8', errors='surrogateescape', newline=newline) as file:
+      how = {} if binary else {'encoding': 'utf-8', 'errors': 'surrogateescape', 'newline': newline}
+      with open(temporary, 'wb' if binary else 'w', **how) as file:
         yield file
         file.flush()
         sync(file.fileno())
@@ -162,17 +164,33 @@ def read_json(path: str | os.PathLike, *, missing: str = 'does not exist', cure:
   """
   try:
     with open(path, 'rb') as file:
-      value = json.loads(file.read(), object_pairs_hook=_unique)
+      content = file.read()
   except (FileNotFoundError, NotADirectoryError) as error:
     raise InputError(path, missing, cure) from error
   except OSError as error:
     raise InputError(path, f'cannot be read ({error.strerror or error})', 'Check its permissions') from error
+  return parse_json(content, path, cure=cure)
+
+
+def parse_json(content: bytes, where: object, *, cure: str) -> dict:
+  """Parses a JSON object.
+
+  Args:
+    content: of the file; UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+    where: the file, for errors.
+    cure: what to do where it is damaged.
+
+  Raises:
+    InputError: not JSON, not an object, or a key that is there twice.
+  """
+  try:
+    value = json.loads(content, object_pairs_hook=_unique)
   except UnicodeDecodeError as error:
-    raise InputError(path, f'is damaged, or not written in UTF-8 ({error})', cure) from error
+    raise InputError(where, f'is damaged, or not written in UTF-8 ({error})', cure) from error
   except _Twice as error:
-    raise InputError(path, f'has {error} twice in one object', 'Keep one of them') from error
+    raise InputError(where, f'has {error} twice in one object', 'Keep one of them') from error
   except (json.JSONDecodeError, RecursionError) as error:
-    raise InputError(path, f'is damaged ({error})', cure) from error
+    raise InputError(where, f'is damaged ({error})', cure) from error
   if not isinstance(value, dict):
-    raise InputError(path, 'is not a JSON object', cure)
+    raise InputError(where, 'is not a JSON object', cure)
   return value

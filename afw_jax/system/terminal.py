@@ -10,7 +10,10 @@ import stat
 import sys
 from typing import Any, NoReturn, TextIO
 
-import tqdm
+try:
+  import tqdm
+except ImportError:  # in a model file, whose program needs jax and nibabel alone
+  tqdm = None
 
 
 def open_missing_streams() -> None:
@@ -95,8 +98,29 @@ def is_interactive() -> bool:
   return _is_open(sys.stderr) and sys.stderr.isatty()
 
 
-def progress_bar(iterable: Any = None, *, disable: bool = False, **options) -> tqdm.tqdm:
-  """`tqdm.tqdm`, disabled where there is no stderr to draw on."""
+class _NoBar:
+  """Takes the place of a progress bar and draws nothing."""
+
+  def __init__(self, iterable: Any = None):
+    self.iterable = iterable
+
+  def __iter__(self):
+    return iter(self.iterable)
+
+  def __enter__(self) -> '_NoBar':
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    pass
+
+  def update(self, n: int = 1) -> None:
+    """Does nothing."""
+
+
+def progress_bar(iterable: Any = None, *, disable: bool = False, **options) -> Any:
+  """`tqdm.tqdm`, disabled where there is no stderr to draw on; nothing is drawn where tqdm is not installed."""
+  if tqdm is None:
+    return _NoBar(iterable)
   return tqdm.tqdm(iterable, disable=disable or not _is_open(sys.stderr), **options)
 
 

@@ -4,6 +4,7 @@ import argparse
 import os
 import pickle
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -48,13 +49,27 @@ def read(path: str) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(path: str) -> dict[str, np.ndarray]:
-  try:
-    arrays = safetensors.numpy.load_file(path)
-  except safetensors.SafetensorError as error:
-    raise InputError(path, f'is not a complete .safetensors file ({error})', 'Copy or download it again.') from error
+  arrays = _parsed(safetensors.numpy.load_file, path, path)
   return {
     key: np.asarray(value, np.float32) if value.dtype.name == 'bfloat16' else value for key, value in arrays.items()
   }
+
+
+def parse_safetensors(data: bytes, where: object) -> dict[str, np.ndarray]:
+  """The arrays of a .safetensors file in memory, as they are; raises InputError, naming `where`, for a damaged one."""
+  return _parsed(safetensors.numpy.load, data, where)
+
+
+def to_safetensors(arrays: dict[str, np.ndarray]) -> bytes:
+  """The content of a .safetensors file with these arrays."""
+  return safetensors.numpy.save(arrays)
+
+
+def _parsed(load: Callable, source: Any, where: object) -> dict[str, np.ndarray]:
+  try:
+    return load(source)
+  except safetensors.SafetensorError as error:
+    raise InputError(where, f'is not a complete .safetensors file ({error})', 'Copy or download it again.') from error
 
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:

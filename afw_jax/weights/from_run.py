@@ -11,6 +11,7 @@ from flax import traverse_util
 from afw_jax import models
 from afw_jax.errors import InputError
 from afw_jax.inference import trained
+from afw_jax.model_file import networks
 
 _log = logging.getLogger('afw_jax')
 
@@ -74,6 +75,9 @@ def check(path: str, network: Network) -> dict:
   Raises:
     InputError: there is no checkpoint, or it is of another network, size or number of channels.
   """
+  if networks.is_in_file(os.path.expanduser(path)):
+    cure = f'Make a run of it first: --mode=import --input={path} --workdir=runs/imported.'
+    raise InputError(f'model.init_from={path}', 'is a model file', cure)
   try:
     _, meta = trained.read_meta(path, 'best')
   except InputError as error:

@@ -53,6 +53,9 @@ def check(command: list[str]) -> None:
     check_afw_jax(arguments)
   elif name in ('python', 'python3') and arguments[0] == '-m':
     check_module(*arguments[1:])
+  elif name in ('python', 'python3') and 'model.zip' in arguments[:2]:  # what an export has made
+    shown = (ROOT / 'afw_jax/model_file/runner.py').read_text(encoding='utf-8')
+    assert 'MODEL.zip' in shown and all(flag in shown for flag in arguments if flag.startswith('--'))
   elif name in ('python', 'python3'):
     check_script(*arguments)
   elif name == 'bash':
@@ -102,6 +105,8 @@ def check_pip(arguments) -> None:
   extras = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))['project']['optional-dependencies']
   assert arguments[0] == 'install'
   for argument in arguments[1:]:
+    if argument in ('jax', 'nibabel'):  # of a model file
+      continue
     if match := re.fullmatch(r'(?:\.|afw_jax)\[(.*)\]', argument):
       assert set(match[1].split(',')) <= set(extras), argument
     elif argument.endswith('.txt'):

@@ -1,6 +1,5 @@
 """Reads and writes volumes of any supported format as (D, H, W) arrays in the internal orientation."""
 
-import dataclasses
 import os
 import stat
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ import numpy as np
 
 from afw_jax.data.formats import dicom, nifti, png_masks, transunet_files
 from afw_jax.data.formats.geometry import MAX_DISPLACEMENT, NOTED_DISPLACEMENT, Geometry, displacement
+from afw_jax.data.formats.volume import Volume
 from afw_jax.errors import InputError
 
 READABLE = (
@@ -16,28 +16,6 @@ READABLE = (
   'caseXXXX_slice*.npz for its slices.'
 )
 INT16 = np.iinfo(np.int16)
-
-
-@dataclasses.dataclass(frozen=True)
-class Volume:
-  """A scan or a label map in the internal orientation.
-
-  Attributes:
-    array: (D, H, W); a scan as int16 (HU) or float32, a label map as uint8 or uint16.
-    geometry: voxel grid of the source file.
-    source: path of the source.
-    sha256: of the source file; for a folder, of its files in slice order.
-  """
-
-  array: np.ndarray
-  geometry: Geometry
-  source: str
-  sha256: str
-
-  @property
-  def spacing_mm(self) -> tuple[float, float, float]:
-    """Voxel size (z, y, x) in mm."""
-    return self.geometry.spacing_mm
 
 
 def read_image(path: str | os.PathLike, files: Sequence[str] = ()) -> Volume:

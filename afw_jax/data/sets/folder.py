@@ -67,8 +67,15 @@ def read_folder_spec(root: str) -> DatasetSpec:
     splits=_splits(path, description.get('split')),
     num_training=number if isinstance(number, int) else None,
     notes=() if modality else (_UNKNOWN_CHANNEL.format(channel),),
+    licence=_licence(description),
     **FOLDER_WHERE,
   )
+
+
+def _licence(description: dict) -> str:
+  """What it says about the licence of the data, in either spelling; '' where it says nothing."""
+  found = description.get('licence') or description.get('license')
+  return found.strip() if isinstance(found, str) else ''
 
 
 def _channel(path, description: dict) -> str:

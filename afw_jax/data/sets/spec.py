@@ -29,6 +29,7 @@ class DatasetSpec:
     series: (images, masks), subfolders of a patient's folder in CHAOS MR.
     num_training: number of labelled cases that the data set declares, if it does.
     notes: remarks for the user about its description.
+    licence: of its scans and labels, where its description says so.
   """
 
   name: str
@@ -47,6 +48,7 @@ class DatasetSpec:
   series: tuple[str, str] | None = None
   num_training: int | None = None
   notes: tuple[str, ...] = ()
+  licence: str = ''
 
   @property
   def labels(self) -> dict[str, int]:

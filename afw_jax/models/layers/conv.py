@@ -113,8 +113,8 @@ def _patches(x, size):
   """(B, *S, C) -> (B, *(S / size), voxels of a patch x C); a remainder at the far end of an axis is dropped."""
   rank, grid = len(size), tuple(n // k for n, k in zip(x.shape[1:], size))
   x = x[(slice(None), *(slice(n * k) for n, k in zip(grid, size)))]
-  x = x.reshape(len(x), *(m for pair in zip(grid, size) for m in pair), x.shape[-1])
-  return x.transpose(0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1).reshape(len(x), *grid, -1)
+  x = x.reshape(x.shape[0], *(m for pair in zip(grid, size) for m in pair), x.shape[-1])
+  return x.transpose(0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1).reshape(x.shape[0], *grid, -1)
 
 
 def _row_by_row(rows, x, kernel, strides, padding, dilation, groups):

@@ -36,7 +36,7 @@ def _divided(x, parts, rows):
   """(B, parts, H / parts, W, C); x itself for one part, or if a part has fewer rows than the `rows` it has to send."""
   if parts == 1 or x.shape[1] % parts or rows > x.shape[1] // parts:
     return x
-  return x.reshape(len(x), parts, -1, *x.shape[2:])
+  return x.reshape(x.shape[0], parts, -1, *x.shape[2:])
 
 
 def _shifted(x, shape, dilation, spare=0):

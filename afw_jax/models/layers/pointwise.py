@@ -27,5 +27,5 @@ def _by_samples(x, kernel):
   # Copied in float32, so that the gradients of the samples are added in float32. No axes are joined, so that an axis
   # which is divided over devices stays as it is.
   wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
-  kernels = jnp.broadcast_to(wide, (len(x), *kernel.shape)).astype(kernel.dtype)
+  kernels = jnp.broadcast_to(wide, (x.shape[0], *kernel.shape)).astype(kernel.dtype)
   return lax.dot_general(x, kernels, (((x.ndim - 1,), (1,)), ((0,), (0,))))

@@ -113,7 +113,7 @@ def _images(x, kernel):
   """
   dtype = x.dtype
   x, kernel = _at_least_float32(x), _at_least_float32(kernel)
-  axis = 1 if len(x) == 1 else 2
+  axis = 1 if x.shape[0] == 1 else 2
   taps, *size = (
     (kernel.shape[0], *kernel.shape[1:3]) if axis == 1 else (kernel.shape[1], kernel.shape[0], kernel.shape[2])
   )

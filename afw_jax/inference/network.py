@@ -1,0 +1,53 @@
+"""The network of a trained run, with what its checkpoint says about it."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from afw_jax.inference import forward
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """The network of a trained run, with everything that is needed to segment a scan.
+
+  Attributes:
+    predict_step: jitted, (variables, raw image (B, *S, 1), window (B, 2)) -> probabilities (B, *S, C).
+    variables: of the network.
+    meta: of the checkpoint: config, model, data (organs, window, options of the working grid).
+  """
+
+  predict_step: forward.PredictStep
+  variables: Any
+  meta: dict
+
+  @property
+  def organs(self) -> tuple[str, ...]:
+    """Names of classes 1..C-1."""
+    return tuple(self.meta['data']['organs'])
+
+  @property
+  def labels(self) -> dict[str, int]:
+    """Organ name -> class id."""
+    return {organ: c for c, organ in enumerate(self.organs, 1)}
+
+  @property
+  def input_size(self) -> tuple[int, ...]:
+    """Spatial shape the network was trained on: (h, w) of slices, (d, h, w) of volumes or crops."""
+    return tuple(self.meta['model']['input_size'])
+
+  def file_ids(self, labels: np.ndarray) -> np.ndarray:
+    """Class ids -> the ids in the label files of the data set; uint8 of the same shape, uint16 if one exceeds 255."""
+    ids = [0, *(self.meta['data']['output_ids'][organ] for organ in self.organs)]
+    return np.array(ids, np.min_scalar_type(max(ids)))[labels]
+
+
+def overlap_of(trained: Trained) -> float:
+  """The overlap of neighbouring windows in the evaluation of a run; runs that have no such option used a half."""
+  return trained.meta['config']['eval'].get('overlap', 0.5)
+
+
+def precision_of(meta: dict) -> str:
+  """The precision of the products in a run; runs that have no such option used JAX's default."""
+  return meta['config'].get('runtime', {}).get('matmul_precision', 'default')

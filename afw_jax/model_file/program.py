@@ -1,0 +1,52 @@
+"""The forward pass of a network as a serialised program for every platform (`jax.export`)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from afw_jax import models
+from afw_jax.inference import forward
+from afw_jax.inference.network import precision_of
+from afw_jax.models.layers.attention import plain_attend
+
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+
+
+def serialised(meta: Mapping) -> bytes:
+  """The forward pass of prediction, for `jax.export.deserialize`.
+
+  The program takes (weights {name: array}, raw intensities (B, *S, 1) float32, windows (B, 2) float32) and gives
+  probabilities (B, *S, C) float32. B is any number, S the size that the network was trained on. The names of the
+  weights are those of `flat`.
+
+  Args:
+    meta: of a checkpoint.
+  """
+  network = meta['model']
+  attend = {'attend': plain_attend} if models.takes(network['name'], 'attend') else {}  # of this machine otherwise
+  model = models.build(network['name'], num_classes=network['num_classes'], **network['options'], **attend)
+  size = tuple(network['input_size'])
+  abstract = models.abstract_variables(model, (1, *size, 1))
+  step = models.at_precision(precision_of(dict(meta)), forward.make_predict_step(model))
+  (batch,) = export.symbolic_shape('batch')
+  arguments = (
+    flat(abstract),
+    jax.ShapeDtypeStruct((batch, *size, 1), jnp.float32),
+    jax.ShapeDtypeStruct((batch, 2), jnp.float32),
+  )
+  function = lambda weights, image, window: step(nested(weights, abstract), image, window)
+  return bytes(export.export(jax.jit(function), platforms=PLATFORMS)(*arguments).serialize())
+
+
+def flat(variables: Any) -> dict[str, Any]:
+  """Name -> leaf of the variables of a network, such as 'params/encoder/conv/kernel'."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
+  return {'/'.join(key.key for key in path): leaf for path, leaf in leaves}
+
+
+def nested(weights: Mapping[str, Any], like: Any) -> Any:
+  """The inverse of `flat`: the leaves of `weights` in the tree of `like`."""
+  return jax.tree_util.tree_map_with_path(lambda path, _: weights['/'.join(key.key for key in path)], like)

@@ -1,0 +1,91 @@
+"""What is handed over of a checkpoint, and entries of a meta.json that no export writes."""
+
+import copy
+import json
+
+import pytest
+
+from afw_jax.errors import InputError
+from afw_jax.model_file import content
+
+META = {
+  'step': 7,
+  'total_steps': 9,
+  'best_dsc': 0.9,
+  'source': '/home/me/weights.pth',
+  'fingerprint': {'a': 1},
+  'model': {'name': 'unet', 'num_classes': 3, 'options': {'size': 'testing'}, 'input_size': [32, 32]},
+  'data': {
+    'name': 'mine',
+    'modality': 'CT',
+    'organs': ['liver', 'spleen'],
+    'output_ids': {'liver': 1, 'spleen': 7},
+    'window': [-100, 200],
+    'options': {'size': [32, 32], 'spacing_mm': [None, 1.0, 1.0], 'fit': 'resize', 'order': 3, 'modality': 'CT',
+                'source': 'nifti'},
+    'splits': {'train': ['Smith_John']},
+    'scans': {'Smith_John': 'abc'},
+    'contents': {'Smith_John': 'def'},
+    'usual': {'intensities': None, 'position': [[[[0.0, 0.1]], 0.05]] * 3},
+    'fold': '1/2',
+  },
+  'config': {
+    'seed': 0,
+    'data': {'root': '/home/me/data', 'store': '/home/me/store', 'dataset': 'folder'},
+    'model': {'pretrained': '/home/me/r50.npz'},
+    'runtime': {'compilation_cache': '/home/me/cache'},
+    'eval': {'batch_size': 8, 'overlap': 0.5},
+  },
+}  # fmt: skip
+NETWORK = {'name': 'a', 'program': 'p', 'weights': 'w', 'meta': content.handed_over(META, 'best', 'd' * 64)}
+
+
+def test_no_case_and_no_folder_is_handed_over():
+  before = copy.deepcopy(META)
+  kept = content.handed_over(META, 'best', 'd' * 64)
+  text = json.dumps(kept)
+  assert 'Smith' not in text and '/home' not in text and 'abc' not in text and 'fingerprint' not in kept
+  assert kept['source'] == 'weights.pth' and kept['data']['splits'] is None and kept['data']['fold'] == '1/2'
+  assert kept['step'] == 7 and kept['checkpoint'] == 'best' and kept['data']['usual'] == META['data']['usual']
+  assert before == META
+
+
+def changed(key, value):
+  meta = {'networks': [copy.deepcopy(NETWORK)], 'members': {'p': '', 'w': ''}}
+  at = meta['networks'][0]
+  *parts, last = key.split('.')
+  for part in parts:
+    at = at[part]
+  at[last] = value
+  return meta
+
+
+def test_what_is_handed_over_is_valid():
+  assert content.networks_of('m.zip', changed('name', 'b'))[0]['name'] == 'b'
+  assert content.networks_of('m.zip', changed('meta.data.window', 'percentile'))
+  assert content.networks_of('m.zip', changed('meta.data.usual', None))
+  assert content.networks_of('m.zip', changed('meta.data.options.size', [None, 32, 32]))
+
+
+@pytest.mark.parametrize('networks', [None, [], {}, [None], [[]], 'unet'])
+def test_no_networks(networks):
+  with pytest.raises(InputError, match='m.zip: networks'):
+    content.networks_of('m.zip', {'networks': networks, 'members': {}})
+
+
+@pytest.mark.parametrize('key, value', [
+  ('program', 'other'), ('weights', '../w'), ('program', ['p']), ('meta', None), ('meta.step', -1), ('meta.step', True),
+  ('meta.checkpoint', 'worst'), ('meta.model', []), ('meta.model.num_classes', 4), ('meta.model.num_classes', 1e9),
+  ('meta.model.options', None), ('meta.model.input_size', [32]), ('meta.model.input_size', [32, 0]),
+  ('meta.model.input_size', [32, 10**9]), ('meta.data.organs', ['liver', 'liver']), ('meta.data.organs', 'liver'),
+  ('meta.data.organs', []), ('meta.data.output_ids', {'liver': 1}), ('meta.data.output_ids', {'liver': 1, 'spleen': 1}),
+  ('meta.data.output_ids', {'liver': 1, 'spleen': 0}), ('meta.data.output_ids', {'liver': 1, 'spleen': 65536}),
+  ('meta.data.window', [200, -100]), ('meta.data.window', [0, float('nan')]), ('meta.data.window', 'paper'),
+  ('meta.data.usual', []), ('meta.data.usual', {'position': [[]]}), ('meta.data.usual', {'intensities': {}}),
+  ('meta.data.options.size', [32] * 4), ('meta.data.options.size', None), ('meta.data.options.spacing_mm', [0, 1, 1]),
+  ('meta.data.options.fit', 'stretch'), ('meta.data.options.order', 2), ('meta.data.options.modality', 'PET'),
+  ('meta.config.eval.batch_size', 0), ('meta.config.eval.overlap', 1), ('meta.config', None),
+])  # fmt: skip
+def test_entries_that_no_export_writes(key, value):
+  with pytest.raises(InputError, match='m.zip: '):
+    content.networks_of('m.zip', changed(key, value))
