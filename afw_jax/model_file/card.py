@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from afw_jax.report.stats import Summary
-from afw_jax.report.tables import COLUMNS, cell, markdown
+from afw_jax.report.blocks import table_markdown
+from afw_jax.report.tables import COLUMNS, cell
 
 _INTENDED = (
   'For research: label maps of organs in scans like those of the training, to be looked at by somebody who can judge '
@@ -50,9 +51,9 @@ def text(meta: Mapping, where: Mapping[str, str]) -> str:
     '## Intended use',
     _INTENDED,
     '## Organs',
-    markdown(['organ', 'class', 'id in label maps'], rows),
+    table_markdown(['organ', 'class', 'id in label maps'], rows),
     '## Networks',
-    markdown(['', *(str(i) for i in range(1, len(networks) + 1))], _network_rows(networks)),
+    table_markdown(['', *(str(i) for i in range(1, len(networks) + 1))], _network_rows(networks)),
     f'Working grid and patch are (z, y, x) or (y, x); {meta["axis_order"]}.',
     '## Data',
     '\n'.join(f'- {line}' for line in _data_lines(networks, where)),
@@ -121,7 +122,7 @@ def _scores(number: int, scores: Mapping | None) -> str:
     f'Network {number}: {scores["cases"]} case(s) of the split `{scores["split"]}`, convention '
     f'`{scores["convention"]}`; mean ± standard deviation [95 % bootstrap interval of the mean].'
     + (' These cases also chose the checkpoint.' if scores['split'] == 'val' and scores['checkpoint'] == 'best' else '')
-    + f'\n\n{markdown(head, rows)}'
+    + f'\n\n{table_markdown(head, rows)}'
   )
 
 
