@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from afw_jax.report.stats import Summary
 from afw_jax.report.blocks import table_markdown
+from afw_jax.report.stats import Summary
 from afw_jax.report.tables import COLUMNS, cell
 
 _INTENDED = (
