@@ -36,12 +36,10 @@ modes, each with an example
              the average of several networks: --workdir=runs/fold1,runs/fold2
              options: --checkpoint=last --largest_component --probabilities --mirror_axes=0,1 --overlap=0.7
                       --overwrite (make again what is there) --strict (exit code 2 if a file was passed over)
-                      --page (index.html beside the label maps, to look at them)
-                      --format=dicom_seg (DICOM segmentations of DICOM series)
-  export     one file to hand over: weights, a program that predicts without this package, a model card
-             afw-jax --mode=export --workdir=runs/synapse --output=model.zip   (or --workdir=runs/fold1,runs/fold2)
-  import     a run from such a file, which --mode=predict --workdir=model.zip also takes as it is
-             afw-jax --mode=import --input=model.zip --workdir=runs/imported
+                      --page (index.html, to look at them) --format=dicom_seg (DICOM segmentations)
+  export     one file to hand over, which predict takes as a run, and which predicts without this package
+             afw-jax --mode=export --workdir=runs/fold1,runs/fold2 --output=model.zip
+  import     afw-jax --mode=import --input=model.zip --workdir=runs/imported
   convert    a run from PyTorch weights of a reference implementation
              afw-jax --mode=convert --config=synapse --input=weights.pth --workdir=runs/converted
   plan       memory and communication of a training step, compiled without the hardware
