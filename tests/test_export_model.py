@@ -8,6 +8,7 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+from conftest import ROOT
 from initial_run import small_run
 from scored_run import make_run as make_scores
 
@@ -44,7 +45,7 @@ def test_the_file(handed_over):
   with zipfile.ZipFile(model) as file:
     assert {'example/scan.nii.gz', 'example/labels.nii.gz', 'networks/2/weights.safetensors'} <= set(file.namelist())
     everything = b''.join(file.read(name) for name in file.namelist())
-  for private in (str(root), os.path.dirname(str(root)), 'hostname', '"c0"', '"c1"'):
+  for private in (str(root), str(ROOT), os.path.dirname(str(root)), '"c0"', '"c1"'):
     assert private.encode() not in everything, private
 
 
