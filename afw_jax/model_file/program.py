@@ -1,6 +1,7 @@
 """The forward pass of a network as a serialised program for every platform (`jax.export`)."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -38,7 +39,19 @@ def serialised(meta: Mapping) -> bytes:
     jax.ShapeDtypeStruct((batch, 2), jnp.float32),
   )
   function = lambda weights, image, window: step(nested(weights, abstract), image, window)
-  return bytes(export.export(jax.jit(function), platforms=PLATFORMS)(*arguments).serialize())
+  with _without_source_files():
+    return bytes(export.export(jax.jit(function), platforms=PLATFORMS)(*arguments).serialize())
+
+
+@contextlib.contextmanager
+def _without_source_files() -> Iterator[None]:
+  """Leaves out of programs where in which file of this machine each operation was written."""
+  before = jax.config.jax_traceback_in_locations_limit
+  jax.config.update('jax_traceback_in_locations_limit', 0)
+  try:
+    yield
+  finally:
+    jax.config.update('jax_traceback_in_locations_limit', before)
 
 
 def flat(variables: Any) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def test_a_program_does_not_depend_on_the_device_that_exported_it(monkeypatch):
   """A 16-bit transformer takes a fused kernel of NVIDIA's GPUs where there is one: no other device has it."""
   monkeypatch.setattr('afw_jax.models.layers.attention.kernel', lambda *_: 'cudnn')
   data = program.serialised(meta_of('unetr', dtype='bfloat16'))
+  assert b'.py' not in data and jax.config.jax_traceback_in_locations_limit > 0  # nor on the folders of its sources
   assert export.deserialize(bytearray(data)).platforms == program.PLATFORMS
 
 
