@@ -4,6 +4,7 @@ import functools
 import http.server
 import os
 import re
+import signal
 import threading
 import urllib.parse
 from collections.abc import Callable
@@ -30,7 +31,7 @@ _VOLUME = re.compile(r'/cases/([0-9]{1,6})/(scan|truth|prediction)\.nii')
 
 
 def view(workdir: str, port: int = 0) -> None:
-  """Serves the page of a folder until Ctrl-C.
+  """Serves the page of a folder until Ctrl-C or SIGTERM; call it in the main thread.
 
   Args:
     workdir: of an evaluated run, or a folder of --mode=predict.
@@ -40,6 +41,11 @@ def view(workdir: str, port: int = 0) -> None:
     InputError: the folder is neither, or the port is taken.
   """
   with make_server(workdir, port) as server:
+    for signum in (
+      signal.SIGINT,
+      signal.SIGTERM,
+    ):  # which a shell lets background jobs ignore
+      signal.signal(signum, signal.default_int_handler)
     terminal.say(f'http://{HOST}:{server.server_port}/  shows {workdir} on this computer; Ctrl-C ends it')
     try:
       server.serve_forever()

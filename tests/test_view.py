@@ -27,7 +27,12 @@ def workdir(tmp_path_factory):
 def port(workdir):
   """Of the server as the command line starts it; Ctrl-C ends it well."""
   started = subprocess.Popen(
-    command('--mode=view', f'--workdir={workdir}'), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
+    command('--mode=view', f'--workdir={workdir}'),
+    cwd=ROOT,
+    env=environment(),
+    stdout=subprocess.PIPE,
+    text=True,
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as a shell starts jobs in the background
   )
   line = started.stdout.readline()
   yield int(re.match(r'http://127\.0\.0\.1:(\d+)/ ', line)[1])
