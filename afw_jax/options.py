@@ -95,6 +95,9 @@ def check(mode: str, config: ml_collections.ConfigDict | None) -> None:
       f'is an option of --mode=prepare and --mode=paper, and this is --mode={mode}',
       'Prepare the shards first, then train without --shard.',
     )
+  if PAGE.value and FORMAT.value != 'nifti':
+    cure = 'Predict once more without --format, or look at the segmentations with a DICOM viewer.'
+    raise InputError('--page', f'shows NIfTI label maps, and this is --format={FORMAT.value}', cure)
   own = {
     'paper': (SEEDS, DRY_RUN, COLLECT),
     'predict': (PAGE, FORMAT),

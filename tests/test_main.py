@@ -35,6 +35,10 @@ def one_line(done, quiet=True):
     (('--mode=evaluate', '--workdir=x,y'), '--output'),
     (('--mode=evaluate', '--config=configs/demo.py', '--workdir=x', '--output=y'), '--output'),
     (('--mode=predict', '--workdir=x,,y', '--input=a.nii.gz', '--output=b.nii.gz'), 'empty name'),
+    (
+      ('--mode=predict', '--workdir=x', '--input=a', '--output=WORK/s.dcm', '--format=dicom_seg', '--page'),
+      '--page: shows NIfTI label maps, and this is --format=dicom_seg',
+    ),
   ],
 )
 def test_mistakes_on_the_command_line(run_main, tmp_path, arguments, said):

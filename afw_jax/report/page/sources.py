@@ -155,10 +155,12 @@ def of_predictions(folder: str) -> Source:
   """
   content = record.read(folder)
   rows = sorted(
-    (row for row in content['scans'] if 'sha256' in row), key=lambda row: (not row.get('notes'), row['scan'])
+    (row for row in content['scans'] if 'sha256' in row and row.get('format', 'nifti') == 'nifti'),
+    key=lambda row: (not row.get('notes'), row['scan']),
   )
   if not rows:
-    raise InputError(os.path.join(folder, record.JSON), 'names no label map', 'Give the --output of --mode=predict.')
+    cure = 'Give the --output of --mode=predict, without --format=dicom_seg: a DICOM viewer shows segmentations.'
+    raise InputError(os.path.join(folder, record.JSON), 'names no label map that a page can show', cure)
   organs = tuple(content['organs'])
 
   def load(place: int, whole: bool) -> Scene:  # there is one grid only

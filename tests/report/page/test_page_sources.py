@@ -8,8 +8,10 @@ from viewed_run import CASE, SHAPE, make_viewed
 
 from afw_jax.data.formats import volumes
 from afw_jax.errors import InputError
+from afw_jax.inference import record
 from afw_jax.report.page import sources
 from afw_jax.report.runs import read_run
+from afw_jax.system import atomic_files
 
 
 @pytest.fixture
@@ -57,6 +59,13 @@ def test_another_store_beside_the_run_with_the_same_content_serves(workdir):
   shutil.rmtree(workdir.parent / 'stores')
   with pytest.raises(InputError, match='there is no prepared store'):
     sources.of_run(run)
+
+
+def test_dicom_segmentations_are_left_to_dicom_viewers(tmp_path):
+  row = {'scan': 'a', 'output': 'a.dcm', 'volume_ml': {'liver': 1.0}, 'sha256': '0' * 64, 'format': 'dicom_seg'}
+  atomic_files.write_json(tmp_path / record.JSON, {'unit': 'mL', 'organs': ['liver'], 'scans': [row]})
+  with pytest.raises(InputError, match='names no label map that a page can show.*DICOM viewer'):
+    sources.of_predictions(str(tmp_path))
 
 
 def test_folders_without_predictions_are_refused(tmp_path):
