@@ -1,12 +1,18 @@
 """Fixtures that several tests share: the command line on a small synthetic data set, and a finished run."""
 
 import os
+
+# Programs are compiled with little optimisation, before jax reads this: for a few steps that takes a third less time in
+# all. With XLA_FLAGS='' they are compiled as for users.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+
 import pathlib
 import resource
 import subprocess
 import sys
 
 import pytest
+from fork_server import ForkServer
 
 from afw_jax.data import phantom
 from afw_jax.data.preparation import load_case
@@ -32,13 +38,8 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment(**extra: str) -> dict[str, str]:
-  """This environment with the package on the path, from wherever the tests are run.
-
-  Programs are compiled with little optimisation: for a few steps that takes a third less time in all. With
-  XLA_FLAGS='' they are compiled as for users.
-  """
-  flags = os.environ.get('XLA_FLAGS', '--xla_backend_optimization_level=0')
-  return {**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': flags, **extra}
+  """This environment with the package on the path, from wherever the tests are run."""
+  return {**os.environ, 'PYTHONPATH': str(ROOT), **extra}
 
 
 @pytest.fixture(scope='module')
@@ -72,24 +73,33 @@ def phantoms(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def run_main():
-  """Runs the command line to its end and returns the finished process."""
+  """Runs the command line to its end and returns the finished process.
+
+  Commands with an environment of their own start a new Python; the others are forked from one that has imported the
+  program already.
+  """
+  server = ForkServer(ROOT, environment())
 
   def run(*arguments, check=0, largest_file=None, **extra):
-    limit = largest_file and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file)))
-    done = subprocess.run(
-      command(*arguments),
-      cwd=ROOT,
-      env=environment(**extra),
-      capture_output=True,
-      text=True,
-      timeout=300,
-      preexec_fn=limit,
-    )
+    if largest_file or extra:
+      limit = largest_file and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file)))
+      done = subprocess.run(
+        command(*arguments),
+        cwd=ROOT,
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        preexec_fn=limit,
+      )
+    else:
+      done = server.run(*map(str, arguments), timeout=300)
     if check is not None:
       assert done.returncode == check, done.stderr[-3000:]
     return done
 
-  return run
+  yield run
+  server.close()
 
 
 @pytest.fixture(scope='session')

@@ -67,7 +67,7 @@ same('pmap', ((None, v[0]), (hx, hs[0])))
 
 def test_eight_devices_equal_one():
   root = os.path.dirname(os.path.dirname(afw_jax.__file__))
-  flags = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu'}
+  flags = {'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu'}
   env = {**os.environ, 'PYTHONPATH': root, **flags}
   done = subprocess.run([sys.executable, '-c', CODE], env=env, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-3000:]

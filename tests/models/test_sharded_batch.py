@@ -40,6 +40,6 @@ def test_a_batch_over_four_devices_is_one_batch():
     capture_output=True,
     text=True,
     cwd=Path(__file__).parents[2],
-    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'JAX_PLATFORMS': 'cpu'},
+    env=os.environ | {'JAX_NUM_CPU_DEVICES': '4', 'JAX_PLATFORMS': 'cpu'},
   )
   assert run.stdout.strip() == 'equal', run.stderr

@@ -272,7 +272,7 @@ for data, spatial, unrolls in ((4, 1, (True, False)), (2, 2, (True,))):
 def test_four_devices_equal_one():
   tests = pathlib.Path(__file__).parents[1]
   flags = {
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
+    'JAX_NUM_CPU_DEVICES': '4',
     'JAX_PLATFORMS': 'cpu',
     'PYTHONPATH': f'{tests.parent}:{tests}/support:{tests}/training',
   }

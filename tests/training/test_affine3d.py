@@ -206,7 +206,7 @@ assert (np.asarray(one['label']) == np.asarray(four['label'])).mean() > 0.999
 text = augment.lower(jax.random.key(0), spread).compile().as_text()
 assert 'all-gather' not in text and 'all-reduce' not in text
 """
-  env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}
+  env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '4'}
   out = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, timeout=120)
   assert out.returncode == 0, out.stderr[-2000:]
 

@@ -154,7 +154,7 @@ assert len(four['image'].sharding.device_set) == 4
 np.testing.assert_allclose(one['image'], four['image'], atol=1e-6)
 np.testing.assert_array_equal(one['label'], four['label'])
 """
-  env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}
+  env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '4'}
   out = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, timeout=120)
   assert out.returncode == 0, out.stderr[-2000:]
 

@@ -139,6 +139,6 @@ def test_depthwise_splits_over_devices_exchanging_only_borders():
     capture_output=True,
     text=True,
     cwd=pathlib.Path(__file__).parents[3],
-    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'JAX_PLATFORMS': 'cpu'},
+    env=os.environ | {'JAX_NUM_CPU_DEVICES': '4', 'JAX_PLATFORMS': 'cpu'},
   )
   assert done.returncode == 0, done.stderr[-3000:]

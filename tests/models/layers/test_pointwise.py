@@ -65,7 +65,7 @@ def test_samples_that_are_divided_unevenly_cost_no_more_messages():
     capture_output=True,
     text=True,
     cwd=pathlib.Path(__file__).parents[3],
-    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'JAX_PLATFORMS': 'cpu'},
+    env=os.environ | {'JAX_NUM_CPU_DEVICES': '4', 'JAX_PLATFORMS': 'cpu'},
   )
   assert done.stdout.startswith('True'), done.stdout + done.stderr[-3000:]
 

@@ -159,7 +159,6 @@ def test_a_residual_block_over_eight_devices_exchanges_only_edges():
     capture_output=True,
     text=True,
     cwd=Path(__file__).parents[3],
-    env=os.environ
-    | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_X64': '1'},
+    env=os.environ | {'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_X64': '1'},
   )
   assert run.stdout.strip() == 'equal', run.stderr[-2000:]
