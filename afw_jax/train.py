@@ -22,7 +22,7 @@ from afw_jax.distributed import runtime, sharding, signals
 from afw_jax.errors import InputError
 from afw_jax.inference import forward, segmentation, validation
 from afw_jax.system.atomic_files import write_json
-from afw_jax.training import checkpoint, checkpoint_writer, metric_writer, progress, step
+from afw_jax.training import checkpoint, checkpoint_writer, metric_writer, progress, step, tracker
 
 _log = logging.getLogger('afw_jax')
 
@@ -266,5 +266,11 @@ def _open_records(
     schedule=schedule,
     case_of=lambda i: str(data.source.records[i][0]),
   )
-  writer = metric_writer.MetricWriter(workdir, start_step=start, validation_due=validation_due)
+  record = json.loads(config.to_json_best_effort())
+  writer = metric_writer.MetricWriter(
+    workdir,
+    start_step=start,
+    validation_due=validation_due,
+    open_tracker=config.tracker and (lambda: tracker.Tracker(config.tracker, workdir, record)),
+  )
   return progress.Progress(run, writer, start_step=start, best_dsc=best_dsc)

@@ -35,7 +35,7 @@ PACKAGES = (
 _CURE = 'Wait until it ends, or choose another --workdir.'
 _PATIENCE_S = 300  # for others that claim the workdir at the same time: the tasks of an array, each a moment
 # What may change between two starts in one workdir without changing what was trained.
-FREE = ('eval', 'mesh', 'runtime', 'data.root', 'data.store')
+FREE = ('eval', 'mesh', 'runtime', 'tracker', 'data.root', 'data.store')
 
 
 def _used(config: dict) -> dict:

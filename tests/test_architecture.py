@@ -89,6 +89,8 @@ OWNERS = {
   'h5py': ('data.formats.transunet_files',),
   'matplotlib': ('report.style',),
   'tensorboardX': ('training.metric_writer',),
+  'wandb': ('training.tracker',),
+  'mlflow': ('training.tracker',),
   'safetensors': ('weights.files',),
   'torch': ('weights.files',),
   'distributed': ('data.preparation.dask_cluster',),

@@ -8,7 +8,7 @@ from afw_jax import losses, metrics, models
 from afw_jax.config import build
 from afw_jax.distributed import devices
 from afw_jax.errors import InputError, did_you_mean
-from afw_jax.training import accumulation
+from afw_jax.training import accumulation, tracker
 from afw_jax.weights import from_run, pretrained
 
 _POSITIVE = (
@@ -38,6 +38,7 @@ def check_config(config: ml_collections.ConfigDict, *, fresh: bool = True) -> No
   _check_choice(config, 'convention', tuple(metrics.UNITS))
   _check_choice(config, 'split', ('train', 'val', 'test'))
   _check_choice(config, 'checkpoint', ('best', 'last'))
+  tracker.check(config.tracker)
   devices.check_platform(config.runtime.platform)
   models.check_precision(config.runtime.matmul_precision)
   if not 0 <= config.train.foreground <= 1:

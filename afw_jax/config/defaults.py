@@ -22,6 +22,7 @@ def default_config() -> ml_collections.ConfigDict:
       eval=_eval(),
       mesh=_mesh(),
       runtime=_runtime(),
+      tracker='',  # experiment tracker that gets the records of metrics.jsonl, too: wandb | mlflow; '' = none
     )
   )
 

@@ -59,6 +59,7 @@ class Progress:
       disable=runtime.process_index() > 0,
       mininterval=0.5 if terminal.is_interactive() else 30,
     )
+    self._done = start_step
     self.restart_clock(start_step)
 
   def restart_clock(self, step: int) -> None:
@@ -92,6 +93,7 @@ class Progress:
     if not (np.isfinite(aux['loss']) and np.isfinite(aux['grad_norm'])):
       raise FloatingPointError(non_finite(done, aux, [run.case_of(i) for i in picked], run.class_names))
     self._bar.update(1)
+    self._done = done
     self._waited += wait_s
     if done % run.log_every and done != run.total_steps:
       return
@@ -116,7 +118,7 @@ class Progress:
   def close(self) -> None:
     """Ends the bar and closes the records."""
     self._bar.close()
-    self._writer.close()
+    self._writer.close(finished=self._done == self._run.total_steps)
 
 
 def scalars(aux: dict, class_names: tuple[str, ...]) -> dict[str, float]:
