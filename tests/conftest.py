@@ -12,7 +12,6 @@ import subprocess
 import sys
 
 import pytest
-from fork_server import ForkServer
 
 from afw_jax.data import phantom
 from afw_jax.data.preparation import load_case
@@ -78,6 +77,8 @@ def run_main():
   Commands with an environment of their own start a new Python; the others are forked from one that has imported the
   program already.
   """
+  from fork_server import ForkServer
+
   server = ForkServer(ROOT, environment())
 
   def run(*arguments, check=0, largest_file=None, **extra):
