@@ -189,7 +189,7 @@ try:
   raise SystemExit('the unknown id was not noticed')
 except AssertionError as stopped:
   print('\n->', stopped)
-(DATA / 'dataset.json').write_text(json.dumps(description, indent=2), encoding='utf-8')
+_ = (DATA / 'dataset.json').write_text(json.dumps(description, indent=2), encoding='utf-8')
 
 # %% [markdown]
 # ## Choose a network
