@@ -42,7 +42,9 @@ OUTPUT = flags.DEFINE_string(
   'predict: a folder, or a .nii.gz file for one scan. evaluate, folds: a folder. compare: a .md file. export: a .zip.',
 )
 CHECKPOINT = flags.DEFINE_enum('checkpoint', 'best', ('best', 'last'), 'predict, export: which checkpoint.')
-FORMAT = flags.DEFINE_enum('format', 'nifti', ('nifti', 'dicom_seg'), 'predict: file format of the label maps.')
+FORMAT = flags.DEFINE_enum(
+  'format', 'nifti', ('nifti', 'nrrd', 'mha', 'dicom_seg'), 'predict: format of the label maps.'
+)
 PROBABILITIES = flags.DEFINE_bool('probabilities', False, 'predict: also write the probability of each organ.')
 LARGEST = flags.DEFINE_bool(
   'largest_component', False, 'predict: keep the largest connected component of each organ only.'

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from afw_jax import workdir as run_folder
-from afw_jax.data.formats import dicom_seg, volumes
+from afw_jax.data.formats import dicom_seg, itk_files, volumes
 from afw_jax.data.formats import scans as scan_files
 from afw_jax.data.formats.dicom_series import PassedOver
 from afw_jax.data.formats.scans import Scan
@@ -150,7 +150,7 @@ def predict_all(
     which, mirror_axes, largest_component, batch_size, overlap, matmul_precision: as in `load` and `predict_volume`.
     save_probabilities: also write <scan>_probability_<organ>.nii.gz.
     overwrite: make every label map again, also in place of files that were not made from this scan.
-    file_format: of the label maps: 'nifti', or 'dicom_seg' for DICOM segmentations of DICOM series.
+    file_format: of the label maps: 'nifti', 'nrrd', 'mha', or 'dicom_seg' for DICOM segmentations of DICOM series.
 
   Returns:
     What became of the scans, in every process of all of them.
@@ -165,6 +165,8 @@ def predict_all(
   scans, passed_over = _find(input_path)
   if file_format == 'dicom_seg':
     dicom_seg.check_possible(input_path, scans)
+  if file_format in ('nrrd', 'mha'):
+    itk_files.simple_itk(f'--format={file_format}')
   if to_file and len(scans) > 1:
     raise InputError(output, f'{len(scans)} scans cannot go into one file', 'Give a folder as --output.')
   record.check(folder)

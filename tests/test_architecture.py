@@ -89,6 +89,7 @@ OWNERS = {
   'h5py': ('data.formats.transunet_files',),
   'matplotlib': ('report.style',),
   'tensorboardX': ('training.metric_writer',),
+  'SimpleITK': ('data.formats.itk_files',),
   'wandb': ('training.tracker',),
   'mlflow': ('training.tracker',),
   'safetensors': ('weights.files',),

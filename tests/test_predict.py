@@ -23,7 +23,7 @@ def scans(phantoms, tmp_path):
   shutil.copy(phantoms / 'imagesTs' / 'new_000.nii.gz', folder / 'A.NII.GZ')
   shutil.copy(phantoms / 'imagesTs' / 'new_000.nii.gz', folder / 'p1' / 'ct' / 'a.nii.gz')
   (folder / 'b.nii.gz').write_bytes((folder / 'A.NII.GZ').read_bytes()[:-30])
-  (folder / 'c.nrrd').write_bytes(b'NRRD')
+  (folder / 'c.nhdr').write_bytes(b'NRRD')
   (folder / 'metadata.csv').write_text('patient,age\n', encoding='utf-8')
   return folder
 
@@ -31,7 +31,7 @@ def scans(phantoms, tmp_path):
 def test_a_folder_with_all_sorts_of_things(run_main, trained, scans, tmp_path):
   arguments = ('--mode=predict', f'--workdir={trained}', f'--input={scans}', f'--output={tmp_path}/out')
   done = run_main(*arguments, check=2)
-  assert 'b.nii.gz' in done.stderr.splitlines()[-1] and 'c.nrrd' in done.stdout and 'metadata' not in done.stdout
+  assert 'b.nii.gz' in done.stderr.splitlines()[-1] and 'c.nhdr' in done.stdout and 'metadata' not in done.stdout
   content = json.loads((tmp_path / 'out' / 'volumes.json').read_text(encoding='utf-8'))
   assert [row['output'] for row in content['scans']] == ['A.nii.gz', 'p1/ct/a.nii.gz']
   assert [f['scan'] for f in content['failed']] == ['b'] and 'NRRD' in content['passed_over'][0]['reason']

@@ -12,9 +12,9 @@ from afw_jax.inference import record
 from afw_jax.system import atomic_files
 from afw_jax.system.file_names import MAX_BYTES, file_names, shortened
 
-_NIFTI = ('.nii.gz', '.nii')
-ENDINGS = {'nifti': _NIFTI, 'dicom_seg': ('.dcm',)}  # of label maps, the usual one first
-_ALL = ('.nii.gz', '.nii', '.dcm')
+# Of label maps, the usual one first.
+ENDINGS = {'nifti': ('.nii.gz', '.nii'), 'nrrd': ('.nrrd',), 'mha': ('.mha',), 'dicom_seg': ('.dcm',)}
+_ALL = tuple(ending for endings in ENDINGS.values() for ending in endings)
 _CURE = 'Choose another --output, or replace it with --overwrite.'
 # Errors of the whole machine, which the next scan meets as well.
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENODEV)

@@ -7,6 +7,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from afw_jax.data.formats.geometry import Geometry, check_affine, check_agreement, check_shape
+from afw_jax.data.formats.voxels import REWRITE
 from afw_jax.errors import InputError
 
 # NIfTI datatype codes of one real number per voxel.
@@ -14,7 +15,6 @@ DTYPES = {2: 'u1', 4: 'i2', 8: 'i4', 16: 'f4', 64: 'f8', 256: 'i1', 512: 'u2', 7
 MAX_BYTES = 540  # of a header (NIfTI-2; NIfTI-1: 348)
 MAX_DEFLATE_RATIO = 1100  # deflate compresses by 1032 at most
 DAMAGED = 'Copy or download it again: it is incomplete or damaged.'
-REWRITE = 'Export it again from the original scan, or correct the header.'
 
 
 def parse(path: str | os.PathLike, head: bytes) -> nib.Nifti1Header:

@@ -1,4 +1,4 @@
-"""Finds the scans below a path: NIfTI files, TransUNet's volumes and DICOM series, at any depth."""
+"""Finds the scans below a path: NIfTI, NRRD and MetaImage files, TransUNet's volumes and DICOM series, at any depth."""
 
 import collections
 import dataclasses
@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from afw_jax.data.formats import itk_files
 from afw_jax.data.formats.dicom_series import PassedOver, find_series
 from afw_jax.errors import InputError
 from afw_jax.system.file_names import same_on_disk
 
-ENDINGS = ('.nii.gz', '.nii', '.npy.h5')  # of files with one scan, in upper or lower case
-GIVE = 'Give a scan (.nii, .nii.gz), a DICOM series folder, or a folder of scans.'
+ENDINGS = ('.nii.gz', '.nii', *itk_files.ENDINGS, '.npy.h5')  # of files with one scan, in upper or lower case
+GIVE = 'Give a scan (.nii, .nii.gz, .nrrd, .mha), a DICOM series folder, or a folder of scans.'
 # Files and folders of operating systems, file managers and network disks; hidden ones are not looked at either.
 _JUNK = ('dicomdir', 'thumbs.db', 'desktop.ini', '__macosx', '@eadir', '$recycle.bin', 'system volume information')
 _NO_SCANS = """
@@ -23,8 +24,8 @@ _NO_SCANS = """
 _NOT_READ = {
   ending: kind
   for kind, endings in {
-    'NRRD': '.nrrd .nhdr .seg.nrrd',
-    'MetaImage': '.mha .mhd',
+    'NRRD in two files': '.nhdr',
+    'a segmentation of 3D Slicer': '.seg.nrrd',
     'FreeSurfer': '.mgz .mgh',
     'Analyze': '.img .hdr .img.gz .hdr.gz',
     'MINC': '.mnc',
@@ -92,7 +93,7 @@ def find_scans(path: str | os.PathLike, *, written: Callable[[str], set[str]] = 
     join = lambda name: os.path.join(folder, name)  # noqa: B023 (called at once)
     names = [n for n in names if not n.lower().endswith(tuple(_NO_SCANS.split()))]
     names = [n for n in names if os.path.realpath(join(n)) not in ignored]
-    single = [n for n in names if n.lower().endswith(ENDINGS)]
+    single = [n for n in names if n.lower().endswith(ENDINGS) and not n.lower().endswith('.seg.nrrd')]
     found, not_scans, others = find_series(folder, [n for n in names if n not in single])
     scans += [Scan('/'.join([*relative, _stem(n)]), join(n)) for n in single]
     base = relative or ([] if any(s.label for s in found) else [os.path.basename(os.path.abspath(path))])

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from afw_jax.data.formats import dicom, nifti, png_masks, transunet_files
+from afw_jax.data.formats import dicom, itk_files, nifti, png_masks, transunet_files
 from afw_jax.data.formats.geometry import MAX_DISPLACEMENT, NOTED_DISPLACEMENT, Geometry, displacement
 from afw_jax.data.formats.volume import Volume
 from afw_jax.errors import InputError
 
 READABLE = (
-  "Give a NIfTI file (.nii, .nii.gz), a folder with one DICOM series, TransUNet's caseXXXX.npy.h5, or "
-  'caseXXXX_slice*.npz for its slices.'
+  'Give a NIfTI file (.nii, .nii.gz), .nrrd, .mha or .mhd, a folder with one DICOM series, '
+  "TransUNet's caseXXXX.npy.h5, or caseXXXX_slice*.npz for its slices."
 )
 INT16 = np.iinfo(np.int16)
 
@@ -22,8 +22,8 @@ def read_image(path: str | os.PathLike, files: Sequence[str] = ()) -> Volume:
   """Reads a scan, and refuses files that could be read wrongly without notice.
 
   Args:
-    path: a .nii or .nii.gz file, a folder with the slices of one DICOM series, a TransUNet caseXXXX.npy.h5, or the
-      pattern FOLDER/caseXXXX_slice*.npz (with the asterisk) for TransUNet's slices of one case.
+    path: a .nii, .nii.gz, .nrrd, .mha or .mhd file, a folder with the slices of one DICOM series, a TransUNet
+      caseXXXX.npy.h5, or the pattern FOLDER/caseXXXX_slice*.npz (with the asterisk) for TransUNet's slices of one case.
     files: names of the slices, for a folder that holds more than one DICOM series (`scans.find_scans` gives them).
 
   Returns:
@@ -37,6 +37,8 @@ def read_image(path: str | os.PathLike, files: Sequence[str] = ()) -> Volume:
     return _volume(path, dicom.read_image(path, files))
   if kind == 'nifti':
     return _volume(path, nifti.read_image(path))
+  if kind == 'itk':
+    return _volume(path, itk_files.read_image(path))
   return _volume(path, transunet_files.read_image(path))
 
 
@@ -44,8 +46,8 @@ def read_label(path: str | os.PathLike, *, geometry: Geometry | None = None) -> 
   """Reads a label map with the ids of the file; `DatasetSpec.raw_ids` says which id is which organ.
 
   Args:
-    path: a .nii or .nii.gz file, a folder of CHAOS PNG masks (one greyscale image per slice), or TransUNet's files as
-      in `read_image`.
+    path: a .nii, .nii.gz, .nrrd, .mha or .mhd file, a folder of CHAOS PNG masks (one greyscale image per slice), or
+      TransUNet's files as in `read_image`.
     geometry: of the DICOM series that PNG masks were drawn on; unused for other formats.
 
   Returns:
@@ -65,14 +67,16 @@ def read_label(path: str | os.PathLike, *, geometry: Geometry | None = None) -> 
     return _volume(path, png_masks.read_label(path, geometry))
   if kind == 'nifti':
     return _volume(path, nifti.read_label(path))
+  if kind == 'itk':
+    return _volume(path, itk_files.read_label(path))
   return _volume(path, transunet_files.read_label(path))
 
 
 def write_label(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) -> None:
-  """Writes a label map as NIfTI on the grid of its scan, atomically.
+  """Writes a label map on the grid of its scan, atomically.
 
   Args:
-    path: .nii or .nii.gz.
+    path: .nii, .nii.gz, .nrrd or .mha.
     array: (D, H, W) integers or bool, 0..65535, in the internal orientation.
     geometry: grid of the scan, whose affine, codes and units are written.
 
@@ -81,21 +85,21 @@ def write_label(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) 
   Raises:
     InputError: values or shape that do not fit, no permission, a full disk.
   """
-  nifti.write(path, _as_label(path, array), geometry)
+  _write(path, _as_label(path, array), geometry)
 
 
 def write_image(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) -> None:
-  """Writes a scan as int16 or float32 NIfTI, atomically.
+  """Writes a scan as int16 or float32, atomically.
 
   Args:
-    path: .nii or .nii.gz.
+    path: .nii, .nii.gz, .nrrd or .mha.
     array: (D, H, W) integers that fit int16, or floats (written as float32), in the internal orientation.
     geometry: grid, affine, codes and units to write.
 
   Raises:
     InputError: values or shape that do not fit, no permission, a full disk.
   """
-  nifti.write(path, _as_image(path, array), geometry)
+  _write(path, _as_image(path, array), geometry)
 
 
 def check_pair(image: Volume, label: Volume) -> list[str]:
@@ -131,7 +135,7 @@ def _volume(path: str | os.PathLike, parts: tuple[np.ndarray, Geometry, str]) ->
 
 
 def _kind(path: str | os.PathLike) -> str:
-  """'folder', 'nifti' or 'transunet'; InputError for a missing path or an unsupported file."""
+  """'folder', 'nifti', 'itk' or 'transunet'; InputError for a missing path or an unsupported file."""
   name = os.path.basename(os.fspath(path)).lower()
   if name.endswith('_slice*.npz'):
     return 'transunet'
@@ -147,9 +151,15 @@ def _kind(path: str | os.PathLike) -> str:
     raise InputError(path, 'is neither a file nor a folder', READABLE)
   if name.endswith(('.nii', '.nii.gz')):
     return 'nifti'
+  if name.endswith(itk_files.ENDINGS):
+    return 'itk'
   if name.endswith('.h5'):
     return 'transunet'
   raise InputError(path, 'is not a supported file format', READABLE)
+
+
+def _write(path: str | os.PathLike, array: np.ndarray, geometry: Geometry) -> None:
+  (itk_files if os.fspath(path).endswith(itk_files.ENDINGS) else nifti).write(path, array, geometry)
 
 
 def _as_label(path: str | os.PathLike, array: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from afw_jax.data.sets.spec import DatasetSpec
 from afw_jax.errors import InputError
 
-NIFTI = ('.nii.gz', '.nii')
+ENDINGS = ('.nii.gz', '.nii', '.nrrd', '.mha', '.mhd')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,10 @@ def where_to_get(spec: DatasetSpec) -> str:
 
 
 def stem(path: pathlib.Path) -> str | None:
-  """File name without .nii or .nii.gz; None for other files."""
-  return next((path.name[: -len(e)] for e in NIFTI if path.name.lower().endswith(e) and len(path.name) > len(e)), None)
+  """File name without the ending of a scan (.nii.gz, .nrrd ...); None for other files."""
+  return next(
+    (path.name[: -len(e)] for e in ENDINGS if path.name.lower().endswith(e) and len(path.name) > len(e)), None
+  )
 
 
 def abbreviate(names: Iterable[str]) -> str:

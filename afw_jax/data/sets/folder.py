@@ -3,7 +3,7 @@
 import pathlib
 
 from afw_jax.data.sets import given_folds
-from afw_jax.data.sets.case_files import normal_name
+from afw_jax.data.sets.case_files import ENDINGS, normal_name
 from afw_jax.data.sets.modality import modality_of
 from afw_jax.data.sets.public import FOLDER_WHERE
 from afw_jax.data.sets.spec import PARTS, DatasetSpec
@@ -46,8 +46,8 @@ def read_folder_spec(root: str) -> DatasetSpec:
     ) from error
   ct = modality == 'CT'
   ending = description.get('file_ending', '.nii.gz')
-  if ending not in ('.nii.gz', '.nii'):
-    raise InputError(path, f'"file_ending" is {ending!r}', 'Convert the scans to NIfTI (.nii.gz or .nii)')
+  if ending not in ENDINGS:
+    raise InputError(path, f'"file_ending" is {ending!r}', f'Convert the scans to one of {", ".join(ENDINGS)}')
   if description.get('other_labels', 'error') not in ('background', 'error'):
     raise InputError(
       path,

@@ -9,7 +9,7 @@ from afw_jax.data.sets.spec import DatasetSpec
 from afw_jax.errors import InputError
 
 Path = pathlib.Path
-_NOT_SCANS = ('.json', '.txt', '.csv', '.tsv', '.md', '.pdf')
+_NOT_SCANS = ('.json', '.txt', '.csv', '.tsv', '.md', '.pdf', '.raw', '.zraw')  # .raw: the data of an .mhd
 
 
 def find_folders(spec: DatasetSpec, root: Path, problems: list[InputError]) -> list[CaseFiles]:
@@ -47,7 +47,9 @@ def _scans(folder: Path, problems: list, *, labels) -> dict[str, list[Path]]:
     name = path.name if path.is_dir() else stem(path)
     name = name and normal_name(name)
     if name is None:
-      problems.append(InputError(path, 'is not a NIfTI file (.nii.gz or .nii)', 'Convert it to NIfTI or move it away'))
+      problems.append(
+        InputError(path, 'is not a scan (.nii.gz, .nii, .nrrd, .mha or .mhd)', 'Convert it to NIfTI or move it away')
+      )
       continue
     channel = re.fullmatch(r'(.+)_(\d{4})', name)
     if channel and name not in labels and folder.name.startswith('images'):

@@ -67,7 +67,7 @@ def test_interrupted_writing_leaves_no_rest(tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('name', ['missing/l.nii.gz', 'l.mha', 'l.nii.gz/l.nii', 'x' * 300 + '.nii'])
+@pytest.mark.parametrize('name', ['missing/l.nii.gz', 'l.mgz', 'l.nii.gz/l.nii', 'x' * 300 + '.nii'])
 def test_places_where_nothing_can_be_written(tmp_path, name):
   (tmp_path / 'l.nii.gz').write_bytes(b'a file')
   with pytest.raises(InputError, match='written'):

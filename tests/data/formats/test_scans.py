@@ -59,9 +59,8 @@ def test_what_is_no_scan_is_no_noise(tmp_path):
 @pytest.mark.parametrize(
   'name, reason',
   [
-    ('x.nrrd', 'NRRD'),
-    ('x.SEG.NRRD', 'NRRD'),
-    ('x.mha', 'MetaImage'),
+    ('x.nhdr', 'NRRD in two files'),
+    ('x.SEG.NRRD', '3D Slicer'),
     ('x.mgz', 'FreeSurfer'),
     ('x.img', 'Analyze'),
     ('x.nii.bz2', 'archive'),

@@ -250,7 +250,7 @@ def test_missing_paths(tmp_path, name, read):
   assert str(tmp_path) in str(e.value)
 
 
-@pytest.mark.parametrize('name', ['scan.mha', 'scan.dcm', 'scan.png', 'scan.npy', 'scan'])
+@pytest.mark.parametrize('name', ['scan.mgz', 'scan.dcm', 'scan.png', 'scan.npy', 'scan'])
 def test_other_kinds_of_files(tmp_path, name):
   (tmp_path / name).write_bytes(b'something')
   with pytest.raises(InputError, match='not a supported file format'):

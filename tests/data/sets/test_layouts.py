@@ -146,7 +146,7 @@ def test_explicit_split(tmp_path):
     ('images/a.nii', 'case a exists twice'),
     ('labels/a.nii', 'case a exists twice'),
     ('images/a_0000.nii.gz', 'case a exists twice'),
-    ('images/x.mha', 'x.mha: is not a NIfTI file'),
+    ('images/x.mgz', 'x.mgz: is not a scan'),
     ('imagesTr/a.nii.gz', 'both images/ and imagesTr/'),
   ],
 )

@@ -127,7 +127,7 @@ def test_every_editor_may_have_written_the_description(tmp_path, encoding, line_
     (dict(labels={'background': 0, 'liver': 1, 'spleen': 1}), 'same id'),
     (dict(labels={'background': 0}), 'names no organ'),
     (dict(labels=None), 'no "labels"'),
-    (dict(file_ending='.mha'), 'Convert'),
+    (dict(file_ending='.mgz'), 'Convert'),
     (dict(other_labels='drop'), 'other_labels'),
     (dict(split={'train': ['a'], 'test': ['a']}), 'twice'),
     (dict(split={'training': ['a']}), 'split'),

@@ -1,0 +1,108 @@
+"""NRRD and MetaImage: the same voxels and geometry as SimpleITK's own NIfTI of them, both ways; and what is refused."""
+
+import sys
+
+import numpy as np
+import pytest
+from tiny_dataset import make, prepare_and_select
+
+from afw_jax.data.formats import itk_files, scans, volumes
+from afw_jax.errors import InputError
+
+sitk = pytest.importorskip('SimpleITK')
+VOXELS = np.random.default_rng(0).integers(-1000, 2000, (5, 7, 9)).astype(np.int16)
+TURN = np.array([[np.cos(0.3), -np.sin(0.3), 0], [np.sin(0.3), np.cos(0.3), 0], [0, 0, 1]])
+DIRECTIONS = {
+  'plain': np.eye(3),
+  'flipped': np.diag([-1.0, 1.0, -1.0]),
+  'permuted': np.eye(3)[[2, 0, 1]],
+  'oblique': TURN @ np.diag([1.0, -1.0, 1.0]),
+}
+
+
+def itk_image(array=VOXELS, direction='oblique'):
+  image = sitk.GetImageFromArray(array)
+  image.SetSpacing((0.7, 0.8, 2.5))
+  image.SetOrigin((-100.5, 20.25, 300))
+  image.SetDirection(DIRECTIONS[direction].ravel().tolist())
+  return image
+
+
+@pytest.mark.parametrize('ending', ['.nrrd', '.mha', '.mhd'])
+@pytest.mark.parametrize('direction', DIRECTIONS)
+def test_a_scan_is_read_as_from_nifti_and_its_label_map_lies_on_it(tmp_path, direction, ending):
+  image, path = itk_image(direction=direction), tmp_path / f'scan{ending}'
+  sitk.WriteImage(image, str(path), useCompression=direction == 'flipped')
+  sitk.WriteImage(image, str(tmp_path / 'scan.nii.gz'))
+  scan, reference = volumes.read_image(path), volumes.read_image(tmp_path / 'scan.nii.gz')
+  np.testing.assert_array_equal(scan.array, reference.array)
+  np.testing.assert_allclose(scan.geometry.internal_affine, reference.geometry.internal_affine, atol=1e-4)
+  assert scan.array.dtype == np.int16 and len(scan.sha256) == 64
+
+  written = tmp_path / f'labels{".nrrd" if ending == ".mhd" else ending}'
+  volumes.write_label(written, (scan.array > 500).astype(np.uint8) * 7, scan.geometry)
+  back = sitk.ReadImage(str(written))
+  np.testing.assert_array_equal(sitk.GetArrayFromImage(back), (VOXELS > 500) * 7)
+  for name in ('GetSpacing', 'GetOrigin', 'GetDirection'):
+    np.testing.assert_allclose(getattr(back, name)(), getattr(image, name)(), atol=1e-9)
+  assert volumes.check_pair(scan, volumes.read_label(written)) == []
+
+
+def refused(path, match, read=volumes.read_image):
+  with pytest.raises(InputError, match=match) as raised:
+    read(path)
+  assert str(path) in str(raised.value) and '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize('ending', ['.nrrd', '.mha'])
+def test_what_cannot_be_read_rightly_is_refused(tmp_path, ending):
+  path = tmp_path / f'scan{ending}'
+  for compressed in (False, True):
+    sitk.WriteImage(itk_image(), str(path), useCompression=compressed)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40])
+    refused(path, 'damaged')
+  path.write_bytes(b'\0' * 300)
+  refused(path, 'no voxel size')
+  key = b'space directions' if ending == '.nrrd' else b'ElementSpacing'
+  path.write_bytes(whole.replace(key, b'# ' + key if ending == '.nrrd' else b'Comment'))
+  refused(path, 'no voxel size')
+  sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 4, 4, 3), np.float32), isVector=True), str(path))
+  refused(path, '3 value')
+  sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 4), np.int16)), str(path))
+  refused(path, '2 dimensions')
+  sitk.WriteImage(itk_image(np.full((2, 3, 4), 0.5, np.float32)), str(path))
+  refused(path, 'not all integers', volumes.read_label)
+  sitk.WriteImage(itk_image(np.full((2, 3, 4), np.nan, np.float32)), str(path))
+  refused(path, 'NaN')
+
+
+def test_the_data_of_an_mhd_count(tmp_path):
+  sitk.WriteImage(itk_image(), str(tmp_path / 'scan.mhd'))
+  before = volumes.read_image(tmp_path / 'scan.mhd')
+  raw = tmp_path / 'scan.raw'
+  raw.write_bytes(raw.read_bytes()[:-2] + b'\1\1')
+  assert volumes.read_image(tmp_path / 'scan.mhd').sha256 != before.sha256
+  raw.rename(tmp_path / 'other.raw')
+  refused(tmp_path / 'scan.mhd', 'scan.raw is not one file beside it')
+
+
+def test_without_simple_itk_the_cure_is_said(tmp_path, monkeypatch):
+  sitk.WriteImage(itk_image(), str(tmp_path / 'scan.nrrd'))
+  monkeypatch.setitem(sys.modules, 'SimpleITK', None)
+  refused(tmp_path / 'scan.nrrd', r"pip install 'afw_jax\[itk\]'")
+  with pytest.raises(InputError, match=r'^--format=mha: needs SimpleITK'):
+    itk_files.simple_itk('--format=mha')
+
+
+def test_they_make_a_data_set_and_are_found_for_prediction(tmp_path):
+  root = make(tmp_path / 'data', n=4)
+  index, expected = prepare_and_select('folder', str(root), str(tmp_path / 'nifti'))
+  for path in sorted(root.glob('*/*.nii.gz')):
+    volume = (volumes.read_label if path.parent.name == 'labels' else volumes.read_image)(path)
+    write = volumes.write_label if path.parent.name == 'labels' else volumes.write_image
+    write(path.with_name(path.name.replace('.nii.gz', '.nrrd')), volume.array, volume.geometry)
+    path.unlink()
+  again, selected = prepare_and_select('folder', str(root), str(tmp_path / 'nrrd'))
+  assert selected.contents == expected.contents and selected.splits == expected.splits
+  assert [scan.name for scan in scans.find_scans(root / 'images').scans] == ['c0', 'c1', 'c2', 'c3']
