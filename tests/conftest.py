@@ -20,8 +20,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 SMALL = (
   '--config.data.size=(32, 32)',
   '--config.model.unet.features=(4, 8, 8, 8, 8)',
-  '--config.loss.ce_afw.weights=learned',  # the paper's loss
-  '--config.loss.ce_afw.gamma=0.25',
   # A small rate: at the demo's own, this tiny network makes rounding grow to 0.3 % of the loss within 24 steps.
   '--config.optimizer.learning_rate=0.002',
   '--config.train.batch_size=8',
