@@ -28,6 +28,7 @@ META = {
     'contents': {'Smith_John': 'def'},
     'usual': {'intensities': None, 'position': [[[[0.0, 0.1]], 0.05]] * 3},
     'fold': '1/2',
+    'seen_before': {'train': ['abc'], 'val': []},
   },
   'config': {
     'seed': 0,
@@ -84,6 +85,11 @@ def test_no_networks(networks):
   ('meta.data.usual', []), ('meta.data.usual', {'position': [[]]}), ('meta.data.usual', {'intensities': {}}),
   ('meta.data.options.size', [32] * 4), ('meta.data.options.size', None), ('meta.data.options.spacing_mm', [0, 1, 1]),
   ('meta.data.options.fit', 'stretch'), ('meta.data.options.order', 2), ('meta.data.options.modality', 'PET'),
+  ('meta.data.splits', {'train': []}), ('meta.data.seen_before', {'train': 5}), ('meta.data.scans', 'x'),
+  ('meta.model.options', {'constrain': 1}), ('meta.model.options', {'name': 'unet'}), ('meta.config.mesh', 'x'),
+  ('meta.model.options', {'num_classes': 3}), ('meta.model.options', {'attend': 'x'}), ('meta.config.runtime', []),
+  ('meta.config.optimizer', 'x'), ('meta.config.train', 1), ('meta.config.data', 'x'), ('meta.config.model', 'x'),
+  ('meta.config.mesh', {'spatial': 'x'}), ('meta.config.mesh', {'spatial': 0}), ('meta.config.loss', 'x'),
   ('meta.config.eval.batch_size', 0), ('meta.config.eval.overlap', 1), ('meta.config', None),
 ])  # fmt: skip
 def test_entries_that_no_export_writes(key, value):
