@@ -186,6 +186,10 @@ def check_free(path: str) -> None:
   """Raises InputError where a page would take the place of a file that is not such a page."""
   if not os.path.lexists(path):
     return
-  with open(path, encoding='utf-8', errors='replace') as file:
-    if document.MARK not in file.read(4096):
-      raise InputError(path, 'is there already, and is not a page of this program', 'Move it away.')
+  try:
+    with open(path, encoding='utf-8', errors='replace') as file:
+      begin = file.read(4096)
+  except OSError:  # a folder, a link to nothing, a file of somebody else
+    begin = ''
+  if document.MARK not in begin:
+    raise InputError(path, 'is there already, and is not a page of this program', 'Move it away.')

@@ -210,8 +210,13 @@ def test_tables_of_very_many_cases_or_organs_are_left_to_the_files(run, tmp_path
   assert 'Those of the first 1 label maps; all are in volumes.csv.' in page.text and len(page.tables) == 2
 
 
-def test_the_page_of_predictions_replaces_no_other_file(tmp_path):
-  (tmp_path / 'index.html').write_text('<html>mine', encoding='utf-8')
+@pytest.mark.parametrize('make', [
+  lambda path: path.write_text('<html>mine', encoding='utf-8'),
+  lambda path: path.mkdir(),
+  lambda path: path.symlink_to('nowhere'),
+])  # fmt: skip
+def test_the_page_of_predictions_replaces_no_other_file(tmp_path, make):
+  make(tmp_path / 'index.html')
   for output in (tmp_path, tmp_path / 'scan.nii.gz'):
     with pytest.raises(InputError, match='index.html'):
       pages.place_beside(str(output))
