@@ -13,7 +13,13 @@ _SIDE, _IDS = 4096, 65535
 _ARGUMENTS = {'name', 'num_classes', 'constrain', 'attend'}  # of `models.build`, which are not options of a checkpoint
 _SECTIONS = ('data', 'eval', 'loss', 'mesh', 'model', 'optimizer', 'runtime', 'train')  # of a config
 _OF_CASES = ('splits', 'scans', 'contents', 'seen_before')  # of the data
-_PRIVATE = (('data', 'root'), ('data', 'store'), ('model', 'pretrained'), ('runtime', 'compilation_cache'))
+_PRIVATE = (
+  ('data', 'root'),
+  ('data', 'store'),
+  ('model', 'pretrained'),
+  ('model', 'init_from'),
+  ('runtime', 'compilation_cache'),
+)
 
 
 def handed_over(meta: Mapping, checkpoint: str, digest: str) -> dict:

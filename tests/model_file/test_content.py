@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from afw_jax import command_line
+from afw_jax.config import default_config
 from afw_jax.errors import InputError
 from afw_jax.model_file import content
 
@@ -33,7 +35,7 @@ META = {
   'config': {
     'seed': 0,
     'data': {'root': '/home/me/data', 'store': '/home/me/store', 'dataset': 'folder'},
-    'model': {'pretrained': '/home/me/r50.npz'},
+    'model': {'pretrained': '/home/me/r50.npz', 'init_from': '/home/me/runs/a'},
     'runtime': {'compilation_cache': '/home/me/cache'},
     'eval': {'batch_size': 8, 'overlap': 0.5},
   },
@@ -49,6 +51,14 @@ def test_no_case_and_no_folder_is_handed_over():
   assert kept['source'] == 'weights.pth' and kept['data']['splits'] is None and kept['data']['fold'] == '1/2'
   assert kept['step'] == 7 and kept['checkpoint'] == 'best' and kept['data']['usual'] == META['data']['usual']
   assert before == META
+
+
+def test_every_path_of_a_config_is_left_out():
+  config = default_config()
+  for section, key in command_line.PATHS:
+    config[section][key] = '/home/me'
+  kept = content.handed_over({**META, 'config': json.loads(config.to_json_best_effort())}, 'best', 'd' * 64)
+  assert '/home' not in json.dumps(kept)
 
 
 def changed(key, value):
