@@ -17,6 +17,7 @@ from afw_jax.inference.sliding_window import predict_windows
 Matrices = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 _ROWS = 8  # slices of the scan's grid made at a time
+_NO_CLASS = 255  # of a voxel whose probabilities are NaN; networks have at most 254 organs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +122,12 @@ def _restore(
     if matrix is not None:
       out = jnp.einsum(equation, matrix, out, precision='highest')
   # Outside the field of view of a centre crop every probability is 0, and the first class, background, wins.
-  return out, jnp.argmax(out, -1).astype(jnp.uint8)
+  return out, _labels(out)
+
+
+def _labels(probabilities: Array) -> Array:
+  """(..., C) -> uint8 class ids; _NO_CLASS where they are NaN, which would pass for background."""
+  return jnp.where(jnp.isnan(probabilities).any(-1), _NO_CLASS, jnp.argmax(probabilities, -1)).astype(jnp.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,10 +178,12 @@ def _restored(view: View) -> Iterator[tuple[slice, Array, Array]]:
 def _mean(probabilities: tuple[Array, ...]) -> tuple[Array, Array]:
   """The mean of the probabilities (n, H, W, C) of several networks, and its labels (n, H, W)."""
   total = sum(probabilities[1:], probabilities[0])
-  return total / len(probabilities), jnp.argmax(total, -1).astype(jnp.uint8)
+  return total / len(probabilities), _labels(total)
 
 
-def segment_views(views: Sequence[View], *, keep_probabilities: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+def segment_views(
+  views: Sequence[View], *, keep_probabilities: bool = False, name: str | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
   """The label map of one scan on its own grid, by one network or by the mean of the probabilities of several.
 
   It is computed a few slices at a time. The networks take turns, so that of no network the probabilities of a whole
@@ -184,16 +192,16 @@ def segment_views(views: Sequence[View], *, keep_probabilities: bool = False) ->
   Args:
     views: of the same scan by each network, all with the same classes.
     keep_probabilities: also return the probabilities.
+    name: of the scan, for the error where its probabilities are NaN; None: they are background.
 
   Returns:
     (labels (D, H, W) uint8 class ids, probabilities (D, H, W, C) float16 or None).
 
   Raises:
-    InputError: options.input_size or options.overlap are not valid.
+    InputError: options.input_size or options.overlap are not valid, or the network gives no numbers.
   """
   labels = np.empty([len(m) for m in views[0].matrices], np.uint8)
-  kept: np.ndarray | None = None
-  ready: tuple[slice, Array] | None = None
+  kept, ready = None, None
   for (part, probabilities, found), *others in zip(*map(_restored, views), strict=True):
     if others:
       probabilities, found = _mean((probabilities, *(other for _, other, _ in others)))
@@ -206,7 +214,12 @@ def segment_views(views: Sequence[View], *, keep_probabilities: bool = False) ->
     ready = part, found
   if ready is not None:
     _copy(labels, *ready)
-  return labels, kept
+  if labels.max(initial=0) < _NO_CLASS:
+    return labels, kept
+  if name is not None:
+    what = 'the network gives NaN for it: its weights are damaged, or numbers overflow in it'
+    raise InputError(name, what, 'Use another checkpoint; check the intensities of the scan, and model.dtype=float32.')
+  return np.where(labels == _NO_CLASS, np.uint8(0), labels), kept
 
 
 def _of_flat_volumes(predict_step: PredictStep) -> PredictStep:
@@ -240,6 +253,8 @@ def segment_volume(
   window: Sequence[float],
   resampling: resample.Resampling,
   options: Options,
+  *,
+  name: str | None = None,
 ) -> np.ndarray:
   """The final label map of one scan: `segment` on its own grid, then the clean-up that the options ask for.
 
@@ -250,15 +265,16 @@ def segment_volume(
     window: (low, high) intensities of this scan.
     resampling: how the scan was brought to the working grid.
     options: how the volume is put through the network.
+    name: as in `segment_views`.
 
   Returns:
     (D, H, W) uint8 class ids.
 
   Raises:
-    InputError: options.input_size or options.overlap are not valid.
+    InputError: as `segment_views`.
   """
   matrices = resample.restore_matrices(resampling)
-  labels, _ = segment(predict_step, variables, image, window, matrices, options)
+  labels, _ = segment_views([View(predict_step, variables, image, window, matrices, options)], name=name)
   return largest_components(labels) if options.largest_component else labels
 
 
