@@ -138,12 +138,12 @@ show(scan, {'truth': truth.array}, 'phantom_000')
 # ## Training
 #
 # One command prepares the scans (one orientation, one grid), trains, predicts the test cases, scores and reports.
-# `--config=demo` is a narrow UNet with CE + AFW-Dice; a working grid of 64 x 80 pixels of 4 mm makes it quick. If it
-# is interrupted, the same command goes on where it stopped.
+# `--config=demo` is a narrow UNet; a working grid of 64 x 80 pixels of 4 mm makes it quick. If it is interrupted, the
+# same command goes on where it stopped.
 #
 # One choice is not the paper's. Its learned class weights favour the classes that are already good, so that small
-# organs appear late, after a thousand steps or so. This training has 336 steps, and takes weights that favour what is
-# found worst (`weights=entropic_present`); the notebook [the_loss](the_loss.ipynb) compares them.
+# organs appear late, after a thousand steps or so. This training has 336 steps, and the config takes weights that
+# favour what is found worst (`weights=entropic`); the notebook [the_loss](the_loss.ipynb) compares them.
 
 # %%
 TINY = (
@@ -157,7 +157,6 @@ TINY = (
 run(
   'afw-jax --config=demo --config.data.root=scans --workdir=runs/quickstart '
   '--config.data.size="(64, 80)" --config.data.spacing_mm="(4, 4)" '
-  '--config.loss.ce_afw.weights=entropic_present --config.loss.ce_afw.gamma=1.0 '
   '--config.train.epochs=12 --config.train.validate_every_epochs=3',
   *(TINY if SMALL else ()),
 )

@@ -12,7 +12,6 @@ import subprocess
 import sys
 
 import pytest
-from fork_server import ForkServer
 
 from afw_jax.data import phantom
 from afw_jax.data.preparation import load_case
@@ -21,6 +20,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 SMALL = (
   '--config.data.size=(32, 32)',
   '--config.model.unet.features=(4, 8, 8, 8, 8)',
+  '--config.loss.ce_afw.weights=learned',  # the paper's loss
+  '--config.loss.ce_afw.gamma=0.25',
   # A small rate: at the demo's own, this tiny network makes rounding grow to 0.3 % of the loss within 24 steps.
   '--config.optimizer.learning_rate=0.002',
   '--config.train.batch_size=8',
@@ -78,6 +79,8 @@ def run_main():
   Commands with an environment of their own start a new Python; the others are forked from one that has imported the
   program already.
   """
+  from fork_server import ForkServer
+
   server = ForkServer(ROOT, environment())
 
   def run(*arguments, check=0, largest_file=None, **extra):

@@ -72,7 +72,7 @@ def overfitted(tmp_path_factory, run_main):
     '--config.augment.name=none',
     '--config.optimizer.learning_rate=0.005',
     '--config.loss.ce_afw.gamma=1.0',
-    '--config.loss.ce_afw.learned_weights=False',
+    '--config.loss.ce_afw.weights=equal',
     '--config.train.batch_size=6',
     '--config.train.epochs=100',
     '--config.train.checkpoint_every_steps=1000',

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from afw_jax.data.sets.case_files import abbreviate, normal_name
+from afw_jax.data.sets.given_folds import FILE, split_given
 from afw_jax.data.sets.split import parse_fold, split_cases, split_fold
 from afw_jax.data.sets.window import Window, resolve_window
 from afw_jax.errors import InputError, InputErrors
@@ -33,7 +34,8 @@ class SelectionOptions:
     seed: of the split and the folds, and of the draw if `cases` is a number.
     cases: ids, or the number of cases to draw; None: all.
     keep_defective: also use cases with known defects.
-    fold: 'K/N' holds out the K-th of N folds as the val part, see `split.split_fold`; '': no folds.
+    fold: 'K/N' holds out the K-th of N folds as the val part: a given one (`given_folds`), or one that is dealt
+      (`split.split_fold`); '': no folds.
   """
 
   window: str | Sequence[float] | None = None
@@ -115,11 +117,19 @@ def choose(listing: Mapping, options: SelectionOptions) -> Choice:
   cases = [(i, scans[i]['subject'], scans[i]['part']) for i in ids]
   fractions = listing['fractions'] if options.fractions is None else options.fractions
   given = {case_id for case_id in ids if scans[case_id]['part'] == 'train'}
-  if fold := parse_fold(options.fold):
-    splits = split_fold(cases, fractions, options.seed, fold)
+  folds, fold = listing.get('folds', ()), parse_fold(options.fold)
+  if fold:
+    if folds:
+      splits = split_given(cases, folds, fold, drawn=options.cases is not None)
+      used = {case_id for part in splits.values() for case_id in part}
+      excluded |= {case_id: f'not in fold {options.fold} of {FILE}' for case_id in ids if case_id not in used}
+    else:
+      splits = split_fold(cases, fractions, options.seed, fold)
     dealt = len(splits['train']) + len(splits['val'])
     notes.append(f'fold {fold.number} of {fold.count}: {len(splits["val"])} of {dealt} cases are held out (val)')
   else:
+    if folds:
+      notes.append(f'{FILE} has {len(folds)} folds, which are not used: data.fold=1/{len(folds)} holds out the first')
     resplit = options.fractions is not None and not listing.get('explicit_val')
     splits = split_cases(cases, fractions, options.seed, resplit_train=resplit)
     if moved := len(given & set(splits['val'])):

@@ -2,22 +2,19 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
 from afw_jax.data import resample
 from afw_jax.errors import InputError
+from afw_jax.inference import restoration
 from afw_jax.inference.forward import Array, PredictStep, PyTree
 from afw_jax.inference.sliding_window import predict_windows
 
 Matrices = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-_ROWS = 8  # slices of the scan's grid made at a time
-_NO_CLASS = 255  # of a voxel whose probabilities are NaN; networks have at most 254 organs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,76 +57,6 @@ def predict_slices(
     yield start, predict_step(variables, padded[..., None], bounds)[: len(part)]
 
 
-class _Block(NamedTuple):
-  """Slices of the working grid from which some slices of the scan's grid are interpolated.
-
-  The number of working slices is the same in every block, and `weights` is padded with rows of zeros, so that
-  `_restore` is compiled once.
-
-  Attributes:
-    first: first slice of the scan's grid.
-    count: slices of the scan's grid.
-    slices: of the working grid, (h, w, C) each.
-    weights: (_ROWS, len(slices)) float32; None where both grids have the same slices.
-  """
-
-  first: int
-  count: int
-  slices: tuple[Array, ...]
-  weights: np.ndarray | None
-
-
-def _blocks(stream: Iterator[tuple[int, Array]], matrix: np.ndarray) -> Iterator[_Block]:
-  """Groups working slices for _ROWS rows of `matrix` (D0, D) at a time, holding only those that later rows need."""
-  same = _identity_as_none(matrix) is None
-  used = matrix != 0
-  low, high = used.argmax(1), used.shape[1] - 1 - used[:, ::-1].argmax(1)
-  unseen = np.flatnonzero(~used.any(1))  # outside the field of view: any slice that is held will do
-  low[unseen] = high[unseen] = np.where(unseen < used.any(1).argmax(), 0, used.shape[1] - 1)
-  blocks = [(r, low[r : r + _ROWS].min(), high[r : r + _ROWS].max()) for r in range(0, len(matrix), _ROWS)]
-  wide = _ROWS if same else max(last - first + 1 for _, first, last in blocks)
-  held, todo = {}, iter(blocks)
-  row, first, last = next(todo)
-  for start, part in stream:
-    held |= enumerate(_slices(part), start)
-    while row < len(matrix) and last in held:
-      rows = matrix[row : row + _ROWS, first : last + 1]
-      weights = None if same else np.pad(rows, ((0, _ROWS - len(rows)), (0, wide - rows.shape[1]))).astype(np.float32)
-      yield _Block(row, len(rows), tuple(held[min(z, last)] for z in range(first, first + wide)), weights)
-      row, first, last = next(todo, (len(matrix), used.shape[1], 0))
-    held = {z: part for z, part in held.items() if z >= first}
-
-
-_slices = jax.jit(tuple)
-
-
-def _identity_as_none(matrix: np.ndarray) -> np.ndarray | None:
-  return None if np.array_equal(matrix, np.eye(len(matrix))) else np.asarray(matrix, np.float32)
-
-
-@jax.jit
-def _restore(
-  slices: tuple[Array, ...], along_z: Array | None, rows: Array | None, columns: Array | None
-) -> tuple[Array, Array]:
-  """Working slices (h, w, C) -> probabilities (n, H, W, C) and labels (n, H, W) on the scan's grid.
-
-  Args:
-    slices: the working slices.
-    along_z, rows, columns: interpolation matrices along the axes; None is the identity.
-  """
-  out = jnp.stack(slices)
-  for equation, matrix in (('Dd,dhwc->Dhwc', along_z), ('Hh,nhwc->nHwc', rows), ('Ww,nHwc->nHWc', columns)):
-    if matrix is not None:
-      out = jnp.einsum(equation, matrix, out, precision='highest')
-  # Outside the field of view of a centre crop every probability is 0, and the first class, background, wins.
-  return out, _labels(out)
-
-
-def _labels(probabilities: Array) -> Array:
-  """(..., C) -> uint8 class ids; _NO_CLASS where they are NaN, which would pass for background."""
-  return jnp.where(jnp.isnan(probabilities).any(-1), _NO_CLASS, jnp.argmax(probabilities, -1)).astype(jnp.uint8)
-
-
 @dataclasses.dataclass(frozen=True)
 class View:
   """One scan as one network takes it.
@@ -151,8 +78,8 @@ class View:
   options: Options
 
 
-def _restored(view: View) -> Iterator[tuple[slice, Array, Array]]:
-  """(slices of the scan's grid, their probabilities (_ROWS, H, W, C), labels (_ROWS, H, W)), in z order."""
+def _slabs(view: View) -> Iterator[tuple[slice, restoration.Slab]]:
+  """(slices of the scan's grid, what they are restored from), in z order."""
   size, options = view.options.input_size, view.options
   if len(size) not in (2, 3):
     raise InputError(f'input_size {tuple(size)}', 'is not a valid size', 'Give (h, w) or (d, h, w).')
@@ -168,17 +95,10 @@ def _restored(view: View) -> Iterator[tuple[slice, Array, Array]]:
       overlap=options.overlap,
       batch_size=options.batch_size,
     )
-  rows, columns = (m if m is None else jnp.asarray(m) for m in map(_identity_as_none, view.matrices[1:]))
-  for block in _blocks(working, np.asarray(view.matrices[0])):
-    probabilities, found = _restore(block.slices, block.weights, rows, columns)
-    yield slice(block.first, block.first + block.count), probabilities, found
-
-
-@jax.jit
-def _mean(probabilities: tuple[Array, ...]) -> tuple[Array, Array]:
-  """The mean of the probabilities (n, H, W, C) of several networks, and its labels (n, H, W)."""
-  total = sum(probabilities[1:], probabilities[0])
-  return total / len(probabilities), _labels(total)
+  rows, columns = (jax.device_put(restoration.interpolation(matrix)) for matrix in view.matrices[1:])
+  for block in restoration.blocks(working, np.asarray(view.matrices[0])):
+    slab = restoration.Slab(block.slices, block.along_z, rows, columns)
+    yield slice(block.first, block.first + block.count), slab
 
 
 def segment_views(
@@ -201,11 +121,12 @@ def segment_views(
     InputError: options.input_size or options.overlap are not valid, or the network gives no numbers.
   """
   labels = np.empty([len(m) for m in views[0].matrices], np.uint8)
-  kept, ready = None, None
-  for (part, probabilities, found), *others in zip(*map(_restored, views), strict=True):
-    if others:
-      probabilities, found = _mean((probabilities, *(other for _, other, _ in others)))
-    if keep_probabilities:
+  kept: np.ndarray | None = None
+  ready: tuple[slice, Array] | None = None
+  for parts in zip(*map(_slabs, views), strict=True):
+    part = parts[0][0]
+    found, probabilities = restoration.restore([slab for _, slab in parts], keep_probabilities=keep_probabilities)
+    if probabilities is not None:
       if kept is None:
         kept = np.empty((*labels.shape, probabilities.shape[-1]), np.float16)
       kept[part] = np.asarray(probabilities)[: part.stop - part.start]
@@ -214,12 +135,12 @@ def segment_views(
     ready = part, found
   if ready is not None:
     _copy(labels, *ready)
-  if labels.max(initial=0) < _NO_CLASS:
+  if labels.max(initial=0) < restoration.NO_CLASS:
     return labels, kept
   if name is not None:
     what = 'the network gives NaN for it: its weights are damaged, or numbers overflow in it'
     raise InputError(name, what, 'Use another checkpoint; check the intensities of the scan, and model.dtype=float32.')
-  return np.where(labels == _NO_CLASS, np.uint8(0), labels), kept
+  return np.where(labels == restoration.NO_CLASS, np.uint8(0), labels), kept
 
 
 def _of_flat_volumes(predict_step: PredictStep) -> PredictStep:

@@ -137,6 +137,8 @@ def environment(target: Target, count: int, base: Mapping[str, str]) -> dict[str
       'TPU_WORKER_ID': '0',
       'TPU_WORKER_HOSTNAMES': 'localhost',
       'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+      # The compiler's search for the fastest form takes most of its time and hardly changes the memory.
+      'JAX_EXEC_TIME_OPTIMIZATION_EFFORT': base.get('JAX_EXEC_TIME_OPTIMIZATION_EFFORT', '-1.0'),
     }
   kept = {k: v for k, v in base.items() if k not in ('JAX_COMPILATION_CACHE_DIR', 'JAX_NUM_CPU_DEVICES')}
   return {**kept, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ' '.join(flags), **more}

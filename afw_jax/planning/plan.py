@@ -55,25 +55,21 @@ def plan(
   )
   write('\n' + table.HEADING)
   rows = []
-  interval = 0.5 if terminal.is_interactive() else 30
-  with terminal.progress_bar(total=len(meshes), unit='mesh', leave=False, mininterval=interval) as bar:
+  hidden = not terminal.is_interactive()  # in a log the rows are progress enough
+  with terminal.progress_bar(total=len(meshes), unit='mesh', leave=False, mininterval=0.5, disable=hidden) as bar:
     for choice, mesh in meshes.items():
       bar.set_description(f'compile {choice} for {target_name}')
       row = {'mesh': mesh}
       if mesh:
         flops = next((other['flops'] for other in rows if other.get('flops')), None)
         job = {'config': config, 'target_name': target_name, 'memory_gib': memory_gib}
-        row |= isolated.measure_in_subprocess({**job, 'mesh_shape': mesh, 'flops': flops}, target, lambda: _tick(bar))
+        row |= isolated.measure_in_subprocess({**job, 'mesh_shape': mesh, 'flops': flops}, target, bar.refresh)
       row['fits'] = row.get('memory', {}).get('total', math.inf) <= limit * accelerators.GIB
       rows.append(row)
       write(table.row(choice, **row))
       bar.update(1)
   write('\n' + '\n'.join(table.advice(rows, target)))
   return rows
-
-
-def _tick(bar) -> None:
-  bar.refresh() if terminal.is_interactive() else bar.update(0)
 
 
 def _meshes(config: ml_collections.ConfigDict, choices: str) -> dict[str, Mesh | None]:

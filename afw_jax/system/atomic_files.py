@@ -151,16 +151,17 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict:
   return found
 
 
-def read_json(path: str | os.PathLike, *, missing: str = 'does not exist', cure: str) -> dict:
-  """Reads a JSON object.
+def read_json(path: str | os.PathLike, *, missing: str = 'does not exist', cure: str, kind: type = dict) -> Any:
+  """Reads a JSON object, or a list.
 
   Args:
     path: of the file; UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
     missing: what is wrong where there is no such file.
     cure: what to do then, or where the file is damaged.
+    kind: dict, or list.
 
   Raises:
-    InputError: no such file, no permission, not JSON, not an object, or a key that is there twice.
+    InputError: no such file, no permission, not JSON, not of this kind, or a key that is there twice.
   """
   try:
     with open(path, 'rb') as file:
@@ -169,19 +170,20 @@ def read_json(path: str | os.PathLike, *, missing: str = 'does not exist', cure:
     raise InputError(path, missing, cure) from error
   except OSError as error:
     raise InputError(path, f'cannot be read ({error.strerror or error})', 'Check its permissions') from error
-  return parse_json(content, path, cure=cure)
+  return parse_json(content, path, cure=cure, kind=kind)
 
 
-def parse_json(content: bytes, where: object, *, cure: str) -> dict:
-  """Parses a JSON object.
+def parse_json(content: bytes, where: object, *, cure: str, kind: type = dict) -> Any:
+  """Parses a JSON object, or a list.
 
   Args:
     content: of the file; UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
     where: the file, for errors.
     cure: what to do where it is damaged.
+    kind: dict, or list.
 
   Raises:
-    InputError: not JSON, not an object, or a key that is there twice.
+    InputError: not JSON, not of this kind, or a key that is there twice.
   """
   try:
     value = json.loads(content, object_pairs_hook=_unique)
@@ -191,6 +193,6 @@ def parse_json(content: bytes, where: object, *, cure: str) -> dict:
     raise InputError(where, f'has {error} twice in one object', 'Keep one of them') from error
   except (json.JSONDecodeError, RecursionError) as error:
     raise InputError(where, f'is damaged ({error})', cure) from error
-  if not isinstance(value, dict):
-    raise InputError(where, 'is not a JSON object', cure)
+  if not isinstance(value, kind):
+    raise InputError(where, f'is not a JSON {"object" if kind is dict else "list"}', cure)
   return value

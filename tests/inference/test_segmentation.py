@@ -8,7 +8,7 @@ from restore_reference import from_working
 
 from afw_jax.data import resample
 from afw_jax.errors import InputError
-from afw_jax.inference import forward, segmentation
+from afw_jax.inference import forward, restoration, segmentation
 from afw_jax.inference.segmentation import Options
 
 
@@ -92,12 +92,12 @@ def test_the_streamed_way_back_is_the_reference(grid, slices):
 
 
 def test_one_compilation_whatever_the_number_of_slices():
-  segmentation._restore.clear_cache()
+  restoration._restore.clear_cache()
   step = jax.jit(lambda variables, image, window: soft_step(variables, image, window))
   for depth in (5, 8, 21, 30):
     image = np.zeros((depth, 6, 6), np.int16)
     segmentation.segment(step, {}, image, (0, 1), (np.eye(depth), np.eye(6), np.eye(6)), Options((6, 6), batch_size=4))
-  assert segmentation._restore._cache_size() == 1 and step._cache_size() == 1
+  assert restoration._restore._cache_size() == 1 and step._cache_size() == 1
 
 
 @pytest.mark.parametrize('size', [(6, 6), (1, 4, 4)])

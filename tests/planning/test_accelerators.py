@@ -78,6 +78,13 @@ def test_environment_keeps_the_flags_of_the_user():
   assert accelerators.environment(h100, 8, {'XLA_FLAGS': own})['XLA_FLAGS'].split() == [own, untimed[0]]
 
 
+def test_a_tpu_is_compiled_for_without_the_search_for_speed_unless_the_user_asks_for_it():
+  v5e, effort = accelerators.get('v5e'), 'JAX_EXEC_TIME_OPTIMIZATION_EFFORT'
+  assert accelerators.environment(v5e, 1, {})[effort] == '-1.0'
+  assert accelerators.environment(v5e, 1, {effort: '0.0'})[effort] == '0.0'
+  assert effort not in accelerators.environment(accelerators.get('h100'), 1, {})
+
+
 def test_a_release_that_may_not_know_a_flag_is_not_given_it(monkeypatch):
   monkeypatch.setattr(xla_flags, 'KNOWN_JAXLIB', ())
   made = accelerators.environment(accelerators.get('h100'), 8, {})

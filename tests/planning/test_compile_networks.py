@@ -27,5 +27,8 @@ def test_every_network_compiles(step, network, target, dtype):
   compile_benchmark = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(compile_benchmark)
   result = compile_benchmark.run((network, step, dtype, target))
+  if (network, step, target) == ('unet3d', 'train', 'v5e'):  # two crops of 128^3 need four of these chips
+    assert result['refused'].startswith('needs ')
+    return
   assert 'refused' not in result, result
   assert result['gib'] < accelerators.get(target).memory_gib

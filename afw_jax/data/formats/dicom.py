@@ -147,11 +147,11 @@ def _pixels(path: Path, ds: pydicom.Dataset) -> tuple[np.ndarray, np.ndarray]:
       raise InputError(
         path,
         f'its compressed pixels ({syntax.name}) cannot be decoded here ({str(e)[:200]})',
-        'Decompress the series first (gdcmconv --raw, or dcmdjpeg of DCMTK).',
+        "Run pip install 'afw_jax[dicom]' for the decoders, or decompress the series (gdcmconv --raw, dcmdjpeg).",
       ) from e
   else:
     n_bytes = rows * columns * bits // 8
-    if len(ds.PixelData) != n_bytes + n_bytes % 2:
+    if len(ds.PixelData) < n_bytes:  # what follows them is no pixel
       raise InputError(
         path,
         f'it has {len(ds.PixelData)} bytes of pixels instead of {n_bytes}: truncated or damaged',
@@ -163,14 +163,22 @@ def _pixels(path: Path, ds: pydicom.Dataset) -> tuple[np.ndarray, np.ndarray]:
   padding = padding_of(ds, pixels)
   if padding.all():
     return pixels, padding
-  low, high = pixels[~padding].min(), pixels[~padding].max()  # padding may lie beyond BitsStored
-  if signed and low >= 0 and stored < bits and high < 2**stored:  # written without sign extension
-    pixels = pixels.astype(np.int64)
-    return np.where(pixels < 2 ** (stored - 1), pixels, pixels - 2**stored), padding
   least, most = (-(2 ** (stored - 1)), 2 ** (stored - 1) - 1) if signed else (0, 2**stored - 1)
-  if low < least or high > most:
-    raise InputError(path, f'its pixels exceed the {stored} bits of BitsStored', EXPORT)
-  return pixels, padding
+  beyond = ~padding & ((pixels < least) | (pixels > most))
+  if not beyond.any():
+    return pixels, padding
+  # Bits above BitsStored belong to no pixel (PS3.5, 8.1.1): old overlays, or a sign that is not extended.
+  words = pixels.astype(np.int64) & (2**stored - 1)
+  words = np.where(words > most, words - 2**stored, words)
+  values = np.unique(pixels[beyond])
+  if len(values) == 1 and beyond.sum() > 1 and not signed:
+    raise InputError(
+      path,
+      f'{beyond.sum()} of its pixels have the value {values[0]}, beyond the {stored} bits of BitsStored: padding that '
+      'PixelPaddingValue does not declare',
+      'Set PixelPaddingValue to it, or export the series again.',
+    )
+  return words, padding
 
 
 def _rescale(path: Path, ds: pydicom.Dataset) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 import pathlib
 
+from afw_jax.data.sets import given_folds
 from afw_jax.data.sets.case_files import normal_name
 from afw_jax.data.sets.modality import modality_of
 from afw_jax.data.sets.public import FOLDER_WHERE
@@ -18,7 +19,7 @@ _EXAMPLE = '"labels": {"background": 0, "liver": 1, "spleen": 2}'
 
 
 def read_folder_spec(root: str) -> DatasetSpec:
-  """Reads ROOT/dataset.json.
+  """Reads ROOT/dataset.json, and nnU-Net's splits_final.json where it is there.
 
   Args:
     root: folder of the data set.
@@ -27,7 +28,7 @@ def read_folder_spec(root: str) -> DatasetSpec:
     A `DatasetSpec`. Classes follow the order of the label ids, which may have gaps.
 
   Raises:
-    InputError: dataset.json is missing, damaged, or has unsupported content.
+    InputError: one of them is damaged, dataset.json is missing, damaged, or has unsupported content.
   """
   if not pathlib.Path(root).is_dir():
     raise InputError(root, 'no such folder', f'{FOLDER_WHERE["how_to_get"]}; expected layout: {FOLDER_WHERE["layout"]}')
@@ -65,6 +66,7 @@ def read_folder_spec(root: str) -> DatasetSpec:
     window_hu=NAMED_HU['transunet'] if ct else None,  # the paper's is narrow: made for the organs of its data
     fractions=(4.0, 1.0, 0.0),
     splits=_splits(path, description.get('split')),
+    folds=given_folds.read_folds(root),
     num_training=number if isinstance(number, int) else None,
     notes=() if modality else (_UNKNOWN_CHANNEL.format(channel),),
     licence=_licence(description),

@@ -25,6 +25,7 @@ class DatasetSpec:
     how_to_get, layout: how to download the data set and its folders, for the error when nothing is found.
     ignored_ids: other ids that the label files may contain, treated as background; 'all': every other id.
     splits: part -> case ids, as published or given.
+    folds: 'train' and 'val' -> case ids, of each fold of a cross-validation, where they are given.
     defects: case id -> known defect, as the end of a sentence that starts with 'it'.
     series: (images, masks), subfolders of a patient's folder in CHAOS MR.
     num_training: number of labelled cases that the data set declares, if it does.
@@ -44,6 +45,7 @@ class DatasetSpec:
   layout: str
   ignored_ids: tuple[int, ...] | Literal['all'] = ()
   splits: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+  folds: tuple[Mapping[str, tuple[str, ...]], ...] = ()
   defects: Mapping[str, str] = dataclasses.field(default_factory=dict)
   series: tuple[str, str] | None = None
   num_training: int | None = None

@@ -72,7 +72,29 @@ def test_bits_that_are_not_used(tmp_path):
   big = volumes.read_image(write_series(tmp_path / 'eight', pixels=(RAW % 256).astype(np.uint8), RescaleIntercept=0))
   np.testing.assert_array_equal(big.array, RAW % 256)
   padding = np.where(RAW > 2000, 63536, RAW).astype(np.uint16)  # -2000 written as unsigned
-  refused(write_series(tmp_path / 'padding', pixels=padding, **twelve), 'exceed the 12 bits')
+  refused(
+    write_series(tmp_path / 'padding', pixels=padding, **twelve),
+    'the value 63536, beyond the 12 bits of BitsStored: padding',
+  )
+
+
+def test_bits_above_those_stored_are_no_part_of_a_pixel(tmp_path):
+  twelve = {'BitsStored': 12, 'HighBit': 11, 'RescaleIntercept': 0}
+  overlay = np.random.default_rng(2).integers(0, 16, RAW.shape).astype(np.uint16) << 12
+  v = volumes.read_image(write_series(tmp_path / 'unsigned', pixels=RAW | overlay, **twelve))
+  np.testing.assert_array_equal(v.array, RAW)
+  signed = (RAW % 4096).astype(np.int16) - 2048
+  words = ((signed & 0xFFF).astype(np.uint16) | overlay).view(np.int16)
+  v = volumes.read_image(write_series(tmp_path / 'signed', pixels=words, PixelRepresentation=1, **twelve))
+  np.testing.assert_array_equal(v.array, signed)
+
+
+@pytest.mark.parametrize('extra', [1, 2, 150])
+def test_what_follows_the_pixels_is_passed_over(tmp_path, extra):
+  folder = write_series(tmp_path / 'd')
+  before = volumes.read_image(folder).array
+  write_slice(folder / 'i0002.dcm', 2, PixelData=RAW[2].tobytes() + b'\xff' * extra)
+  np.testing.assert_array_equal(volumes.read_image(folder).array, before)
 
 
 def test_lossless_compression_that_needs_no_library_is_decoded(tmp_path):
@@ -83,6 +105,26 @@ def test_lossless_compression_that_needs_no_library_is_decoded(tmp_path):
     ds.compress(RLELossless)
     ds.save_as(path)
   np.testing.assert_array_equal(volumes.read_image(folder).array, before.array)
+
+
+@pytest.mark.parametrize('syntax', ['JPEGLosslessProcess14_1', 'JPEGLSLossless', 'JPEG2000Lossless'])
+def test_lossless_compression_is_decoded(tmp_path, syntax):
+  gdcm = pytest.importorskip('gdcm')
+  folder = write_series(tmp_path / 'd', pixels=np.kron(RAW, np.ones((1, 16, 16), np.uint16)))
+  before = volumes.read_image(folder).array
+  for path in map(str, folder.iterdir()):
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(path)
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFileName(path)
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    assert pydicom.dcmread(path).file_meta.TransferSyntaxUID.is_compressed
+  np.testing.assert_array_equal(volumes.read_image(folder).array, before)
 
 
 def test_uneven_names_and_litter_do_not_matter(tmp_path):
@@ -127,9 +169,7 @@ def test_uneven_names_and_litter_do_not_matter(tmp_path):
     (2, {'RescaleIntercept': None}, 'HU are unknown'),
     (2, {'RescaleSlope': 0}, 'rescaling is invalid'),
     (2, {'PixelData': bytes(20)}, 'truncated'),
-    (2, {'PixelData': bytes(200)}, 'truncated or damaged'),
     (2, {'Rows': 60000, 'Columns': 60000}, 'size'),
-    (2, {'BitsStored': 10, 'HighBit': 9}, 'exceed the 10 bits'),
     (2, {'BitsStored': 12}, 'pixel format'),
   ],
 )
