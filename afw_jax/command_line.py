@@ -10,6 +10,14 @@ from afw_jax.config import defaults, shipped
 from afw_jax.errors import InputError
 from afw_jax.inference import batch
 
+# Options of a config that are paths, by section.
+PATHS = (
+  ('data', 'root'),
+  ('data', 'store'),
+  ('model', 'pretrained'),
+  ('model', 'init_from'),
+  ('runtime', 'compilation_cache'),
+)
 _LISTED = 10  # files that are passed over for one reason and named on the terminal
 
 HELP = """\
@@ -163,13 +171,7 @@ def expand_paths(config) -> None:
   Raises:
     InputError: a path option is not text.
   """
-  for section, key in (
-    ('data', 'root'),
-    ('data', 'store'),
-    ('model', 'pretrained'),
-    ('model', 'init_from'),
-    ('runtime', 'compilation_cache'),
-  ):
+  for section, key in PATHS:
     path = config[section][key]
     if not isinstance(path, str):
       raise InputError(f'{section}.{key}', f'{path!r} is not a path', 'Give text')

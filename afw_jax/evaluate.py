@@ -198,6 +198,7 @@ def label_case(
     window,
     grid,
     segmentation.Options(trained.input_size, options.batch_size, options.overlap, options.largest_component),
+    name=case.id,
   )
 
 

@@ -2,11 +2,12 @@
 
 import functools
 import http.server
+import logging
 import os
 import re
 import signal
+import sys
 import threading
-import urllib.parse
 from collections.abc import Callable
 
 from afw_jax.errors import InputError
@@ -15,6 +16,8 @@ from afw_jax.report import report
 from afw_jax.report.page import pages, scenes, sources
 from afw_jax.report.page.scenes import Scene
 from afw_jax.system import atomic_files, terminal
+
+_log = logging.getLogger('afw_jax')
 
 HOST = '127.0.0.1'
 _NAMES = ('localhost', HOST)  # that a browser may have called this server by
@@ -53,12 +56,20 @@ def view(workdir: str, port: int = 0) -> None:
       terminal.say('ended')
 
 
+class _Server(http.server.ThreadingHTTPServer):
+  """Says nothing of browsers that go away while they are answered, as they do when another scan is chosen."""
+
+  def handle_error(self, request, client_address) -> None:
+    if not isinstance(sys.exception(), ConnectionError):
+      super().handle_error(request, client_address)
+
+
 def make_server(workdir: str, port: int = 0) -> http.server.ThreadingHTTPServer:
   """The server of `view`, which listens on the loopback interface alone and does not run yet."""
   page, source = _page(workdir)
   content = _Content(page.encode(), source)
   try:
-    return http.server.ThreadingHTTPServer((HOST, port), functools.partial(_Handler, content))
+    return _Server((HOST, port), functools.partial(_Handler, content))
   except OSError as error:
     cure = 'Choose another, or leave it out.'
     raise InputError('--port', f'{port} cannot be used ({error.strerror})', cure) from error
@@ -120,7 +131,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       return self._answer(403, 'text/plain', b'This server answers to its own address only.')
     if 'Content-Length' in self.headers or 'Transfer-Encoding' in self.headers:
       self.close_connection = True  # what else was sent is not read
-    found = self._content.find(urllib.parse.urlsplit(self.path).path)
+    found = self._content.find(re.split('[?#]', self.path)[0])
     if found is None:
       return self._answer(404, 'text/plain', b'There is nothing at this address.')
     kind, make = found
@@ -128,6 +139,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       body = make()
     except (InputError, MemoryError) as error:
       text = str(error) or 'The memory was used up.'
+      return self._answer(500, 'text/plain; charset=utf-8', text.encode('utf-8', 'backslashreplace'))
+    except Exception as error:  # whatever the damage of a file makes a library raise
+      _log.warning('%s: an error that reading a scan should not raise', self.path, exc_info=True)
+      text = f'The scan could not be read ({type(error).__name__}: {error}).'
       return self._answer(500, 'text/plain; charset=utf-8', text.encode('utf-8', 'backslashreplace'))
     self._answer(200, kind, body)
 

@@ -5,7 +5,9 @@ import json
 import re
 import signal
 import socket
+import struct
 import subprocess
+import threading
 
 import nibabel as nib
 import numpy as np
@@ -70,6 +72,7 @@ def test_the_page_and_every_volume(port, workdir):
   '/../config.json', '/config.json', '//etc/passwd', '/%2e%2e/%2e%2e/etc/passwd', '/cases/../config.json', '*', '/./',
   '/cases/-1.json', '/cases/1/../../config.json', '/cases/0/other.nii', '/cases/0/scan.nii/..', '/cases/3.json',
   '/cases/0', '/favicon.ico', '/predictions/c0.nii.gz', '/cases/0000000000000001.json', '/cases/0/scan.nii%00',
+  'http://[', 'http://evil.example/', 'http://127.0.0.1/', '?x',
 ])  # fmt: skip
 def test_no_path_leads_to_a_file(port, path):
   status, body, _ = ask(port, path)
@@ -110,6 +113,21 @@ def test_what_a_request_sends_is_not_taken_for_the_next_one(port):
     while part := other.recv(4096):
       answer += part
   assert answer.count(b'HTTP/1.1 404') == 1
+
+
+def test_browsers_that_go_away_and_files_that_no_library_reads_are_quiet_answers(workdir, capfd, monkeypatch):
+  with view.make_server(str(workdir)) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    here = server.server_address
+    for _ in range(3):
+      with socket.create_connection(here, timeout=10) as gone:
+        gone.sendall(f'GET /cases/0/scan.nii HTTP/1.1\r\nHost: 127.0.0.1:{here[1]}\r\n\r\n'.encode())
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))  # reset
+    monkeypatch.setattr(view._Content, '_scene', lambda *_: [][0])
+    status, body, _ = ask(here[1], '/cases/1.json')
+    assert (status, body) == (500, b'The scan could not be read (IndexError: list index out of range).')
+    server.shutdown()
+  assert 'Traceback' not in capfd.readouterr().err.partition('an error that reading')[0]
 
 
 def test_only_this_computer_is_listened_to_and_ports_that_are_taken_are_named(workdir):

@@ -53,8 +53,8 @@ def _model() -> ConfigDict:
   model.dtype = 'float32'  # compute dtype: float32 | bfloat16
   model.remat = False  # rematerialisation: recompute activations in the backward pass; less memory, more time
   model.pretrained = ''  # file of published encoder weights (transunet, vatransunet)
-  # Workdir of a run of the same network whose best checkpoint the training starts from; its output is new where the
-  # organs differ.
+  # Workdir of a run of the same network whose best checkpoint the training starts from, or a model file; the output is
+  # new where the organs differ.
   model.init_from = ''
   model.unet = dict(
     recipe='paper',  # paper | released: the slice repeated to three channels

@@ -36,7 +36,7 @@ def initial_state(
     params, batch_stats, meta = from_run.load(
       config.model.init_from, network, organs, jax.device_get(state.params), jax.device_get(state.batch_stats)
     )
-    runtime.check_same('model.init_from', checkpoint.digest(meta))
+    runtime.check_same('model.init_from', meta.get('checkpoint_sha256') or checkpoint.digest(meta))
   elif config.model.pretrained:
     variables = pretrained.load(
       config.model.name,
@@ -71,7 +71,13 @@ def seen_before(config: ml_collections.ConfigDict, recorded: Mapping | None, dat
     return {key: recorded['data'][key] for key in ('seen_before',) if key in recorded['data']}
   if not config.model.init_from:
     return {}
-  other = from_run.trained.read_meta(config.model.init_from, 'best')[1]['data']
+  other = from_run.trained.meta_of(config.model.init_from)['data']
+  if other['splits'] is None:
+    _log.warning(
+      '%s does not say which scans it was trained with: if scans to validate or to test here were among them, their '
+      'scores say nothing about new scans, and nothing can warn of it',
+      config.model.init_from,
+    )
   seen = run_record.seen_scans(other)
   for part in ('val', 'test'):
     if known := run_record.seen_cases(data, seen, part):

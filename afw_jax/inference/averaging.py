@@ -63,7 +63,7 @@ def segment_scan(
     matrices = resample.restore_matrices(resampling)
     views.append(segmentation.View(trained.predict_step, trained.variables, image, window, matrices, options))
     notes += _notes(trained, scan, window)
-  labels, probabilities = segmentation.segment_views(views, keep_probabilities=keep_probabilities)
+  labels, probabilities = segmentation.segment_views(views, keep_probabilities=keep_probabilities, name=scan.source)
   labels = segmentation.largest_components(labels) if largest_component else labels
   return Segmented(labels, probabilities, list(dict.fromkeys(notes)))
 

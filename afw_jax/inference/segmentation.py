@@ -101,7 +101,9 @@ def _slabs(view: View) -> Iterator[tuple[slice, restoration.Slab]]:
     yield slice(block.first, block.first + block.count), slab
 
 
-def segment_views(views: Sequence[View], *, keep_probabilities: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+def segment_views(
+  views: Sequence[View], *, keep_probabilities: bool = False, name: str | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
   """The label map of one scan on its own grid, by one network or by the mean of the probabilities of several.
 
   It is computed a few slices at a time. The networks take turns, so that of no network the probabilities of a whole
@@ -110,12 +112,13 @@ def segment_views(views: Sequence[View], *, keep_probabilities: bool = False) ->
   Args:
     views: of the same scan by each network, all with the same classes.
     keep_probabilities: also return the probabilities.
+    name: of the scan, for the error where its probabilities are NaN; None: they are background.
 
   Returns:
     (labels (D, H, W) uint8 class ids, probabilities (D, H, W, C) float16 or None).
 
   Raises:
-    InputError: options.input_size or options.overlap are not valid.
+    InputError: options.input_size or options.overlap are not valid, or the network gives no numbers.
   """
   labels = np.empty([len(m) for m in views[0].matrices], np.uint8)
   kept: np.ndarray | None = None
@@ -132,7 +135,12 @@ def segment_views(views: Sequence[View], *, keep_probabilities: bool = False) ->
     ready = part, found
   if ready is not None:
     _copy(labels, *ready)
-  return labels, kept
+  if labels.max(initial=0) < restoration.NO_CLASS:
+    return labels, kept
+  if name is not None:
+    what = 'the network gives NaN for it: its weights are damaged, or numbers overflow in it'
+    raise InputError(name, what, 'Use another checkpoint; check the intensities of the scan, and model.dtype=float32.')
+  return np.where(labels == restoration.NO_CLASS, np.uint8(0), labels), kept
 
 
 def _of_flat_volumes(predict_step: PredictStep) -> PredictStep:
@@ -166,6 +174,8 @@ def segment_volume(
   window: Sequence[float],
   resampling: resample.Resampling,
   options: Options,
+  *,
+  name: str | None = None,
 ) -> np.ndarray:
   """The final label map of one scan: `segment` on its own grid, then the clean-up that the options ask for.
 
@@ -176,15 +186,16 @@ def segment_volume(
     window: (low, high) intensities of this scan.
     resampling: how the scan was brought to the working grid.
     options: how the volume is put through the network.
+    name: as in `segment_views`.
 
   Returns:
     (D, H, W) uint8 class ids.
 
   Raises:
-    InputError: options.input_size or options.overlap are not valid.
+    InputError: as `segment_views`.
   """
   matrices = resample.restore_matrices(resampling)
-  labels, _ = segment(predict_step, variables, image, window, matrices, options)
+  labels, _ = segment_views([View(predict_step, variables, image, window, matrices, options)], name=name)
   return largest_components(labels) if options.largest_component else labels
 
 

@@ -46,9 +46,11 @@ class OrganStatistics:
   components: int = 0
 
   def to_json(self) -> dict:
-    """The statistics for a table, rounded to thousandths."""
+    """The statistics for a table, rounded to thousandths; intensities below 0.1 to three digits."""
     fields = {**dataclasses.asdict(self), 'box': self.box and [list(ends) for ends in self.box]}
-    return {name: _rounded(value) for name, value in fields.items()}
+    # Scans that are not CT may have intensities of any size.
+    small = {name: float(f'{v:.3g}') for name in ('mean', 'sd') if (v := fields[name]) is not None and abs(v) < 0.1}
+    return {name: _rounded(value) for name, value in fields.items()} | small
 
 
 def of_organs(

@@ -55,6 +55,11 @@ def _find(workdir: str | os.PathLike, which: str) -> tuple[dict, Callable[[PyTre
   return meta, lambda abstract: (networks.read_weights(workdir, abstract), meta)
 
 
+def meta_of(workdir: str | os.PathLike, which: str = 'best') -> dict:
+  """The meta of the network of a trained run or of a model file; InputError as `load`."""
+  return _find(workdir, which)[0]
+
+
 def load(
   workdir: str | os.PathLike,
   *,
@@ -90,24 +95,26 @@ def load(
 
 
 def read_variables(workdir: str | os.PathLike, which: str = 'best') -> tuple[PyTree, dict]:
-  """The arrays of the network of a trained run, to start another training from.
+  """The arrays of the network of a trained run or a model file, to start another training from.
 
   Args:
-    workdir: of the run.
+    workdir: of the run; or a model file, as in `load`.
     which: as in `load`.
 
   Returns:
-    ({'params':, 'batch_stats':, 'log_sigma_sq': (C,)}, meta), with arrays on the host.
+    ({'params':, 'batch_stats':, 'log_sigma_sq': (C,)}, meta), with arrays on the host; a model file has no
+    'log_sigma_sq'.
 
   Raises:
     InputError: as `load`.
   """
-  folder, meta = read_meta(workdir, which)
+  meta, restore = _find(workdir, which)
   network = meta['model']
   model = models.build(network['name'], num_classes=network['num_classes'], **network['options'])
   abstract = models.abstract_variables(model, (1, *network['input_size'], 1))
-  abstract['log_sigma_sq'] = jax.ShapeDtypeStruct((network['num_classes'],), np.float32)
+  if not networks.is_in_file(os.path.expanduser(workdir)):
+    abstract['log_sigma_sq'] = jax.ShapeDtypeStruct((network['num_classes'],), np.float32)
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), abstract)
-  variables, meta = checkpoint.restore_variables(folder, abstract)
+  variables, meta = restore(abstract)
   return jax.device_get(variables), meta

@@ -10,7 +10,16 @@ from afw_jax.model_file import archive
 
 AXES = 'arrays are [z, y, x], z towards superior, y towards posterior, x towards left'
 _SIDE, _IDS = 4096, 65535
-_PRIVATE = (('data', 'root'), ('data', 'store'), ('model', 'pretrained'), ('runtime', 'compilation_cache'))
+_ARGUMENTS = {'name', 'num_classes', 'constrain', 'attend'}  # of `models.build`, which are not options of a checkpoint
+_SECTIONS = ('data', 'eval', 'loss', 'mesh', 'model', 'optimizer', 'runtime', 'train')  # of a config
+_OF_CASES = ('splits', 'scans', 'contents', 'seen_before')  # of the data
+_PRIVATE = (
+  ('data', 'root'),
+  ('data', 'store'),
+  ('model', 'pretrained'),
+  ('model', 'init_from'),
+  ('runtime', 'compilation_cache'),
+)
 
 
 def handed_over(meta: Mapping, checkpoint: str, digest: str) -> dict:
@@ -25,7 +34,7 @@ def handed_over(meta: Mapping, checkpoint: str, digest: str) -> dict:
   for section, key in _PRIVATE:
     if config.get(section, {}).get(key):
       config[section][key] = ''
-  data = {key: value for key, value in meta['data'].items() if key not in ('splits', 'scans', 'contents')}
+  data = {key: value for key, value in meta['data'].items() if key not in _OF_CASES}
   kept = {key: meta[key] for key in ('step', 'total_steps', 'best_dsc') if key in meta}
   source = {'source': os.path.basename(meta['source'])} if 'source' in meta else {}
   return {
@@ -140,12 +149,13 @@ _RULES: dict[str, Callable[[Any], bool]] = {
   'meta.checkpoint_sha256': _text,
   'meta.model.name': _text,
   'meta.model.num_classes': _whole(2, 255),
-  'meta.model.options': lambda value: isinstance(value, dict),
+  'meta.model.options': lambda value: isinstance(value, dict) and not _ARGUMENTS & value.keys(),
   'meta.model.input_size': _sides(2, 3, _whole(1, _SIDE)),
   'meta.data.name': lambda value: isinstance(value, str),
   'meta.data.modality': lambda value: value in ('CT', 'MR'),
   'meta.data.organs': _organs,
   'meta.data.output_ids': _ids,
+  **dict.fromkeys((f'meta.data.{key}' for key in _OF_CASES), lambda value: value is None),
   'meta.data.window': _window,
   'meta.data.usual': _usual,
   'meta.data.options.size': _sides(0, 3, lambda side: side is None or _whole(1, _SIDE)(side)),
@@ -154,6 +164,8 @@ _RULES: dict[str, Callable[[Any], bool]] = {
   'meta.data.options.order': lambda value: type(value) is int and value in (0, 1, 3),
   'meta.data.options.modality': lambda value: value in ('CT', 'MR'),
   'meta.data.options.source': _text,
+  **dict.fromkeys((f'meta.config.{key}' for key in _SECTIONS), lambda value: isinstance(value, dict | None)),
+  'meta.config.mesh.spatial': lambda value: value is None or _whole(1, 1 << 16)(value),
   'meta.config.eval.batch_size': _whole(1, 1 << 16),
   'meta.config.eval.overlap': _share,
 }

@@ -1,5 +1,6 @@
 """Statistics over cases and trainings: means with bootstrap intervals, paired comparisons, several of them."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -140,6 +141,12 @@ def paired(first: np.ndarray, second: np.ndarray, *, level: float = 0.95, seed: 
 
 
 def _bootstrap_interval(values: np.ndarray, level: float, seed: int) -> tuple[float, float]:
+  return _interval_of(values.tobytes(), level, seed)
+
+
+@functools.lru_cache(1 << 12)  # all tables of a report have the same intervals, which take most of its time
+def _interval_of(numbers: bytes, level: float, seed: int) -> tuple[float, float]:
+  values = np.frombuffer(numbers, np.float64)
   picks = np.random.default_rng(seed).integers(0, values.size, (RESAMPLES, values.size))
   low, high = np.quantile(values[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
   return float(low), float(high)

@@ -26,7 +26,8 @@ def check(name: str) -> None:
   if name and name not in TRACKERS:
     hint = f"{did_you_mean(name, TRACKERS)}Use one of {', '.join(TRACKERS)}, or '' for none."
     raise InputError('tracker', f'{name!r} is unknown', hint)
-  if name and importlib.util.find_spec(name) is None:
+  found = importlib.util.find_spec(name) if name else None
+  if name and (found is None or found.origin is None):  # the latter for a folder of this name, as trackers leave behind
     raise InputError('tracker', f'{name} is not installed', f"Run pip install 'afw_jax[{name}]'.")
 
 

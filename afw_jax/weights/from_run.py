@@ -1,4 +1,4 @@
-"""Parameters of another run to start from: of its network, and of its output heads where the organs are the same."""
+"""Parameters to start from, of another run or a model file: the network, its heads where the organs are the same."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from flax import traverse_util
 from afw_jax import models
 from afw_jax.errors import InputError
 from afw_jax.inference import trained
-from afw_jax.model_file import networks
+from afw_jax.model_file import archive, networks
 
 _log = logging.getLogger('afw_jax')
 
@@ -63,10 +63,10 @@ def head_leaves(network: Network, num_classes: int) -> PyTree:
 
 
 def check(path: str, network: Network) -> dict:
-  """Checks that a run has a checkpoint of the same network, but for its output heads.
+  """Checks that a run or a model file has the same network, but for its output heads.
 
   Args:
-    path: workdir of the other run.
+    path: workdir of the other run; or a model file, FILE/1, FILE/2, ... where it holds several networks.
     network: of this one.
 
   Returns:
@@ -75,11 +75,8 @@ def check(path: str, network: Network) -> dict:
   Raises:
     InputError: there is no checkpoint, or it is of another network, size or number of channels.
   """
-  if networks.is_in_file(os.path.expanduser(path)):
-    cure = f'Make a run of it first: --mode=import --input={path} --workdir=runs/imported.'
-    raise InputError(f'model.init_from={path}', 'is a model file', cure)
   try:
-    _, meta = trained.read_meta(path, 'best')
+    meta = trained.meta_of(path)
   except InputError as error:
     raise InputError(f'model.init_from={path}', error.problem, error.cure) from error
   _match(path, network, meta, meta['model']['num_classes'])
@@ -89,11 +86,11 @@ def check(path: str, network: Network) -> dict:
 def load(path: str, network: Network, organs: Sequence[str], params: PyTree, batch_stats: PyTree) -> tuple:
   """Replaces initial parameters by those of another run, and logs which.
 
-  Where both runs have the same organs, in any order, everything is taken, with the learned weights of the loss. Else
-  the output heads and the weights of the loss stay as they are initialised.
+  Where both runs have the same organs, in any order, everything is taken, with the learned weights of the loss (which a
+  model file does not have). Else the output heads and the weights of the loss stay as they are initialised.
 
   Args:
-    path: workdir of the other run; its best checkpoint is taken.
+    path: workdir of the other run, whose best checkpoint is taken; or a model file, as in `check`.
     network: of this run.
     organs: of this run, without the background.
     params: {'net': ..., 'log_sigma_sq': (C,)}, freshly initialised.
@@ -115,15 +112,20 @@ def load(path: str, network: Network, organs: Sequence[str], params: PyTree, bat
   for key, axis in taken.items():
     flat[key] = source[key] if axis is None or order is None else np.take(source[key], order, axis)
   result = traverse_util.unflatten_dict(flat)
-  sigma = variables['log_sigma_sq'][order] if order is not None else params['log_sigma_sq']
-  _log.info('%s', _said(path, meta, network, theirs, ours, len(taken), new))
+  sigma = variables.get('log_sigma_sq')
+  _log.info('%s', _said(path, meta, network, theirs, ours, len(taken), new, has_sigma=sigma is not None))
+  sigma = params['log_sigma_sq'] if sigma is None or order is None else sigma[order]
   return {'net': result['params'], 'log_sigma_sq': sigma}, result.get('batch_stats', {}), meta
 
 
-def _said(path: str, meta: dict, network: Network, theirs: tuple, ours: tuple, taken: int, new: list[str]) -> str:
+def _said(
+  path: str, meta: dict, network: Network, theirs: tuple, ours: tuple, taken: int, new: list[str], *, has_sigma: bool
+) -> str:
   text = f'starts from step {meta["step"]} of {path}: {taken} arrays of its network'
   if set(theirs) == set(ours):
-    text += ', its output and the weights of its loss (the same organs)'
+    text += ', its output and the weights of its loss' if has_sigma else ' with its output'
+    text += ' (the same organs)'
+    text += '' if has_sigma else '; new are the weights of the loss, which a model file does not have'
   else:
     only = lambda a, b: ', '.join(organ for organ in a if organ not in b) or 'none'
     text += f'; new are the output ({", ".join(new)}) and the weights of the loss, since the organs differ'
@@ -160,6 +162,7 @@ def _match(path: str, network: Network, meta: dict, num_classes: int, *, heads: 
     sizes = [' x '.join(map(str, size)) for size in (there['input_size'], network.input_size)]
     what = f'its {network.name} is not the one of this run (inputs of {sizes[0]} there, {sizes[1]} here): '
     what += '; '.join(sorted(unlike)[:3]) + (f'; and {len(unlike) - 3} more' if len(unlike) > 3 else '')
-    cure = f'Give the same options as in {os.path.join(path, "config.json")} (model, data.size, train.patch_size).'
+    recorded = os.path.join(path, archive.META if networks.is_in_file(os.path.expanduser(path)) else 'config.json')
+    cure = f'Give the same options as in {recorded} (model, data.size, train.patch_size).'
     raise InputError(path, what, cure)
   return {key: axis for key, (_, axis) in ours.items()}, new

@@ -100,6 +100,19 @@ def test_one_compilation_whatever_the_number_of_slices():
   assert restoration._restore._cache_size() == 1 and step._cache_size() == 1
 
 
+@pytest.mark.parametrize('size', [(6, 6), (1, 4, 4)])
+def test_probabilities_that_are_no_numbers_are_an_error_and_no_background(size):
+  step = jax.jit(lambda variables, image, window: threshold_step(variables, image, window) * variables)
+  view = lambda factor: segmentation.View(
+    step, jnp.float32(factor), np.ones((3, 6, 6), np.int16), (0, 1), (np.eye(3), np.eye(6), np.eye(6)), Options(size)
+  )
+  assert (segmentation.segment_views([view(1)], name='p7.nii')[0] == 1).all()
+  for views in ([view(np.nan)], [view(1), view(np.nan)]):
+    with pytest.raises(InputError, match='^p7.nii: the network gives NaN'):
+      segmentation.segment_views(views, name='p7.nii')
+  assert not segmentation.segment_views([view(np.nan)])[0].any()  # a validation goes on
+
+
 def test_an_invalid_input_size():
   with pytest.raises(InputError, match='input_size'):
     segmentation.segment(soft_step, {}, np.zeros((2, 2, 2)), (0, 1), (np.eye(2),) * 3, Options((2,)))

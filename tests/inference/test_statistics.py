@@ -98,6 +98,13 @@ def test_voxels_without_a_number_are_not_measured():
   assert found.mean is None and found.sd is None and found.box == ((1, 4), (1, 1), (1, 1))
 
 
+def test_intensities_of_any_size_are_in_the_table():
+  found = statistics.OrganStatistics(mean=2.34567e-6, sd=4.5e-8, centroid_ras_mm=(1e-15, 2.0004, -3.0)).to_json()
+  assert (found['mean'], found['sd'], found['centroid_ras_mm']) == (2.35e-6, 4.5e-8, [0.0, 2.0, -3.0])
+  found = statistics.OrganStatistics(mean=-40.12345, sd=0.43219).to_json()
+  assert (found['mean'], found['sd']) == (-40.123, 0.432)
+
+
 def test_large_integers_are_summed_without_overflow():
   values = np.full(SHAPE, 32000, np.int16)
   found = of(np.ones(SHAPE, np.uint8), grid(), values)['liver']

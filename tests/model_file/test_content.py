@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from afw_jax import command_line
+from afw_jax.config import default_config
 from afw_jax.errors import InputError
 from afw_jax.model_file import content
 
@@ -28,11 +30,12 @@ META = {
     'contents': {'Smith_John': 'def'},
     'usual': {'intensities': None, 'position': [[[[0.0, 0.1]], 0.05]] * 3},
     'fold': '1/2',
+    'seen_before': {'train': ['abc'], 'val': []},
   },
   'config': {
     'seed': 0,
     'data': {'root': '/home/me/data', 'store': '/home/me/store', 'dataset': 'folder'},
-    'model': {'pretrained': '/home/me/r50.npz'},
+    'model': {'pretrained': '/home/me/r50.npz', 'init_from': '/home/me/runs/a'},
     'runtime': {'compilation_cache': '/home/me/cache'},
     'eval': {'batch_size': 8, 'overlap': 0.5},
   },
@@ -48,6 +51,14 @@ def test_no_case_and_no_folder_is_handed_over():
   assert kept['source'] == 'weights.pth' and kept['data']['splits'] is None and kept['data']['fold'] == '1/2'
   assert kept['step'] == 7 and kept['checkpoint'] == 'best' and kept['data']['usual'] == META['data']['usual']
   assert before == META
+
+
+def test_every_path_of_a_config_is_left_out():
+  config = default_config()
+  for section, key in command_line.PATHS:
+    config[section][key] = '/home/me'
+  kept = content.handed_over({**META, 'config': json.loads(config.to_json_best_effort())}, 'best', 'd' * 64)
+  assert '/home' not in json.dumps(kept)
 
 
 def changed(key, value):
@@ -84,6 +95,11 @@ def test_no_networks(networks):
   ('meta.data.usual', []), ('meta.data.usual', {'position': [[]]}), ('meta.data.usual', {'intensities': {}}),
   ('meta.data.options.size', [32] * 4), ('meta.data.options.size', None), ('meta.data.options.spacing_mm', [0, 1, 1]),
   ('meta.data.options.fit', 'stretch'), ('meta.data.options.order', 2), ('meta.data.options.modality', 'PET'),
+  ('meta.data.splits', {'train': []}), ('meta.data.seen_before', {'train': 5}), ('meta.data.scans', 'x'),
+  ('meta.model.options', {'constrain': 1}), ('meta.model.options', {'name': 'unet'}), ('meta.config.mesh', 'x'),
+  ('meta.model.options', {'num_classes': 3}), ('meta.model.options', {'attend': 'x'}), ('meta.config.runtime', []),
+  ('meta.config.optimizer', 'x'), ('meta.config.train', 1), ('meta.config.data', 'x'), ('meta.config.model', 'x'),
+  ('meta.config.mesh', {'spatial': 'x'}), ('meta.config.mesh', {'spatial': 0}), ('meta.config.loss', 'x'),
   ('meta.config.eval.batch_size', 0), ('meta.config.eval.overlap', 1), ('meta.config', None),
 ])  # fmt: skip
 def test_entries_that_no_export_writes(key, value):

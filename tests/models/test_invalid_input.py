@@ -34,6 +34,7 @@ OPTIONS = [
   ('unet', {'head_kernel': 2}, '1, 3'),
   ('unet', {'features': (8,)}, '2 or more'),
   ('unet', {'features': (8, 0)}, '2 or more'),
+  ('unet', {'features': 8}, '2 or more'),
   ('unet', {'dtype': 'float23'}, 'bfloat16'),
   ('unetpp', {'deep_supervision': 'False'}, 'True, False'),
   ('unetpp', {'repeat_to_rgb': 3}, 'True, False'),

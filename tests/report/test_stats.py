@@ -22,6 +22,13 @@ def test_summarise():
   assert wide.low < narrow.low < narrow.high < wide.high
 
 
+def test_an_interval_is_computed_once_for_all_tables_of_a_report(monkeypatch):
+  values = np.random.default_rng(1).random(9)
+  first = summarise(values, seed=11)
+  monkeypatch.setattr(np.random, 'default_rng', None)
+  assert summarise(values.copy(), seed=11) == first
+
+
 @pytest.mark.parametrize('n, least, most', [(4, 0.68, 0.88), (25, 0.89, 0.98)])
 def test_interval_covers_as_often_as_the_report_says(n, least, most):
   rng = np.random.default_rng(0)

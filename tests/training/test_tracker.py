@@ -137,6 +137,14 @@ def test_one_that_cannot_be_used_is_refused_before_any_work(monkeypatch):
     tracker.check('mlflow')
 
 
+def test_a_folder_with_the_name_of_a_package_is_not_taken_for_it(tmp_path, monkeypatch):
+  (tmp_path / 'tracking').mkdir()  # as wandb leaves `wandb` where a script runs
+  monkeypatch.syspath_prepend(str(tmp_path))
+  monkeypatch.setattr(tracker, 'TRACKERS', ('tracking',))
+  with pytest.raises(InputError, match='^tracker: tracking is not installed'):
+    tracker.check('tracking')
+
+
 def test_a_training_whose_tracker_fails_is_the_training_without(tmp_path, trained, stored, run_main):
   unreachable = {'MLFLOW_TRACKING_URI': nothing_listens(), 'MLFLOW_HTTP_REQUEST_MAX_RETRIES': '0'}
   done = run_main(*stored, f'--workdir={tmp_path}/run', '--mode=train', '--config.tracker=mlflow', **unreachable)

@@ -14,7 +14,7 @@ import tiny_dataset
 from changing_data import prepare_run, run_here
 from initial_run import make_run, small_run
 
-from afw_jax import models, train
+from afw_jax import export_model, models, train
 from afw_jax import workdir as run_folder
 from afw_jax.config import build, initial
 from afw_jax.config.check import check_config
@@ -51,6 +51,16 @@ def apply(data):
   model, _ = build.network(small_run(data), 3)
   image = np.random.default_rng(0).random((1, 32, 32, 1), np.float32)
   return jax.jit(lambda params, batch_stats: model.apply({'params': params, 'batch_stats': batch_stats}, image))
+
+
+@pytest.fixture(scope='module')
+def model_file(other, tmp_path_factory):
+  """A model file with that run, without the program in it."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr('afw_jax.model_file.program.serialised', lambda meta: b'program')
+    patch.setattr('afw_jax.model_file.run.check', lambda path: '')
+    patch.setattr(export_model, '_example', lambda trained: iter(()))
+    return export_model.export_model([other], str(tmp_path_factory.mktemp('model') / 'model.zip'))[0]
 
 
 def network_of(data):
@@ -93,6 +103,37 @@ def test_another_order_of_the_organs_is_followed(data, other, apply):
   logits = apply(wanted['params'], wanted['batch_stats'])
   np.testing.assert_allclose(apply(params['net'], batch_stats), logits[..., np.array([0, 2, 1])], atol=1e-6)
   np.testing.assert_array_equal(params['log_sigma_sq'], np.float32([0.1, 0.3, 0.2]))
+
+
+def test_a_model_file_gives_its_network_and_no_weights_of_the_loss(data, other, model_file, caplog):
+  check_config(small_run(data, **{'model.init_from': model_file}))
+  for organs in (ORGANS[::-1], ('liver', 'kidney')):
+    with caplog.at_level(logging.INFO, logger='afw_jax'):
+      params, batch_stats = loaded(data, model_file, organs)
+    theirs, theirs_stats = loaded(data, other, organs)
+    jax.tree.map(np.testing.assert_array_equal, (params['net'], batch_stats), (theirs['net'], theirs_stats))
+    assert not np.any(params['log_sigma_sq']) and params['log_sigma_sq'].shape == (3,)
+  assert 'new are the weights of the loss, which a model file does not have' in caplog.text
+
+
+@pytest.mark.parametrize('changes, said', [
+  ({'model.name': 'unetpp'}, 'model.zip: is a run of unet, and this one trains unetpp'),
+  ({'model.unet.features': (4, 4, 4, 4, 8)}, r'Give the same options as in .*model.zip/meta.json'),
+  ({'model.init_from': '{}/2'}, r'model.init_from=.*model.zip/2: is not there'),
+])  # fmt: skip
+def test_model_files_that_cannot_be_started_from_are_refused_before_any_work(data, model_file, changes, said):
+  changes = {key: v.format(model_file) if isinstance(v, str) else v for key, v in changes.items()}
+  with pytest.raises(InputError, match=said):
+    check_config(small_run(data, **{'model.init_from': model_file} | changes))
+
+
+def test_that_the_scans_of_a_training_are_not_known_is_a_warning(data, other, model_file, caplog):
+  record = json.loads(json.dumps(trained.read_meta(other, 'last')[1]['data']))
+  for path in (other, model_file):
+    seen = initial.seen_before(small_run(data, **{'model.init_from': path}), None, record)
+  assert seen == {'seen_before': {'train': [], 'val': []}}
+  (said,) = [record.getMessage() for record in caplog.records]
+  assert said.startswith(f'{model_file} does not say which scans it was trained with')
 
 
 @pytest.mark.parametrize('organs', [('liver', 'kidney'), ('liver', 'kidney', 'spleen'), ('liver',)])

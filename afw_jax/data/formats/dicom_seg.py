@@ -16,6 +16,7 @@ import numpy as np
 import pydicom
 from pydicom import valuerep
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.multival import MultiValue
 from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage, generate_uid
 
 import afw_jax
@@ -43,7 +44,8 @@ _PARSED = {
   'StudyDate': valuerep.DA,
   'StudyTime': valuerep.TM,
 }
-_SERIES_NUMBER = 1000  # of a segmentation, plus that of its scan
+_SERIES_NUMBER = 1000  # of a segmentation, plus that of its scan where DICOM's integers reach as far
+_MOST_SERIES_NUMBER = 2**31 - 1 - _SERIES_NUMBER
 
 
 def check_possible(path: str, scans: Iterable[Scan]) -> None:
@@ -140,6 +142,8 @@ def _header(path: str, first: Dataset | None) -> Dataset:
 def _valid(path: str, name: str, value: Any) -> Any:
   """A value of the patient or the study; None, with a warning, where it is none that the standard allows."""
   try:
+    if isinstance(value, MultiValue):  # a backslash in a name: none of these has several values
+      raise ValueError
     if value and name in _PARSED:
       _PARSED[name](str(value))
   except ValueError:
@@ -187,13 +191,14 @@ def _segmentation(frames: np.ndarray, slices: list[Dataset], organs: Sequence[st
   scheme = highdicom.coding_schemes.CodingSchemeIdentificationItem(
     organ_codes.PRIVATE, name='Names of organs in afw_jax'
   )
+  number = int(slices[0].get('SeriesNumber') or 0)
   return Segmentation(
     source_images=slices,
     pixel_array=frames,
     segmentation_type='BINARY',
     segment_descriptions=[_described(n, organ, made_by) for n, organ in enumerate(organs, 1)],
     series_instance_uid=generate_uid(prefix=None),
-    series_number=_SERIES_NUMBER + max(0, int(slices[0].get('SeriesNumber') or 0)),
+    series_number=_SERIES_NUMBER + (number if 0 <= number <= _MOST_SERIES_NUMBER else 0),
     sop_instance_uid=generate_uid(prefix=None),
     instance_number=1,
     manufacturer='afw_jax',

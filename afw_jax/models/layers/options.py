@@ -71,14 +71,15 @@ def channels_per_level(features: Sequence[int], default: Sequence[int], *, least
   Raises:
     InputError: fewer levels, or not positive integers.
   """
-  features = tuple(features or default)
-  if len(features) < least or not all(isinstance(f, int) and f > 0 for f in features):
+  features = features or default
+  given = isinstance(features, Sequence) and all(type(f) is int and f > 0 for f in features)
+  if not given or len(features) < least:
     raise InputError(
       f'model option features={features!r}',
       'is not a list of channels per level',
       f'Give {least} or more positive integers, for example {tuple(default)}.',
     )
-  return features
+  return tuple(features)
 
 
 def gray_to_rgb(image):

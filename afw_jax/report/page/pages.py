@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from afw_jax.errors import InputError
 from afw_jax.inference import outputs, record
@@ -19,6 +19,8 @@ from afw_jax.system.file_names import file_name
 _VOLUME_BYTES = 15_000_000  # of all volumes of a page, at most
 _LEAST_BYTES = 200_000  # for less, none are embedded
 _SLACK = 100_000
+_MOST_CELLS = 300_000  # of the tables of single organs in a page, which are some 6 MB
+_STATISTICS = ('mL', 'mean', 'sd', 'i', 'j', 'k', 'x (mm)', 'y (mm)', 'z (mm)', 'at the border', 'components')
 
 
 def of_run(
@@ -44,12 +46,13 @@ def of_run(
   place_of = {file_name(run.cases[i]): rank for rank, i in enumerate(order)}
   stem = lambda picture: os.path.splitext(os.path.basename(picture.path))[0]
   overlays = sorted(pictures, key=lambda picture: place_of.get(stem(picture), len(order)))
-  scores = tables.score_tables(run, order)
+  scores = tables.score_tables(run, order) if run.scores['dsc'].size * len(tables.COLUMNS) <= _MOST_CELLS else {}
   end: list[Block | Html] = [
     Heading('Cases'),
     'Means over the organs of each case, the lowest DSC first.',
     tables.case_table(run, order),
     *(document.folded(f'{title} of each organ', table) for title, table in scores.items()),
+    *([] if scores else ['The scores of each organ in each case are too many for a page: they are in `scores.csv`.']),
     *([Heading('Overlays'), 'From the lowest to the highest mean DSC.', *overlays] if overlays else []),
     *([Heading('Training'), *figures] if figures else []),
   ]
@@ -67,21 +70,55 @@ def of_predictions(folder: str, source: Source | str, *, served: bool = False) -
   volume = lambda row, organ: number(row['volume_ml'][organ], 1) if organ in row['volume_ml'] else '-'
   rows = [
     [row.get('scan', row['output']), *(volume(row, organ) for organ in organs), row['output']]
-    for row in content['scans']
+    for row in content['scans'][: _MOST_CELLS // (len(organs) + 2)]
   ]
   notes = [f'- {row["scan"]}: {note}' for row in content['scans'] for note in row.get('notes', ())]
   failed = [f'- {one["scan"]}: {one["problem"]}' for one in content['failed']]
   passed = [f'- {one["path"]}: {one["reason"]}' for one in content['passed_over']]
   begin: list[Block] = [
     Heading('Label maps of new scans', 1),
-    f'{len(rows)} label map(s). There is no truth to compare them with: look at them before you use them.',
+    f'{len(content["scans"])} label map(s). There is no truth to compare them with: look at them before you use them.',
     *(['**Unusual scans:**', '\n'.join(notes)] if notes else []),
     *(['**Not segmented:**', '\n'.join(failed)] if failed else []),
     *(['**Passed over:**', '\n'.join(passed)] if passed else []),
     Heading('Organ volumes (mL)'),
     Table(['scan', *organs, 'label map'], rows),
+    *([] if len(rows) == len(content['scans']) else [f'The first {len(rows)} label maps; all are in `{record.CSV}`.']),
   ]
-  return _with_viewer(begin, _hint(folder), source, [], served=served)
+  return _with_viewer(begin, _hint(folder), source, _statistics(organs, content['scans']), served=served)
+
+
+def _statistics(organs: Sequence[str], rows: Sequence[Mapping]) -> list[Block | Html]:
+  """The statistics of the organs of each label map, as the record has them."""
+  rows = [row for row in rows if row.get('statistics')]  # older rows have none
+  if not rows:
+    return []
+  parts, cells = [], 0
+  for row in rows:
+    cells += len(row['statistics']) * (1 + len(_STATISTICS))
+    if cells > _MOST_CELLS:
+      break
+    unit = f' ({row["intensity_unit"]})' if row.get('intensity_unit') == 'HU' else ''
+    head = ['organ', *(f'{name}{unit}' if name in ('mean', 'sd') else name for name in _STATISTICS)]
+    table = Table(head, [[organ, *_cells(row['statistics'][organ])] for organ in organs if organ in row['statistics']])
+    parts.append(document.folded(row['scan'], table))
+  return [
+    Heading('Statistics of the organs'),
+    'Mean and standard deviation of the intensities; first and last voxel along the axes of the scan as it is stored '
+    '(i, j, k); centroid towards right, anterior and superior (RAS); whether the organ reaches the border of the scan; '
+    'connected components.',
+    *parts,
+    *([] if len(parts) == len(rows) else [f'Those of the first {len(parts)} label maps; all are in `{record.CSV}`.']),
+  ]
+
+
+def _cells(one: Mapping) -> list[str]:
+  boxes = [f'{first} to {last}' for first, last in one['box'] or ()] or ['-'] * 3
+  shown = lambda value: '-' if value is None else str(value)
+  centroid = one['centroid_ras_mm'] or [None] * 3
+  numbers = [shown(value) for value in (one['volume_ml'], one['mean'], one['sd'])]
+  border = 'yes' if one['touches_border'] else 'no'
+  return [*numbers, *boxes, *map(shown, centroid), border, shown(one['components'])]
 
 
 def _hint(workdir: str) -> str:
@@ -149,6 +186,10 @@ def check_free(path: str) -> None:
   """Raises InputError where a page would take the place of a file that is not such a page."""
   if not os.path.lexists(path):
     return
-  with open(path, encoding='utf-8', errors='replace') as file:
-    if document.MARK not in file.read(4096):
-      raise InputError(path, 'is there already, and is not a page of this program', 'Move it away.')
+  try:
+    with open(path, encoding='utf-8', errors='replace') as file:
+      begin = file.read(4096)
+  except OSError:  # a folder, a link to nothing, a file of somebody else
+    begin = ''
+  if document.MARK not in begin:
+    raise InputError(path, 'is there already, and is not a page of this program', 'Move it away.')

@@ -169,7 +169,8 @@ def of_predictions(folder: str) -> Source:
     found = volumes.read_label(path)
     volumes.check_pair(image, found)
     labels = label_maps.as_classes(path, found.array, list(row['label_ids'].values()), cure='Predict it again.')
-    classes = np.array([0, *(organs.index(organ) + 1 for organ in row['label_ids'])], np.uint8)
+    numbers = [0, *(organs.index(organ) + 1 for organ in row['label_ids'])]
+    classes = np.array(numbers, np.min_scalar_type(len(organs)))  # of several networks there may be more than 255
     in_hu = image.array.min() < _AIR_HU
     return Scene(
       image.array,

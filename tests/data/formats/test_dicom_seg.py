@@ -211,6 +211,22 @@ def test_what_a_study_leaves_open_or_fills_in_wrongly_does_not_stop_a_segmentati
   assert ds.PatientID == 'P-17' and len(list(check_against_sources(ds, folder))) == 3
 
 
+def test_names_with_backslashes_and_the_largest_number_of_a_series(tmp_path):
+  names = (
+    'PatientName',
+    'PatientID',
+    'StudyID',
+    'AccessionNumber',
+    'ReferringPhysicianName',
+    'PatientSex',
+    'StudyDate',
+  )
+  with pydicom.config.disable_value_validation():
+    folder = series(tmp_path / 'ct', SeriesNumber=2**31 - 1, **dict.fromkeys(names, ['a', 'b']))
+  ds = segmented(folder, tmp_path / 'seg.dcm')
+  assert not any(ds[name].value for name in names) and ds.SeriesNumber == 1000
+
+
 def test_orientations_that_differ_in_their_last_digits(tmp_path):
   folder = series(tmp_path / 'ct')
   path = sorted(folder.iterdir())[1]

@@ -10,6 +10,8 @@ from viewed_run import CASE, DSC, HOSTILE, make_viewed
 
 from afw_jax import view
 from afw_jax.report import report
+from afw_jax.report.blocks import Heading, Table
+from afw_jax.report.page import document
 from afw_jax.report.style import colour
 
 pytestmark = NEEDED
@@ -200,3 +202,13 @@ def test_without_webgl2_there_are_slices(started, address):
       assert len(np.unique(started.canvas().reshape(-1, 3), axis=0)) > 20
   finally:
     started.driver.execute_cdp_cmd('Page.removeScriptToEvaluateOnNewDocument', script)
+
+
+def test_numbers_of_every_form_are_sorted_as_numbers(started, tmp_path):
+  wanted = ['-0.3', '1e-05', '0.15', '9 to 3', '10.25', '10.5', '1e+16', 'inf', '-']
+  table = Table(['case', 'HD'], [['', text] for text in sorted(wanted)])
+  (tmp_path / 'page.html').write_text(document.page([Heading('t', 1), table]), encoding='utf-8')
+  started.driver.get((tmp_path / 'page.html').as_uri())
+  started.find('thead th:nth-child(2) button').click()
+  column = 'return [...document.querySelectorAll("tbody tr")].map((row) => row.cells[1].textContent)'
+  assert started.run(column) == wanted

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from tiny_dataset import geometry, label_map, scan
 from viewed_run import CASE, SHAPE, make_viewed
 
 from afw_jax.data.formats import volumes
@@ -71,3 +72,16 @@ def test_dicom_segmentations_are_left_to_dicom_viewers(tmp_path):
 def test_folders_without_predictions_are_refused(tmp_path):
   with pytest.raises(InputError, match='names no label map'):
     sources.of_predictions(str(tmp_path))
+
+
+def test_more_organs_of_several_networks_than_a_byte_counts(tmp_path):
+  volumes.write_image(tmp_path / 's.nii.gz', scan(0), geometry())
+  labels = (label_map(0) > 0).astype(np.uint16) * 300
+  volumes.write_label(tmp_path / 'l.nii.gz', labels, geometry())
+  many = {f'organ {i}': 0.0 for i in range(299)}
+  source = str(tmp_path / 's.nii.gz')
+  row = {'scan': 's', 'output': 'l.nii.gz', 'source': source, 'sha256': volumes.read_image(source).sha256}
+  rows = [{**row, 'label_ids': {'last': 300}, 'volume_ml': {**many, 'last': 1.0}}]
+  atomic_files.write_json(tmp_path / 'volumes.json', {'unit': 'mL', 'organs': [*many, 'last'], 'scans': rows})
+  scene = sources.of_predictions(str(tmp_path)).load(0, True)
+  assert set(np.unique(scene.masks['prediction'])) == {0, 300}

@@ -12,6 +12,7 @@ from viewed_run import CASE, DSC, HOSTILE, ORGANS, make_viewed
 
 from afw_jax.data.formats import volumes
 from afw_jax.errors import InputError
+from afw_jax.inference import statistics
 from afw_jax.report import comparison, report
 from afw_jax.report.page import document, pages
 from afw_jax.system import atomic_files
@@ -151,6 +152,13 @@ def predicted(folder, workdir):
     'label_ids': {'liver': 1, HOSTILE: 7},
     'volume_ml': {'liver': 0.0, HOSTILE: 12.3456},
     'notes': ['<i>dark</i>'],
+    'intensity_unit': 'HU',
+    'statistics': {
+      'liver': statistics.OrganStatistics().to_json(),
+      HOSTILE: statistics.OrganStatistics(
+        9, 12.3456, 40.5, 2.25, ((0, 3), (4, 11), (7, 7)), (-10.5, 0.0, 7.125), True, 2
+      ).to_json(),
+    },
     'checkpoint': {'workdir': 'w', 'step': 1},
   }
   failed = [{'scan': 'b', 'output': 'b.nii.gz', 'source': 'b.nii', 'problem': '<b>torn'}]
@@ -167,7 +175,12 @@ def test_new_label_maps(run, tmp_path):
   path = pages.write_predictions(pages.place_beside(str(folder)))
   assert path == str(folder / 'index.html')
   page = Page((folder / 'index.html').read_text(encoding='utf-8'))
-  assert page.tables == [[['scan', *ORGANS, 'label map'], ['p/c0', '0.0', '12.3', 'p/c0.nii.gz']]]
+  volumes_table, found = page.tables
+  assert volumes_table == [['scan', *ORGANS, 'label map'], ['p/c0', '0.0', '12.3', 'p/c0.nii.gz']]
+  assert found[0][:4] == ['organ', 'mL', 'mean (HU)', 'sd (HU)'] and {len(row) for row in found} == {12}
+  assert found[1] == ['liver', '0.0', *'--------', 'no', '0']
+  place = ['0 to 3', '4 to 11', '7 to 7', '-10.5', '0.0', '7.125']
+  assert found[2] == [HOSTILE, '12.346', '40.5', '2.25', *place, 'yes', '2']
   for said in ('p/c0: <i>dark</i>', 'b: <b>torn', '/x/<y>: is NRRD', 'no truth'):
     assert said in page.text
   assert page.data['masks'] == ['prediction'] and list(page.data['cases'][0]['details']['volumes']) == [
@@ -182,8 +195,28 @@ def test_new_label_maps(run, tmp_path):
   assert 'no longer the scan that was segmented' in Page((folder / 'index.html').read_text(encoding='utf-8')).text
 
 
-def test_the_page_of_predictions_replaces_no_other_file(tmp_path):
-  (tmp_path / 'index.html').write_text('<html>mine', encoding='utf-8')
+def test_tables_of_very_many_cases_or_organs_are_left_to_the_files(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(pages, '_MOST_CELLS', 30)
+  monkeypatch.setattr(report, '_can_draw', lambda: False)
+  text = pathlib.Path(report.report(make_run(tmp_path / 'run'))['page']).read_text(encoding='utf-8')
+  assert 'they are in scores.csv' in Page(text).text and len(Page(text).tables) == 2
+  predicted(tmp_path / 'out', run[0])
+  path = tmp_path / 'out' / 'volumes.json'
+  content = json.loads(path.read_text(encoding='utf-8'))
+  content['scans'] = [{**content['scans'][0], 'output': f'{i}.nii.gz'} for i in range(9)]
+  path.write_text(json.dumps(content), encoding='utf-8')
+  page = Page(pages.of_predictions(str(tmp_path / 'out'), 'no scans'))
+  assert 'The first 7 label maps; all are in volumes.csv.' in page.text and '9 label map(s)' in page.text
+  assert 'Those of the first 1 label maps; all are in volumes.csv.' in page.text and len(page.tables) == 2
+
+
+@pytest.mark.parametrize('make', [
+  lambda path: path.write_text('<html>mine', encoding='utf-8'),
+  lambda path: path.mkdir(),
+  lambda path: path.symlink_to('nowhere'),
+])  # fmt: skip
+def test_the_page_of_predictions_replaces_no_other_file(tmp_path, make):
+  make(tmp_path / 'index.html')
   for output in (tmp_path, tmp_path / 'scan.nii.gz'):
     with pytest.raises(InputError, match='index.html'):
       pages.place_beside(str(output))

@@ -1,7 +1,7 @@
 // Sorts the rows of a table by the column whose heading is pressed, by mouse or keyboard; again turns the order.
 'use strict';
 (() => {
-  const NUMBER = /^[<>]?\s*([-+]?\d+(?:\.\d+)?)/;
+  const NUMBER = /^[<>]?\s*([-+]?(?:\d+(?:\.\d+)?(?:e[-+]?\d+)?|inf\b))/;
   const text = (row, column) => row.cells[column].textContent.trim();
   const missing = (value) => value === '-' || value === '';
 
@@ -10,7 +10,7 @@
     const rows = [...body.rows];
     const direction = heading.getAttribute('aria-sort') === 'ascending' ? -1 : 1;
     const numeric = column > 0 && rows.every((row) => missing(text(row, column)) || NUMBER.test(text(row, column)));
-    const value = (row) => Number(NUMBER.exec(text(row, column))[1]);
+    const value = (row) => Number(NUMBER.exec(text(row, column))[1].replace('inf', 'Infinity'));
     rows.sort((a, b) => {
       const [x, y] = [text(a, column), text(b, column)];
       if (missing(x) || missing(y)) return missing(x) - missing(y); // at the end in either order
