@@ -10,7 +10,7 @@ import numpy as np
 
 from afw_jax.inference.forward import Array
 
-NO_CLASS = 255  # of a voxel whose probabilities are NaN; networks have at most 254 organs
+NO_CLASS = 255  # of slices with probabilities that are NaN; networks have at most 254 organs
 _ROWS = 8  # slices of the scan's grid made at a time
 
 
@@ -105,7 +105,7 @@ def restore(slabs: Sequence[Slab], *, keep_probabilities: bool) -> tuple[Array, 
     keep_probabilities: also return the mean.
 
   Returns:
-    (labels (n, H, W) uint8, NO_CLASS where the probabilities are NaN; probabilities (n, H, W, C) float32 or None).
+    (labels (n, H, W) uint8, all NO_CLASS where probabilities are NaN; probabilities (n, H, W, C) float32 or None).
   """
   return _restore(tuple(slabs), keep_probabilities)
 
@@ -117,8 +117,9 @@ def _restore(slabs: tuple[Slab, ...], keep_probabilities: bool) -> tuple[Array, 
   on_cpu = _by_products if keep_probabilities else _by_neighbours
   each = [jax.lax.platform_dependent(slab, cpu=on_cpu, default=_by_products) for slab in slabs]
   total = functools.reduce(jnp.add, each)
-  # NaN, which comes in all classes of a voxel, would pass for the first class.
-  labels = jnp.where(jnp.isnan(total[..., 0]), NO_CLASS, jnp.argmax(total, -1)).astype(jnp.uint8)
+  # NaN, which comes in all classes of a voxel, would pass for the first class. It is looked for on the working grids.
+  has_nan = functools.reduce(jnp.logical_or, [jnp.isnan(one[..., 0]).any() for slab in slabs for one in slab.slices])
+  labels = jnp.where(has_nan, jnp.uint8(NO_CLASS), jnp.argmax(total, -1).astype(jnp.uint8))
   return labels, total / len(each) if keep_probabilities else None
 
 

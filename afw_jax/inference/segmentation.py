@@ -112,7 +112,7 @@ def segment_views(
   Args:
     views: of the same scan by each network, all with the same classes.
     keep_probabilities: also return the probabilities.
-    name: of the scan, for the error where its probabilities are NaN; None: they are background.
+    name: of the scan, for the error where its probabilities are NaN; None: such slices are background.
 
   Returns:
     (labels (D, H, W) uint8 class ids, probabilities (D, H, W, C) float16 or None).
