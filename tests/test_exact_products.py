@@ -20,7 +20,7 @@ from afw_jax.config.check import check_config
 from afw_jax.config.program import make_program
 from afw_jax.distributed import sharding
 from afw_jax.errors import InputError
-from afw_jax.inference import forward, segmentation, sliding_window
+from afw_jax.inference import forward, restoration, sliding_window
 from afw_jax.preprocess import make_preprocess
 from afw_jax.training import optimizer, step
 from afw_jax.training.augment import make_augment
@@ -96,7 +96,10 @@ def test_everything_of_inference_but_the_network():
   predict_step = forward.mirror_averaged(forward.make_predict_step(Pointwise()), (0, 1))
   assert not rounded_products(predict_step, variables, of(2, 16, 16, 1, dtype=jnp.int16), of(2, 2))
   slices = tuple(of(16, 12, 3) for _ in range(4))
-  assert not rounded_products(segmentation._restore, slices, of(8, 4), of(40, 16), of(30, 12))
+  along = lambda n, m: restoration.Interpolation(of(n, m), of(n, 2, dtype=jnp.int32), of(n, 2))
+  slab = restoration.Slab(slices, of(8, 4), along(40, 16), along(30, 12))
+  for keep in (True, False):
+    assert not rounded_products(functools.partial(restoration.restore, keep_probabilities=keep), [slab])
   index = of(dtype=jnp.int32)
   windows = (of(8, 32, 32, 3), of(2, 8, 16, 16, 3), index, index, index, index, of(8), of(16), of(16))
   assert not rounded_products(sliding_window._add, *windows)
