@@ -86,6 +86,7 @@ def execute(
 
 def tidy(notebook: nbformat.NotebookNode, folder: str) -> nbformat.NotebookNode:
   """Outputs as they are kept: without times and the folder of this run, and with small pictures, in place."""
+  notebook.metadata = nbformat.from_dict(METADATA)  # a run adds the version of its Python
   for cell in notebook.cells:
     cell.metadata.pop('execution', None)
     for output in cell.get('outputs', ()):
