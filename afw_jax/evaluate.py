@@ -17,6 +17,7 @@ from afw_jax.data import resample, run_record, store, usual, working_grid
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.geometry import Geometry
 from afw_jax.data.selection import Selection, scored_split
+from afw_jax.data.sets.spec import IGNORED
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError
 from afw_jax.inference import segmentation
@@ -214,6 +215,7 @@ def score_case(
     labels=trained.labels,
     convention=options.convention,
     nsd_tolerance_mm=options.nsd_tolerance_mm,
+    ignored=IGNORED,
   )
   return {
     'case': case.id,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from afw_jax.data.cases import Cases
+from afw_jax.data.sets.spec import IGNORED
 from afw_jax.errors import InputError
 
 VOXELS_PER_CLASS = 500  # stored per case: enough positions to crop around, in little space
@@ -15,7 +16,7 @@ def foreground_voxels(label: np.ndarray, case_id: str) -> np.ndarray:
   """Samples voxels of every organ, so that crops can be placed around organs without reading the label map.
 
   Args:
-    label: (D, H, W) class ids, 0 is the background.
+    label: (D, H, W) class ids, 0 is the background; ignored voxels are no organ.
     case_id: seed of the sample.
 
   Returns:
@@ -24,7 +25,7 @@ def foreground_voxels(label: np.ndarray, case_id: str) -> np.ndarray:
   rng = np.random.default_rng(
     int.from_bytes(hashlib.sha256(case_id.encode(errors='surrogateescape')).digest()[:8], 'big')
   )
-  at = np.flatnonzero(label)
+  at = np.flatnonzero((label != 0) & (label != IGNORED))
   classes = label.ravel()[at]
   rows = [np.empty((0, 4), np.int32)]
   for c in np.unique(classes):

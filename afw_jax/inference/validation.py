@@ -6,6 +6,7 @@ import numpy as np
 
 from afw_jax import metrics
 from afw_jax.data import field_of_view, store, working_grid
+from afw_jax.data.sets.spec import IGNORED
 from afw_jax.distributed import runtime
 from afw_jax.inference import segmentation
 from afw_jax.inference.forward import PredictStep, PyTree
@@ -51,9 +52,13 @@ def validate(
     case = store.read_case(store_dir, case_id, content=contents[case_id])
     grid, image = working_grid.prepared_case(case, overhang)
     labels = segmentation.segment_volume(predict_step, variables, image, windows[case_id], grid, options)
-    scores[case_id] = metrics.dice_per_class(labels, case.arrays['native_label'], len(organs) + 1)[1:].tolist()
+    scores[case_id] = _dice(labels, case.arrays['native_label'], len(organs))
   merged = {case_id: score for part in runtime.gather(scores) for case_id, score in part.items()}
   table = np.array([merged[case_id] for case_id in case_ids])
   mean = {organ: float(np.nanmean(dsc)) for organ, dsc in zip(organs, table.T) if not np.isnan(dsc).all()}
   overall = float(np.mean(list(mean.values()))) if mean else float('nan')
   return {'val/dsc': overall, **{f'val/dsc/{organ}': dsc for organ, dsc in mean.items()}}
+
+
+def _dice(labels: np.ndarray, true: np.ndarray, num_organs: int) -> list[float]:
+  return metrics.dice_per_class(labels, true, num_organs + 1, ignored=IGNORED)[1:].tolist()

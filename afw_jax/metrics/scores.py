@@ -49,6 +49,7 @@ def score_case(
   labels: Mapping[str, int],
   convention: str = 'strict',
   nsd_tolerance_mm: float | Mapping[str, float] = 2.0,
+  ignored: int | None = None,
 ) -> dict[str, dict[str, float | int | bool]]:
   """Scores one case: DSC, HD, HD95 (two definitions), ASSD and NSD of every organ.
 
@@ -67,6 +68,8 @@ def score_case(
     labels: organ name -> id.
     convention: 'strict', 'transunet', 'unetrpp' or 'monai', see the docstring of this module.
     nsd_tolerance_mm: one tolerance for all organs, or organ name -> tolerance.
+    ignored: id in `true` of voxels that count nowhere: they belong to no organ in either map. An organ that reaches
+      into them ends there in both maps, and has a surface there.
 
   Returns:
     organ -> `dsc`, `hd_mm`, `hd95_pooled_mm`, `hd95_max_mm`, `assd_mm`, `nsd` (floats), `missed` (only in the
@@ -78,6 +81,10 @@ def score_case(
   """
   pred, true = np.asarray(pred), np.asarray(true)
   _check(pred, true, spacing_mm, labels, convention)
+  if ignored is not None:
+    if ignored in labels.values():
+      raise InputError('ignored', f'{ignored} is the id of an organ', 'Give an id that no organ has.')
+    pred = np.where(true == ignored, true, pred) if (true == ignored).any() else pred
   tolerances = _tolerances(nsd_tolerance_mm, labels)
   pred, true = c_ordered(pred), c_ordered(true)
   millimetres = tuple(float(s) for s in spacing_mm)
@@ -110,12 +117,13 @@ def score_case(
   return scores
 
 
-def dice_per_class(pred: np.ndarray, true: np.ndarray, num_classes: int) -> np.ndarray:
+def dice_per_class(pred: np.ndarray, true: np.ndarray, num_classes: int, *, ignored: int | None = None) -> np.ndarray:
   """DSC of every class, by one pass over the label maps; used for validation during training.
 
   Args:
     pred, true: integer arrays of one shape, values in [0, num_classes).
     num_classes: C, background included.
+    ignored: value in `true` of voxels that count nowhere.
 
   Returns:
     (C,) float64, nan for a class that is in neither array.
@@ -125,6 +133,8 @@ def dice_per_class(pred: np.ndarray, true: np.ndarray, num_classes: int) -> np.n
   """
   pred, true = np.asarray(pred), np.asarray(true)
   _check_arrays(pred, true)
+  if ignored is not None and not (counts := true != ignored).all():
+    pred, true = pred[counts], true[counts]
   for name, array in (('pred', pred), ('true', true)):
     if array.size and not 0 <= int(array.min()) <= int(array.max()) < num_classes:
       raise InputError(name, f'labels lie in [{array.min()}, {array.max()}]', f'Give labels in [0, {num_classes}).')

@@ -12,6 +12,7 @@ from afw_jax import workdir as run_folder
 from afw_jax.config import build
 from afw_jax.data import resample, store, usual, working_grid
 from afw_jax.data.formats.geometry import Geometry
+from afw_jax.data.sets.spec import without_ignored
 from afw_jax.errors import InputError
 from afw_jax.inference import trained
 from afw_jax.paper import collect, states
@@ -132,7 +133,7 @@ def _scan(table: Table, case_id: str, standing: str, runs: dict[str, Run], score
   index = store.read_index(folder)
   case = store.read_case(folder, case_id)
   geometry = Geometry.from_json(case.meta['geometry'])
-  truth = np.asarray(case.arrays['native_label'])
+  truth = without_ignored(case.arrays['native_label'])
   maps: dict[str, np.ndarray | str] = {}
   for row in table.parts[0].rows:
     if row.label not in scored:

@@ -8,6 +8,7 @@ import numpy as np
 from afw_jax.data import store
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.geometry import MAX_DISPLACEMENT, Geometry, displacement
+from afw_jax.data.sets.spec import IGNORED
 from afw_jax.errors import InputError
 from afw_jax.report.runs import Run
 from afw_jax.system.file_names import file_name
@@ -43,11 +44,15 @@ def read(run: Run, case: store.Case, ids: Mapping[str, int], *, cure: str = AGAI
   grid = Geometry.from_json(case.meta['geometry'])
   labels = as_classes(path, found.array, [ids[organ] for organ in run.organs], cure=cure)
   same_grid = labels.shape == grid.internal_shape and displacement(grid, found.geometry)[0] <= MAX_DISPLACEMENT
-  counts = np.bincount(labels.ravel(), minlength=len(run.organs) + 1)[1:]
-  expected = run.volumes['pred_voxels'][place]
-  if not same_grid or any(n != wanted for n, wanted in zip(counts, expected) if not np.isnan(wanted)):
+  if not same_grid or not _agree(labels, case, run.volumes['pred_voxels'][place]):
     raise InputError(path, 'is not the label map that was scored', cure)
   return labels
+
+
+def _agree(labels: np.ndarray, case: store.Case, expected: np.ndarray) -> bool:
+  """Whether the organs have the numbers of voxels that were scored, ignored ones left out; nan stands for any."""
+  counts = np.bincount(labels[case.arrays['native_label'] != IGNORED], minlength=len(expected) + 1)[1:]
+  return all(n == wanted for n, wanted in zip(counts, expected) if not np.isnan(wanted))
 
 
 def as_classes(path: str, labels: np.ndarray, ids: Sequence[int], *, cure: str = AGAIN) -> np.ndarray:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
+from afw_jax.data.sets.spec import IGNORED
 from afw_jax.errors import InputError
 from afw_jax.metrics import dice_per_class
 from afw_jax.report.style import black_outline, colour, label, legend_patch, new_figure, rgb, save
@@ -31,7 +32,8 @@ def case_sheet(
   Args:
     path: path of the PNG to write.
     image: (D, H, W) in [0, 1], z first.
-    masks: name -> (D, H, W) integer classes; the first is taken as truth, the second as prediction.
+    masks: name -> (D, H, W) integer classes; the first is taken as truth, the second as prediction. Voxels of class
+      255 are ignored, and drawn in grey.
     organs: names of the classes 1, 2, ...
     title: above the panels.
     spacing_mm: (z, y, x) or (y, x) size of a voxel; None: square pixels.
@@ -58,15 +60,16 @@ def choose_slices(
   Returns:
     (slice number, caption) of each, highest DSC first.
   """
-  amount = np.count_nonzero(true, axis=(1, 2))
+  counts = true != IGNORED
+  amount = np.count_nonzero((true != 0) & counts, axis=(1, 2))
   if pred is not None:
-    amount = np.maximum(amount, np.count_nonzero(pred, axis=(1, 2)))
+    amount = np.maximum(amount, np.count_nonzero((pred != 0) & counts, axis=(1, 2)))
   worth = np.flatnonzero(amount >= max(1, amount.max() / 3))
   if worth.size == 0:
     worth = np.arange(len(true))
   if pred is None or amount.max() == 0:
     return [(int(z), f'slice {z}') for z in worth[_spread(worth.size, num_slices)]]
-  dsc = np.array([_mean(dice_per_class(pred[z], true[z], num_classes)[1:]) for z in worth])
+  dsc = np.array([_mean(dice_per_class(pred[z], true[z], num_classes, ignored=IGNORED)[1:]) for z in worth])
   picks = np.argsort(-dsc, kind='stable')[_spread(worth.size, num_slices)]
   return [(int(worth[i]), f'slice {worth[i]}   DSC {dsc[i]:.2f}') for i in picks]
 
@@ -103,7 +106,8 @@ def _sheet(path, image, masks, organs, rows, title, spacing) -> str:
       axes.imshow(image[z], cmap='gray', vmin=0, vmax=1, aspect=aspect, interpolation='nearest')
       axes.set_axis_off()
       if row == 0:
-        axes.set_title(name, fontsize=12)
+        partly = column and (masks[name] == IGNORED).any()
+        axes.set_title(f'{name} (grey: ignored)' if partly else name, fontsize=12)
       if column == 0 and caption:
         axes.text(
           0.02,
@@ -134,7 +138,7 @@ def _sheet(path, image, masks, organs, rows, title, spacing) -> str:
 
 
 def draw_mask(axes, mask: np.ndarray, classes: list[int], points_per_pixel: float) -> None:
-  """Draws each class as a translucent area with its contour and, for colour-blind readers, its number.
+  """Draws each class as a translucent area with its contour and, for colour-blind readers, its number; ignored in grey.
 
   Args:
     axes: of matplotlib, with the image; their limits become those of the mask.
@@ -143,6 +147,7 @@ def draw_mask(axes, mask: np.ndarray, classes: list[int], points_per_pixel: floa
     points_per_pixel: size of a pixel in the figure.
   """
   tint = np.zeros((*mask.shape, 4))
+  tint[mask == IGNORED] = (0.6, 0.6, 0.6, 2 * _FILL)
   for c in classes:
     area = mask == c
     if not area.any():

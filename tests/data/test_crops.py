@@ -12,6 +12,7 @@ import pytest
 from afw_jax.data import crops, store
 from afw_jax.data.crops import CropSource, foreground_voxels, read_crop
 from afw_jax.data.pipeline import train_batches
+from afw_jax.data.sets.spec import IGNORED
 from afw_jax.errors import InputError
 
 SHAPES = {'a': (9, 20, 15), 'b': (12, 14, 14), 'c': (4, 30, 9), 'd': (10, 16, 18), 'e': (8, 15, 16)}
@@ -158,6 +159,7 @@ def test_worker_processes_change_nothing(folder):
 import hashlib, json
 from afw_jax.data.crops import CropSource
 from afw_jax.data.pipeline import train_batches
+from afw_jax.data.sets.spec import IGNORED
 if __name__ == '__main__':
   source = CropSource({folder!r}, {IDS!r}, {WINDOWS!r}, {PATCH!r})
   it = train_batches(source, batch_size=4, seed=3, num_workers=2, start_step=2)
@@ -231,3 +233,9 @@ def test_a_store_of_an_older_version_says_what_to_do(tmp_path):
   store.write_case(tmp_path, 'old', {k: np.zeros((2, 3, 3), np.uint8) for k in ('image', 'label')}, {})
   with pytest.raises(InputError, match='case old: has no array foreground.*--mode=prepare'):
     CropSource(tmp_path, ['old'], {'old': (0, 1)}, (2, 2, 2))
+
+
+def test_ignored_voxels_are_no_organ():
+  label = np.zeros((4, 6, 6), np.uint8)
+  label[0], label[2, 3, 3] = IGNORED, 2
+  assert foreground_voxels(label, 'a').tolist() == [[2, 2, 3, 3]]

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from figure_checks import inside, legend_labels, png
 
+from afw_jax.data.sets.spec import IGNORED
 from afw_jax.errors import InputError
 from afw_jax.report import overlays, style
 
@@ -115,3 +116,21 @@ def test_the_legend_of_many_or_long_names_is_inside_the_sheet(tmp_path, drawn, o
   inside(figure, figure.legends[0])
   inside(figure, figure._suptitle)
   assert not overlaps(figure, [*figure.axes, *figure.legends])
+
+
+def test_ignored_voxels_are_grey_and_choose_no_slice(tmp_path, drawn):
+  image, true, pred = scan()
+  true[0], true[3] = IGNORED, IGNORED  # the fullest slices by count, were they organs
+  pred[0] = 1
+  chosen = {z for z, _ in overlays.choose_slices(true, pred, num_classes=4, num_slices=6)}
+  assert chosen == {1, 2, 4}
+  true[2, 30:, 50:] = IGNORED
+  path = one_slice(str(tmp_path / 'o.png'), np.zeros_like(image[2]), {'truth': true[2], 'prediction': pred[2]}, ORGANS)
+  (figure,) = drawn
+  assert [a.get_title() for a in figure.axes] == ['image', 'truth (grey: ignored)', 'prediction']
+  assert legend_labels(figure) == ['1 liver', '2 spleen', '3 kidney_left']
+  pixels = png(path).astype(int)
+  grey = (np.ptp(pixels, axis=-1) < 6) & (abs(pixels.mean(-1) - 255 * 0.6 * 0.6) < 8)
+  third = pixels.shape[1] // 3
+  counts = [int(grey[:, i * third : (i + 1) * third].sum()) for i in range(3)]
+  assert counts[1] > 500 > counts[0] + counts[2]

@@ -10,7 +10,7 @@ from afw_jax.data.formats import volumes
 from afw_jax.data.padding import without_padding
 from afw_jax.data.sets.case_files import CaseFiles, abbreviate
 from afw_jax.data.sets.lookup import NAMES
-from afw_jax.data.sets.spec import DatasetSpec, class_table
+from afw_jax.data.sets.spec import IGNORED, DatasetSpec, class_table
 from afw_jax.errors import InputError
 
 
@@ -20,7 +20,7 @@ class LoadedCase:
 
   Attributes:
     image: the scan, without padding; None if it could not be read.
-    classes: (D, H, W) uint8 classes on the grid of the scan; None if there are problems.
+    classes: (D, H, W) uint8 classes on the grid of the scan, `IGNORED` included; None if there are problems.
     voxels: organ -> number of its voxels on the grid of the scan.
     problems: errors, with which the case cannot be used.
     notes: warnings, with which it can.
@@ -100,14 +100,19 @@ def _classes(label, spec, problems):
       InputError(label.source, f'is empty: no voxel of {", ".join(spec.organs)}', 'Label the scan or remove it')
     )
   notes = []
-  if sum(classes[z].any() for z in range(len(classes))) == 1 and len(classes) > 1:
+  if sum(_has_organ(plane) for plane in classes) == 1 and len(classes) > 1:
     notes.append('its label map has organs in one slice only')
   return classes, voxels, notes
 
 
+def _has_organ(plane: np.ndarray) -> bool:
+  return bool(((plane != 0) & (plane != IGNORED)).any())
+
+
 def _known(spec) -> str:
   text = lambda ids: str(ids[0]) if len(ids) == 1 else f'{ids[0]}-{ids[-1]}'
-  return ', '.join(f'{text(ids)} {organ}' for organ, ids in spec.raw_ids.items())
+  known = dict(spec.raw_ids) | ({} if spec.unlabelled_id is None else {'ignore': (spec.unlabelled_id,)})
+  return ', '.join(f'{text(ids)} {organ}' for organ, ids in known.items())
 
 
 def _counts(array: np.ndarray) -> np.ndarray:

@@ -60,4 +60,6 @@ class StoreOptions:
       'raw_ids': dict(spec.raw_ids),
       'ignored_ids': spec.ignored_ids,
     }
+    if spec.unlabelled_id is not None:  # not otherwise: stores without it keep their digest
+      labels['unlabelled_id'] = spec.unlabelled_id
     return json.loads(json.dumps(labels | self.grid()))

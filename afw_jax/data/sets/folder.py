@@ -36,7 +36,7 @@ def read_folder_spec(root: str) -> DatasetSpec:
   description = read_json(
     path, missing='no such file', cure=f'Write valid JSON; expected layout: {FOLDER_WHERE["layout"]}'
   )
-  ids = _label_ids(path, description.get('labels'))
+  ids, unlabelled = _label_ids(path, description.get('labels'))
   channel = _channel(path, description)
   try:
     modality = modality_of(channel)
@@ -63,6 +63,7 @@ def read_folder_spec(root: str) -> DatasetSpec:
     raw_ids={organ: (i,) for organ, i in ids.items()},
     output_ids=ids,
     ignored_ids='all' if description.get('other_labels') == 'background' else (),
+    unlabelled_id=unlabelled,
     window_hu=NAMED_HU['transunet'] if ct else None,  # the paper's is narrow: made for the organs of its data
     fractions=(4.0, 1.0, 0.0),
     splits=_splits(path, description.get('split')),
@@ -94,8 +95,8 @@ def _channel(path, description: dict) -> str:
   return next(iter(channels.values())).strip()
 
 
-def _label_ids(path, labels) -> dict[str, int]:
-  """Organ -> id without the background, by ascending id; nnU-Net v2 writes name -> id, v1 writes id -> name."""
+def _label_ids(path, labels) -> tuple[dict[str, int], int | None]:
+  """Organ -> id by ascending id, and the id named "ignore"; nnU-Net v2 writes name -> id, v1 writes id -> name."""
   if not isinstance(labels, dict) or not labels:
     raise InputError(path, 'has no "labels"', f'Write {_EXAMPLE}')
   if all(key.isdigit() for key in labels) and all(isinstance(value, str) for value in labels.values()):  # v1
@@ -113,20 +114,21 @@ def _label_ids(path, labels) -> dict[str, int]:
       )
     if normal_name(name).strip().lower() == 'mean':
       raise InputError(path, 'has a label "mean"', 'Give it another name: the tables have a row of this name')
-    if name.lower() == 'ignore':
-      raise InputError(path, 'has an "ignore" label', 'Ignore labels are not supported: relabel these voxels')
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 65535:
       raise InputError(path, f'label "{name}" has the id {value!r}', 'Use an integer from 0 to 65535')
     if not name.strip() or (name.lower() == 'background') != (value == 0):
       raise InputError(path, f'label "{name}" has the id {value}', 'Id 0, and only 0, is "background"')
-  ids = {name: value for name, value in sorted(labels.items(), key=lambda item: item[1]) if value}
+  if len(set(labels.values())) < len(labels):
+    raise InputError(path, '"labels" gives two names the same id', 'Give each name its own id')
+  unlabelled = [value for name, value in labels.items() if name.strip().lower() == 'ignore']
+  if len(unlabelled) > 1:
+    raise InputError(path, 'has two "ignore" labels', 'Give the voxels that count nowhere one id')
+  ids = {name: i for name, i in sorted(labels.items(), key=lambda item: item[1]) if i and i not in unlabelled}
   if not ids:
     raise InputError(path, '"labels" names no organ', f'Write {_EXAMPLE}')
-  if len(set(ids.values())) < len(ids):
-    raise InputError(path, '"labels" gives two names the same id', 'Give each name its own id')
   if len(ids) > 254:
     raise InputError(path, f'"labels" names {len(ids)} organs', 'At most 254 are supported')
-  return ids
+  return ids, (unlabelled or [None])[0]
 
 
 def _splits(path, split) -> dict[str, tuple[str, ...]]:

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 PARTS = ('train', 'val', 'test')
+IGNORED = 255  # class of voxels that count nowhere; there are at most 254 organs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class DatasetSpec:
     fractions: default fractions of (train, val, test) for cases without a published part.
     how_to_get, layout: how to download the data set and its folders, for the error when nothing is found.
     ignored_ids: other ids that the label files may contain, treated as background; 'all': every other id.
+    unlabelled_id: id of voxels that nobody has labelled, which count nowhere; None: there is none.
     splits: part -> case ids, as published or given.
     folds: 'train' and 'val' -> case ids, of each fold of a cross-validation, where they are given.
     defects: case id -> known defect, as the end of a sentence that starts with 'it'.
@@ -44,6 +46,7 @@ class DatasetSpec:
   how_to_get: str
   layout: str
   ignored_ids: tuple[int, ...] | Literal['all'] = ()
+  unlabelled_id: int | None = None
   splits: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   folds: tuple[Mapping[str, tuple[str, ...]], ...] = ()
   defects: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -68,8 +71,13 @@ def holds_hu(modality: str, source: str) -> bool:
   return modality == 'CT' and source != 'transunet'  # TransUNet's files are windowed and scaled to [0, 1]
 
 
+def without_ignored(classes: np.ndarray) -> np.ndarray:
+  """The classes with ignored voxels as background, where only organs are shown."""
+  return np.where(classes == IGNORED, 0, classes)
+
+
 def class_table(spec: DatasetSpec, n_ids: int) -> np.ndarray:
-  """(n_ids,) int16 lookup table: id in the label files -> class; -1 for ids that are unknown to the data set.
+  """(n_ids,) int16 lookup table: id in the label files -> class, or `IGNORED`; -1 for ids unknown to the data set.
 
   Args:
     spec: the data set.
@@ -80,4 +88,6 @@ def class_table(spec: DatasetSpec, n_ids: int) -> np.ndarray:
   table[[i for i in (0, *ignored) if i < n_ids]] = 0
   for c, organ in enumerate(spec.organs):
     table[[i for i in spec.raw_ids[organ] if i < n_ids]] = c + 1
+  if spec.unlabelled_id is not None and spec.unlabelled_id < n_ids:
+    table[spec.unlabelled_id] = IGNORED
   return table

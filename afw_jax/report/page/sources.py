@@ -18,6 +18,7 @@ from afw_jax.data.padding import without_padding
 from afw_jax.data.preparation.load_case import voxels_digest
 from afw_jax.data.selection import windows_of
 from afw_jax.data.sets import intensities
+from afw_jax.data.sets.spec import without_ignored
 from afw_jax.data.sets.window import percentile_window, resolve_window
 from afw_jax.errors import InputError
 from afw_jax.inference import record
@@ -123,7 +124,7 @@ def _in_hu(index: Mapping) -> bool:
 
 
 def _scene(case: store.Case, labels: np.ndarray, window: tuple[float, float], *, in_hu: bool, whole: bool) -> Scene:
-  geometry, truth = Geometry.from_json(case.meta['geometry']), np.asarray(case.arrays['native_label'])
+  geometry, truth = Geometry.from_json(case.meta['geometry']), without_ignored(case.arrays['native_label'])
   about = {'has_mm': geometry.has_mm, 'window': window, 'in_hu': in_hu}
   reason = 'the page holds the prepared scan'
   if whole:

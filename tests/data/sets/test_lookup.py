@@ -5,7 +5,7 @@ import json
 import pytest
 
 from afw_jax.data.sets.lookup import NAMES, get_spec
-from afw_jax.data.sets.spec import class_table
+from afw_jax.data.sets.spec import IGNORED, class_table
 from afw_jax.errors import InputError
 
 GOOD = {'channel_names': {'0': 'CT'}, 'labels': {'background': 0, 'liver': 1, 'spleen': 7}, 'file_ending': '.nii.gz'}
@@ -83,6 +83,13 @@ def test_folder_in_both_dialects(tmp_path):
   assert folder(tmp_path, split={'train': ['a'], 'test': ['b']}).splits == {'train': ('a',), 'test': ('b',)}
 
 
+def test_the_label_ignore_is_no_organ(tmp_path):
+  s = folder(tmp_path, labels={'background': 0, 'liver': 1, 'Ignore': 3, 'spleen': 7})
+  assert s.labels == {'liver': 1, 'spleen': 2} and s.output_ids == {'liver': 1, 'spleen': 7}
+  assert class_table(s, 8).tolist() == [0, 1, -1, IGNORED, -1, -1, -1, 2]
+  assert class_table(s, 3).tolist() == [0, 1, -1]
+
+
 def test_the_channel_name_gives_the_modality_and_the_window(tmp_path):
   for key in ('channel_names', 'modality'):
     for name, modality in (('CT scan', 'CT'), ('CTA', 'CT'), ('t1_in_phase', 'MR')):
@@ -120,7 +127,10 @@ def test_every_editor_may_have_written_the_description(tmp_path, encoding, line_
     (dict(channel_names={'0': 'T1 CT'}), 'several modalities'),
     (dict(channel_names=None), 'no "channel_names"'),
     (dict(labels={'background': 0, 'kidneys': [1, 2]}), 'region'),
-    (dict(labels={'background': 0, 'liver': 1, 'ignore': 2}), 'ignore'),
+    (dict(labels={'background': 0, 'liver': 1, 'ignore': 2, 'IGNORE': 3}), 'two "ignore"'),
+    (dict(labels={'background': 0, 'liver': 1, 'ignore': 1}), 'same id'),
+    (dict(labels={'background': 0, 'ignore': 0}), 'Id 0, and only 0'),
+    (dict(labels={'background': 0, 'ignore': 1}), 'names no organ'),
     (dict(labels={'background': 0, 'liver': 1.5}), 'id 1.5'),
     (dict(labels={'background': 0, 'liver': True}), 'id True'),
     (dict(labels={'background': 1, 'liver': 0}), 'Id 0, and only 0'),
