@@ -206,20 +206,22 @@ def label_case(
 def score_case(
   trained: predict.Trained, case: store.Case, labels: np.ndarray, options: ml_collections.ConfigDict
 ) -> dict:
-  """The scores of a label map against the reference labels of its case."""
+  """The scores of a label map against the reference labels of its case, of regions where its data set has them."""
   geometry = Geometry.from_json(case.meta['geometry'])
+  regions = dict(trained.meta['data']['options'].get('regions', ()))
   scores = metrics.score_case(
     labels,
     np.asarray(case.arrays['native_label']),
     spacing_mm=geometry.spacing_mm,
-    labels=trained.labels,
+    labels=regions or trained.labels,
     convention=options.convention,
     nsd_tolerance_mm=options.nsd_tolerance_mm,
     ignored=IGNORED,
   )
   return {
     'case': case.id,
-    'organs': list(trained.organs),
+    'organs': list(regions or trained.organs),
+    **({'classes': list(trained.organs), 'regions': list(regions.values())} if regions else {}),
     'spacing_mm': list(geometry.spacing_mm),
     'has_mm': geometry.has_mm,
     'scores': scores,

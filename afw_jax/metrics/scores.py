@@ -18,7 +18,7 @@ References:
   Cardoso M.J. et al. 2022. MONAI: An open-source framework for deep learning in healthcare. arXiv:2211.02701.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -46,7 +46,7 @@ def score_case(
   true: np.ndarray,
   *,
   spacing_mm: tuple[float, ...],
-  labels: Mapping[str, int],
+  labels: Mapping[str, int | Sequence[int]],
   convention: str = 'strict',
   nsd_tolerance_mm: float | Mapping[str, float] = 2.0,
   ignored: int | None = None,
@@ -65,7 +65,7 @@ def score_case(
     pred: (D, H, W) or (H, W) integer labels of the prediction.
     true: reference labels of the same shape. Ids that are not in `labels` are background in both.
     spacing_mm: voxel size along each axis, (z, y, x).
-    labels: organ name -> id.
+    labels: organ name -> id, or the ids of which it is the union; unions may overlap.
     convention: 'strict', 'transunet', 'unetrpp' or 'monai', see the docstring of this module.
     nsd_tolerance_mm: one tolerance for all organs, or organ name -> tolerance.
     ignored: id in `true` of voxels that count nowhere: they belong to no organ in either map. An organ that reaches
@@ -82,7 +82,7 @@ def score_case(
   pred, true = np.asarray(pred), np.asarray(true)
   _check(pred, true, spacing_mm, labels, convention)
   if ignored is not None:
-    if ignored in labels.values():
+    if any(ignored in _ids(value) for value in labels.values()):
       raise InputError('ignored', f'{ignored} is the id of an organ', 'Give an id that no organ has.')
     pred = np.where(true == ignored, true, pred) if (true == ignored).any() else pred
   tolerances = _tolerances(nsd_tolerance_mm, labels)
@@ -91,12 +91,13 @@ def score_case(
   spacing = millimetres if UNITS[convention] == 'mm' else (1.0,) * pred.ndim
   diagonal = float(np.linalg.norm(np.multiply(pred.shape, spacing)))
   voxel_ml = float(np.prod(millimetres)) / 1000
-  boxes = union_boxes(pred, true, list(labels.values()))
+  boxes = union_boxes(pred, true, [_ids(value) for value in labels.values()])
 
   scores = {}
   for organ, index in labels.items():
-    box = boxes[index] or (slice(0),) * pred.ndim
-    p, t = pred[box] == index, true[box] == index
+    ids = _ids(index)
+    box = boxes[ids] or (slice(0),) * pred.ndim
+    p, t = (array[box] == ids[0] if len(ids) == 1 else np.isin(array[box], ids) for array in (pred, true))
     n_pred, n_true = int(np.count_nonzero(p)), int(np.count_nonzero(t))
     if n_pred and n_true:
       dsc = 2 * int(np.count_nonzero(p & t)) / (n_pred + n_true)
@@ -193,14 +194,18 @@ def _check(pred: np.ndarray, true: np.ndarray, spacing: tuple, labels: Mapping, 
     raise InputError('spacing_mm', f'{spacing} is not valid for an array of shape {pred.shape}', cure)
   if not labels:
     raise InputError('labels', 'names no organ', "Give a mapping such as {'liver': 1}.")
-  ids = list(labels.values())
-  valid = all(isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < 65536 for i in ids)
-  if not valid or len(set(ids)) < len(ids):
-    cure = 'Give each organ an integer of its own, 0 to 65535.'
+  ids = [_ids(value) for value in labels.values()]
+  valid = all(isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < 65536 for of in ids for i in of)
+  if not valid or not all(ids) or len(set(ids)) < len(ids):
+    cure = 'Give each organ an integer of its own, 0 to 65535, or several.'
     raise InputError('labels', f'{dict(labels)} does not map organs to distinct ids', cure)
 
 
-def _tolerances(tolerance: float | Mapping[str, float], labels: Mapping[str, int]) -> dict[str, float]:
+def _ids(value: int | Sequence[int]) -> tuple[int, ...]:
+  return tuple(value) if isinstance(value, Sequence) else (value,)
+
+
+def _tolerances(tolerance: float | Mapping[str, float], labels: Iterable[str]) -> dict[str, float]:
   by_organ = dict(tolerance) if isinstance(tolerance, Mapping) else dict.fromkeys(labels, tolerance)
   if lacking := [organ for organ in labels if organ not in by_organ]:
     problem = f'has no tolerance for {", ".join(lacking)}'

@@ -21,24 +21,26 @@ def c_ordered(array: np.ndarray) -> np.ndarray:
   return out
 
 
-def union_boxes(pred: np.ndarray, true: np.ndarray, ids: list[int]) -> dict[int, tuple[slice, ...] | None]:
-  """Bounding box of each id over both arrays.
+def union_boxes(
+  pred: np.ndarray, true: np.ndarray, groups: list[tuple[int, ...]]
+) -> dict[tuple[int, ...], tuple[slice, ...] | None]:
+  """Bounding box of each group of ids over both arrays.
 
   Args:
     pred, true: integer arrays of one shape.
-    ids: ids to look for, 0 or more.
+    groups: ids to look for, 0 or more.
 
   Returns:
-    id -> slices of the smallest box that contains it in both arrays, or None if it is in neither.
+    group -> slices of the smallest box that contains its ids in both arrays, or None if they are in neither.
   """
-  found = [find_objects(array, max_label=max(max(ids), 1)) for array in (pred, true)]
+  found = [find_objects(array, max_label=max(1, *map(max, groups))) for array in (pred, true)]
   boxes = {}
-  for i in ids:
-    if i == 0:  # find_objects leaves out the background
-      boxes[i] = tuple(slice(0, n) for n in pred.shape)
+  for ids in groups:
+    if 0 in ids:  # find_objects leaves out the background
+      boxes[ids] = tuple(slice(0, n) for n in pred.shape)
       continue
-    both = [f[i - 1] for f in found if f[i - 1] is not None]
-    boxes[i] = tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*both)) or None
+    parts = [f[i - 1] for f in found for i in ids if f[i - 1] is not None]
+    boxes[ids] = tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*parts)) or None
   return boxes
 
 

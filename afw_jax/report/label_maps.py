@@ -42,17 +42,18 @@ def read(run: Run, case: store.Case, ids: Mapping[str, int], *, cure: str = AGAI
   path = path_of(run.workdir, case.id)
   found = volumes.read_label(path)
   grid = Geometry.from_json(case.meta['geometry'])
-  labels = as_classes(path, found.array, [ids[organ] for organ in run.organs], cure=cure)
+  labels = as_classes(path, found.array, [ids[name] for name in run.classes], cure=cure)
   same_grid = labels.shape == grid.internal_shape and displacement(grid, found.geometry)[0] <= MAX_DISPLACEMENT
-  if not same_grid or not _agree(labels, case, run.volumes['pred_voxels'][place]):
+  if not same_grid or not _agree(labels, case, run, place):
     raise InputError(path, 'is not the label map that was scored', cure)
   return labels
 
 
-def _agree(labels: np.ndarray, case: store.Case, expected: np.ndarray) -> bool:
+def _agree(labels: np.ndarray, case: store.Case, run: Run, place: int) -> bool:
   """Whether the organs have the numbers of voxels that were scored, ignored ones left out; nan stands for any."""
-  counts = np.bincount(labels[case.arrays['native_label'] != IGNORED], minlength=len(expected) + 1)[1:]
-  return all(n == wanted for n, wanted in zip(counts, expected) if not np.isnan(wanted))
+  counts = np.bincount(labels[case.arrays['native_label'] != IGNORED], minlength=len(run.classes) + 1)
+  counted = [counts[list(classes)].sum() for classes in run.regions]
+  return all(n == wanted for n, wanted in zip(counted, run.volumes['pred_voxels'][place]) if not np.isnan(wanted))
 
 
 def as_classes(path: str, labels: np.ndarray, ids: Sequence[int], *, cure: str = AGAIN) -> np.ndarray:

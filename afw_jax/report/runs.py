@@ -34,7 +34,9 @@ class Run(NamedTuple):
     unfinished: those of them whose training had not come to its end when they were pooled.
     settings: how the label maps were predicted, the keys `SETTINGS`; {} in files that do not record it.
     cases: (N,) case ids, sorted.
-    organs: (O,) organ names.
+    organs: (O,) names of what is scored: organs, or regions of several.
+    classes: names of the classes 1, 2, ... of its label maps.
+    regions: (O,) the numbers of the classes that each is made of.
     training_splits: (N,) the part of each case when the network was trained; see `run_record.trained_part`.
     notes: (N,) what is unusual about the scan of each case, for this network.
     contents: (N,) `store.content_digest` of each case when it was scored; None in files that do not record it.
@@ -57,6 +59,8 @@ class Run(NamedTuple):
   settings: dict
   cases: tuple[str, ...]
   organs: tuple[str, ...]
+  classes: tuple[str, ...]
+  regions: tuple[tuple[int, ...], ...]
   training_splits: tuple[str | None, ...]
   notes: tuple[tuple[str, ...], ...]
   contents: tuple[str | None, ...]
@@ -163,6 +167,8 @@ def read_run(workdir: str) -> Run:
     settings=records[0].get('settings', {}),
     cases=cases,
     organs=organs,
+    classes=tuple(records[0].get('classes', organs)),
+    regions=tuple(tuple(ids) for ids in records[0].get('regions', [[c] for c in range(1, len(organs) + 1)])),
     training_splits=tuple(used.values()),
     notes=tuple(tuple(r.get('notes', ())) for r in records),
     contents=tuple(r.get('content_sha256') for r in records),
@@ -194,7 +200,9 @@ def _check(path: str, record: dict, first_path: str, first: dict) -> None:
       f'the metric convention {record["convention"]!r} is unknown',
       f'Evaluate again with --config.eval.convention, one of {", ".join(UNITS)}.',
     )
-  _check_alike(path, record, first_path, first, ('convention', 'nsd_tolerance_mm', 'split', 'settings'))
+  _check_alike(
+    path, record, first_path, first, ('convention', 'nsd_tolerance_mm', 'split', 'settings', 'classes', 'regions')
+  )
   if not record['scores'] or set(record['scores']) != set(first['scores']):
     raise InputError(path, f'scores {sorted(record["scores"])}, {first_path} {sorted(first["scores"])}', _CURE)
   if set(record.get('organs', record['scores'])) != set(record['scores']):

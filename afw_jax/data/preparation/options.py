@@ -60,6 +60,8 @@ class StoreOptions:
       'raw_ids': dict(spec.raw_ids),
       'ignored_ids': spec.ignored_ids,
     }
-    if spec.unlabelled_id is not None:  # not otherwise: stores without it keep their digest
+    if spec.unlabelled_id is not None:  # not otherwise, so that stores without it keep their digest; nor regions
       labels['unlabelled_id'] = spec.unlabelled_id
+    if spec.regions:
+      labels['regions'] = [[name, [spec.labels[organ] for organ in organs]] for name, organs in spec.regions.items()]
     return json.loads(json.dumps(labels | self.grid()))

@@ -4,6 +4,7 @@ import pathlib
 
 from afw_jax.data.sets import given_folds
 from afw_jax.data.sets.case_files import ENDINGS, normal_name
+from afw_jax.data.sets.folder_labels import read_labels
 from afw_jax.data.sets.modality import modality_of
 from afw_jax.data.sets.public import FOLDER_WHERE
 from afw_jax.data.sets.spec import PARTS, DatasetSpec
@@ -15,7 +16,6 @@ _UNKNOWN_CHANNEL = (
   'the channel name {!r} in dataset.json is neither of CT nor of MR: the scans are treated as MR, with a window from '
   'the percentiles of each (write "CT" if their intensities are HU)'
 )
-_EXAMPLE = '"labels": {"background": 0, "liver": 1, "spleen": 2}'
 
 
 def read_folder_spec(root: str) -> DatasetSpec:
@@ -36,7 +36,8 @@ def read_folder_spec(root: str) -> DatasetSpec:
   description = read_json(
     path, missing='no such file', cure=f'Write valid JSON; expected layout: {FOLDER_WHERE["layout"]}'
   )
-  ids, unlabelled = _label_ids(path, description.get('labels'))
+  labels = read_labels(path, description)
+  ids = labels.ids
   channel = _channel(path, description)
   try:
     modality = modality_of(channel)
@@ -63,7 +64,8 @@ def read_folder_spec(root: str) -> DatasetSpec:
     raw_ids={organ: (i,) for organ, i in ids.items()},
     output_ids=ids,
     ignored_ids='all' if description.get('other_labels') == 'background' else (),
-    unlabelled_id=unlabelled,
+    unlabelled_id=labels.unlabelled,
+    regions=labels.regions,
     window_hu=NAMED_HU['transunet'] if ct else None,  # the paper's is narrow: made for the organs of its data
     fractions=(4.0, 1.0, 0.0),
     splits=_splits(path, description.get('split')),
@@ -93,42 +95,6 @@ def _channel(path, description: dict) -> str:
       'Only one channel is supported: make a data set of one of them',
     )
   return next(iter(channels.values())).strip()
-
-
-def _label_ids(path, labels) -> tuple[dict[str, int], int | None]:
-  """Organ -> id by ascending id, and the id named "ignore"; nnU-Net v2 writes name -> id, v1 writes id -> name."""
-  if not isinstance(labels, dict) or not labels:
-    raise InputError(path, 'has no "labels"', f'Write {_EXAMPLE}')
-  if all(key.isdigit() for key in labels) and all(isinstance(value, str) for value in labels.values()):  # v1
-    if len(set(labels.values())) < len(labels):
-      raise InputError(path, '"labels" names an organ twice', 'Give each organ one id')
-    labels = {name: int(key) for key, name in labels.items()}
-  normal = {normal_name(name): value for name, value in labels.items()}
-  if len(normal) < len(labels):
-    raise InputError(path, '"labels" names an organ twice (in two Unicode forms)', 'Give each organ one id')
-  labels = normal
-  for name, value in labels.items():
-    if isinstance(value, list):
-      raise InputError(
-        path, f'label "{name}" is a region (a list of ids)', 'Regions are not supported: give each organ one id'
-      )
-    if normal_name(name).strip().lower() == 'mean':
-      raise InputError(path, 'has a label "mean"', 'Give it another name: the tables have a row of this name')
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 65535:
-      raise InputError(path, f'label "{name}" has the id {value!r}', 'Use an integer from 0 to 65535')
-    if not name.strip() or (name.lower() == 'background') != (value == 0):
-      raise InputError(path, f'label "{name}" has the id {value}', 'Id 0, and only 0, is "background"')
-  if len(set(labels.values())) < len(labels):
-    raise InputError(path, '"labels" gives two names the same id', 'Give each name its own id')
-  unlabelled = [value for name, value in labels.items() if name.strip().lower() == 'ignore']
-  if len(unlabelled) > 1:
-    raise InputError(path, 'has two "ignore" labels', 'Give the voxels that count nowhere one id')
-  ids = {name: i for name, i in sorted(labels.items(), key=lambda item: item[1]) if i and i not in unlabelled}
-  if not ids:
-    raise InputError(path, '"labels" names no organ', f'Write {_EXAMPLE}')
-  if len(ids) > 254:
-    raise InputError(path, f'"labels" names {len(ids)} organs', 'At most 254 are supported')
-  return ids, (unlabelled or [None])[0]
 
 
 def _splits(path, split) -> dict[str, tuple[str, ...]]:

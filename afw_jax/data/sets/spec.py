@@ -25,6 +25,7 @@ class DatasetSpec:
     fractions: default fractions of (train, val, test) for cases without a published part.
     how_to_get, layout: how to download the data set and its folders, for the error when nothing is found.
     ignored_ids: other ids that the label files may contain, treated as background; 'all': every other id.
+    regions: name -> its organs: what is scored in place of the organs, where a data set has unions of them.
     unlabelled_id: id of voxels that nobody has labelled, which count nowhere; None: there is none.
     splits: part -> case ids, as published or given.
     folds: 'train' and 'val' -> case ids, of each fold of a cross-validation, where they are given.
@@ -47,6 +48,7 @@ class DatasetSpec:
   layout: str
   ignored_ids: tuple[int, ...] | Literal['all'] = ()
   unlabelled_id: int | None = None
+  regions: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   splits: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   folds: tuple[Mapping[str, tuple[str, ...]], ...] = ()
   defects: Mapping[str, str] = dataclasses.field(default_factory=dict)

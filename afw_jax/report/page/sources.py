@@ -80,7 +80,7 @@ def of_run(run: Run) -> Source:
     return _scene(case, labels, windows[case_id], in_hu=_in_hu(index), whole=whole)
 
   return Source(
-    run.organs,
+    run.classes,
     tuple(run.cases[i] for i in order),
     tuple(f'mean DSC {number(dsc[i])} %' for i in order),
     load,

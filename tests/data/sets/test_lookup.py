@@ -90,6 +90,20 @@ def test_the_label_ignore_is_no_organ(tmp_path):
   assert class_table(s, 3).tolist() == [0, 1, -1]
 
 
+def test_regions_are_unions_of_classes(tmp_path):
+  """The labels of KiTS: kidneys with what grows in them, masses, tumours; ids 1 and 3 have no name of their own."""
+  labels = {'background': 0, 'kidney_and_mass': [1, 2, 3], 'mass': [2, 3], 'tumour': 2}
+  s = folder(tmp_path, labels=labels, regions_class_order=[1, 3, 2])
+  assert s.labels == {'kidney_and_mass_1': 1, 'tumour': 2, 'mass_3': 3}
+  assert s.output_ids == {'kidney_and_mass_1': 1, 'tumour': 2, 'mass_3': 3} and s.raw_ids['mass_3'] == (3,)
+  assert s.regions == {
+    'kidney_and_mass': ('kidney_and_mass_1', 'tumour', 'mass_3'),
+    'mass': ('tumour', 'mass_3'),
+    'tumour': ('tumour',),
+  }
+  assert folder(tmp_path, labels={'background': 0, 'liver': [1], 'spleen': 2}).regions == {}
+
+
 def test_the_channel_name_gives_the_modality_and_the_window(tmp_path):
   for key in ('channel_names', 'modality'):
     for name, modality in (('CT scan', 'CT'), ('CTA', 'CT'), ('t1_in_phase', 'MR')):
@@ -126,9 +140,18 @@ def test_every_editor_may_have_written_the_description(tmp_path, encoding, line_
     (dict(channel_names={'0': 'PET/CT'}), "'PET/CT' names several modalities.*Write .CT. if"),
     (dict(channel_names={'0': 'T1 CT'}), 'several modalities'),
     (dict(channel_names=None), 'no "channel_names"'),
-    (dict(labels={'background': 0, 'kidneys': [1, 2]}), 'region'),
+    (dict(labels={'background': 0, 'kidneys': []}), 'List every id'),
+    (dict(labels={'background': 0, 'kidneys': [1, 1]}), 'List every id'),
+    (dict(labels={'background': 0, 'kidneys': [0, 1]}), 'Id 0, and only 0'),
+    (dict(labels={'background': 0, 'kidneys': [1, 'x']}), "id 'x'"),
+    (dict(labels={'background': 0, 'a': [1, 2], 'b': [2, 1]}), 'same id'),
+    (dict(labels={'background': 0, 'a': [1, 2], 'a_1': 3}), 'stands for the id 1'),
+    (dict(labels={'background': 0, 'a': [1, 2], 'a_1': 2}), 'stands for the id 1'),
+    (dict(labels={'background': 0, 'a': [1, 2], 'ignore': 2}), '"ignore" has the id 2'),
+    (dict(labels={'background': 0, 'a': [1, 2], 'ignore': [3, 4]}), 'several ids for "ignore"'),
+    (dict(labels={'background': 0, 'a': [1, 2]}, regions_class_order=[1, 3]), 'regions_class_order'),
     (dict(labels={'background': 0, 'liver': 1, 'ignore': 2, 'IGNORE': 3}), 'two "ignore"'),
-    (dict(labels={'background': 0, 'liver': 1, 'ignore': 1}), 'same id'),
+    (dict(labels={'background': 0, 'liver': 1, 'ignore': 1}), '"ignore" has the id 1'),
     (dict(labels={'background': 0, 'ignore': 0}), 'Id 0, and only 0'),
     (dict(labels={'background': 0, 'ignore': 1}), 'names no organ'),
     (dict(labels={'background': 0, 'liver': 1.5}), 'id 1.5'),

@@ -1,4 +1,4 @@
-"""Voxels with the label "ignore": they count neither in the training nor in the scores, and are predicted as others."""
+"""A run on labels with "ignore" and regions: what counts nowhere, and what is scored as a union of classes."""
 
 import json
 import math
@@ -14,18 +14,19 @@ from afw_jax.data.formats import volumes
 from afw_jax.data.sets.spec import IGNORED
 from afw_jax.report import runs
 from afw_jax.report.page import sources
-from afw_jax.system import atomic_files
 
 ID = 99
 
 
 @pytest.fixture(scope='module')
 def partly_labelled(phantoms, tmp_path_factory):
-  """The phantoms, of which the upper third of the slices has not been labelled; and a copy with other ids under it."""
+  """The phantoms, of which a third of the slices has not been labelled; the kidneys are also a region."""
   folder = tmp_path_factory.mktemp('partly') / 'data'
   shutil.copytree(phantoms, folder)
   index = json.loads((folder / 'dataset.json').read_text(encoding='utf-8'))
-  atomic_files.write_json(folder / 'dataset.json', {**index, 'labels': {**index['labels'], 'ignore': ID}})
+  more = {'kidneys': [index['labels'][f'{side}_kidney'] for side in ('left', 'right')], 'ignore': ID}
+  described = json.dumps({**index, 'labels': {**index['labels'], **more}})
+  (folder / 'dataset.json').write_text(described, encoding='utf-8')
   for path in (folder / 'labels').iterdir():
     found = nib.load(path)
     ids = np.asarray(found.dataobj).copy()
@@ -44,7 +45,7 @@ def run(partly_labelled, demo, run_main, tmp_path_factory):
 def test_the_store_marks_them(run):
   folder = next((run.parent / 'stores').iterdir())
   index = store.read_index(str(folder))
-  assert index['options']['unlabelled_id'] == ID and 'ignore' not in index['organs']
+  assert index['options']['unlabelled_id'] == ID and not {'ignore', 'kidneys'} & set(index['organs'])
   case = store.read_case(str(folder), 'phantom_000')
   for name in ('label', 'native_label'):
     depth = case.arrays[name].shape[0]
@@ -63,7 +64,9 @@ def test_they_count_in_no_score(run, partly_labelled):
     ]
     pred, true = (np.asarray(file.dataobj) for file in files)
     assert ID in true and ID not in pred
-    labels = {organ: c for c, organ in enumerate(record['organs'], 1)}
+    labels = {organ: c for c, organ in enumerate(record['classes'], 1)}
+    labels['kidneys'] = (labels['left_kidney'], labels['right_kidney'])
+    assert set(labels) == set(record['organs']) and record['organs'][-1] == 'kidneys'
     expected = metrics.score_case(
       np.where(true == ID, 0, pred),
       np.where(true == ID, 0, true),
@@ -77,6 +80,7 @@ def test_they_count_in_no_score(run, partly_labelled):
 
 def test_the_viewer_shows_them_as_background(run, partly_labelled):
   source = sources.of_run(runs.read_run(str(run)))
+  assert len(source.organs) == 8 and 'kidneys' not in source.organs  # classes are drawn, regions are scored
   ids = volumes.read_label(partly_labelled / 'labels' / f'{source.names[0]}.nii.gz').array
   np.testing.assert_array_equal(source.load(0, True).masks['truth'], np.where(ids == ID, 0, ids))
   assert 0 < source.load(0, False).masks['truth'].max() < IGNORED
