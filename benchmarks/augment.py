@@ -10,6 +10,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from conditions import measured
 from scipy import ndimage
 
 from afw_jax.training import affine2d, augment
@@ -70,4 +71,5 @@ def main():
 
 
 if __name__ == '__main__':
-  main()
+  with measured('jax', 'scipy'):
+    main()

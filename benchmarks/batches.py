@@ -8,6 +8,7 @@ import tempfile
 import time
 
 import numpy as np
+from conditions import measured
 
 from afw_jax.data import pipeline, resources, store
 
@@ -44,4 +45,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  with measured('grain', 'numpy'):
+    main()

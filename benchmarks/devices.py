@@ -19,6 +19,7 @@ set_cpu_flags()
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+from conditions import measured  # noqa: E402
 from spatial import make_step  # noqa: E402
 
 from afw_jax import models  # noqa: E402
@@ -94,4 +95,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  with measured('jax'):
+    main()

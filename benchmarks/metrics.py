@@ -6,10 +6,10 @@ medpy is not a dependency: run this with any Python that has numpy, scipy and me
 """
 
 import argparse
-import os
 import time
 
 import numpy as np
+from conditions import measured
 from scipy import ndimage
 
 from afw_jax.metrics import score_case
@@ -75,7 +75,7 @@ def main() -> None:
   parser.add_argument('--medpy', type=int, default=0, help='organs to time with medpy (about 20 s each); 0 = none')
   options = parser.parse_args()
   true, pred = ellipsoids(options.shape), ellipsoids(options.shape, jitter=0.01, seed=1)
-  print(f'shape {tuple(options.shape)}, spacing {SPACING_MM} mm, {os.cpu_count()} cores, one thread used')
+  print(f'shape {tuple(options.shape)}, spacing {SPACING_MM} mm, one thread used')
 
   ours, edt = [], []
   for _ in range(options.repeats):  # in turns, so that noise of the machine affects both
@@ -95,4 +95,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  with measured('numpy', 'scipy', 'medpy'):
+    main()

@@ -11,7 +11,6 @@ descriptions, with the keys of the reference implementations.
 import argparse
 import functools
 import importlib
-import os
 import statistics
 import sys
 import time
@@ -26,6 +25,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
+from conditions import measured  # noqa: E402
 from peers import MOMENTUM, RATE, SAME_WORK, loss_torch, main_head, without_dropout  # noqa: E402
 
 from afw_jax import models  # noqa: E402
@@ -160,10 +160,7 @@ def main() -> None:
   )
   args = parser.parse_args()
 
-  print(
-    f'jax {jax.__version__}, torch {torch.__version__}, {os.cpu_count()} cores, {torch.get_num_threads()} torch '
-    f'threads, XLA flag {FLAG}, load before {os.getloadavg()[0]:.2f}, {args.rounds} rounds\n'
-  )
+  print(f'{torch.get_num_threads()} torch threads, XLA flag {FLAG}, {args.rounds} rounds\n')
   print(
     '| network | work | side | median s | min s | ours / it (median) | ours / it (min) |\n|---|---|---|---|---|---|---|'
   )
@@ -190,4 +187,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  with measured('jax', 'torch', 'monai'):
+    main()

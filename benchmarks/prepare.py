@@ -12,6 +12,7 @@ os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # one core, as in the worker
 
 import numpy as np  # noqa: E402
 import scipy.ndimage  # noqa: E402
+from conditions import measured  # noqa: E402
 
 from afw_jax.data import resample  # noqa: E402
 
@@ -56,4 +57,5 @@ def main():
 
 
 if __name__ == '__main__':
-  main()
+  with measured('numpy', 'scipy', 'torch'):
+    main()

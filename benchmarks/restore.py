@@ -6,12 +6,12 @@ installed its interpolate (bilinear or trilinear, aligned corners) and argmax, e
 """
 
 import argparse
-import os
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from conditions import measured
 
 from afw_jax.data import resample
 from afw_jax.inference import restoration
@@ -49,7 +49,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--repeat', type=int, default=3)
   args = parser.parse_args()
-  print(f'{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}, best of {args.repeat} in turns')
+  print(f'best of {args.repeat} in turns')
   print(
     '| working grid | scan | this package s | products s | PyTorch s | labels that differ |\n|---|---|---|---|---|---|'
   )
@@ -78,4 +78,5 @@ def main():
 
 
 if __name__ == '__main__':
-  main()
+  with measured('jax', 'torch'):
+    main()
