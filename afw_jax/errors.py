@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 1000  # characters of a word: what a damaged file holds in place of a name can be longer
+
 
 class InputError(ValueError):
   """Bad input: says which file or option, what is wrong with it, and the cure, in one line.
@@ -15,7 +17,8 @@ class InputError(ValueError):
 
   def __init__(self, where: object, problem: str, cure: str):
     self.where, self.problem, self.cure = str(where), problem, cure
-    super().__init__(' '.join(f'{where}: {problem.rstrip(".")}. {cure}'.split()))
+    words = f'{where}: {problem.rstrip(".")}. {cure}'.split()
+    super().__init__(' '.join(word if len(word) <= _LONGEST else f'{word[:_LONGEST]}...' for word in words))
 
   def __reduce__(self):  # travels between processes
     return type(self), (self.where, self.problem, self.cure)
@@ -30,6 +33,12 @@ class InputErrors(ValueError):
 
   def __reduce__(self):
     return type(self), (self.errors,)
+
+
+def quoted(value: object) -> str:
+  """A value from a file as text for an error: at most about 200 characters of it."""
+  text = repr(value)
+  return text if len(text) <= 200 else f'{text[:200]}...'
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from afw_jax.errors import InputError
+from afw_jax.errors import InputError, quoted
 from afw_jax.system import atomic_files
 
 FORMAT, VERSION = 'afw_jax model', 1
@@ -90,7 +90,9 @@ def read_meta(path: str) -> dict:
       raise InputError(path, f'its {META} claims {infos[META].file_size} bytes', _AGAIN)
     meta = atomic_files.parse_json(_read(path, archive, infos[META]), f'{path}/{META}', cure=_AGAIN)
   if meta.get('format') != FORMAT:
-    raise InputError(path, f'is not a model file: its format is {meta.get("format")!r}', 'Give one by --mode=export.')
+    raise InputError(
+      path, f'is not a model file: its format is {quoted(meta.get("format"))}', 'Give one by --mode=export.'
+    )
   version = meta.get('version')
   if type(version) is not int or version < 1:
     raise InputError(path, f'its format version is {version!r}', _AGAIN)
@@ -102,7 +104,7 @@ def read_meta(path: str) -> dict:
     raise InputError(path, f'its {META} does not list its members', _AGAIN)
   if differing := sorted({*members, META} ^ infos.keys()):
     where = 'is missing' if differing[0] in members else f'is not named in its {META}'
-    raise InputError(path, f'{differing[0]!r} {where}', _AGAIN)
+    raise InputError(path, f'{quoted(differing[0])} {where}', _AGAIN)
   return meta
 
 
@@ -160,14 +162,18 @@ def _check(path: str, archive: zipfile.ZipFile, size: int) -> None:
       or {'.', '..'} & set(parts)
       or re.search(r'[\\:\0]', info.filename)
     ):
-      raise InputError(path, f'the member {info.orig_filename!r} would lie outside of the file', 'Do not use it.')
+      raise InputError(path, f'the member {quoted(info.orig_filename)} would lie outside of the file', 'Do not use it.')
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-      raise InputError(path, f'{info.filename} is encrypted, or compressed by a method that is not used here', _AGAIN)
+      raise InputError(
+        path, f'{quoted(info.filename)} is encrypted, or compressed by a method that is not used here', _AGAIN
+      )
     stored = info.compress_type == zipfile.ZIP_STORED
     most = info.compress_size if stored else _MOST_DEFLATED * info.compress_size
     unpacked += 0 if stored else info.file_size
     if info.file_size > most or unpacked > _MOST_COMPRESSED:
-      raise InputError(path, f'{info.filename} claims {info.file_size} bytes, more than it can hold', 'Do not use it.')
+      raise InputError(
+        path, f'{quoted(info.filename)} claims {info.file_size} bytes, more than it can hold', 'Do not use it.'
+      )
   if sum(info.compress_size for info in infos) > size:
     raise InputError(path, 'its members claim more bytes than the file has', _AGAIN)
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from afw_jax.errors import InputError
+from afw_jax.errors import InputError, quoted
 from afw_jax.model_file import archive
 
 AXES = 'arrays are [z, y, x], z towards superior, y towards posterior, x towards left'
@@ -80,9 +80,7 @@ def networks_of(path: str, meta: Mapping) -> list[dict]:
 
 
 def _refused(path: str, key: str, value: Any) -> InputError:
-  text = repr(value)
-  text = text if len(text) < 80 else f'{text[:80]}...'
-  return InputError(path, f'{key} in its {archive.META} is {text}', 'Export the model again (--mode=export).')
+  return InputError(path, f'{key} in its {archive.META} is {quoted(value)}', 'Export the model again (--mode=export).')
 
 
 def _whole(low: int, high: float = math.inf) -> Callable[[Any], bool]:
@@ -90,7 +88,7 @@ def _whole(low: int, high: float = math.inf) -> Callable[[Any], bool]:
 
 
 def _number(value: Any) -> bool:
-  return type(value) in (int, float) and math.isfinite(value)
+  return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 1 << 63)
 
 
 def _share(value: Any) -> bool:

@@ -9,17 +9,16 @@ import numpy as np
 
 from afw_jax.errors import InputError
 from afw_jax.metrics import SCORES, UNITS
+from afw_jax.report import case_records
+from afw_jax.report.case_records import CURE, FLAGS, VOLUMES
 from afw_jax.system import atomic_files
 
-FLAGS = ('missed', 'false_positive', 'absent')
-VOLUMES = ('true_voxels', 'pred_voxels', 'true_ml', 'pred_ml')
 SETTINGS = ('checkpoint', 'mirror_axes', 'overlap', 'largest_component')
 # Scores that are infinite for an organ in one of the two masks only. JSON has no infinity: the files hold null.
 INFINITE = {'monai': ('hd_mm', 'assd_mm')}
 # In a workdir that holds the pooled scores of a cross-validation: {'folds': [{'fold': 'K/N', 'workdir':, 'cases': [case
 # ids], 'step':, 'total_steps':} for each]}.
 POOLED = 'folds.json'
-_CURE = 'Run --mode=evaluate again.'
 
 
 class Run(NamedTuple):
@@ -134,16 +133,16 @@ def read_run(workdir: str) -> Run:
   paths = sorted(glob.glob(os.path.join(glob.escape(workdir), 'cases', '*.json')))
   if not paths:
     raise InputError(os.path.join(workdir, 'cases'), 'contains no scores', 'Run --mode=evaluate first.')
-  records = [atomic_files.read_json(path, cure=_CURE) for path in paths]
+  records = [atomic_files.read_json(path, cure=CURE) for path in paths]
   pooled = _read_pooled(workdir)
   first_of: dict[str | None, int] = {}  # a fold has a checkpoint of its own
   for i, (path, record) in enumerate(zip(paths, records)):
     same = first_of.setdefault(record.get('fold'), i) if pooled else 0
     _check(path, record, paths[0], records[0])
     _check_alike(path, record, paths[same], records[same], ('fold', 'checkpoint_step', 'checkpoint_sha256'))
-  cases = tuple(str(r['case']) for r in records)
+  cases = tuple(r['case'] for r in records)
   if len(set(cases)) < len(cases):
-    raise InputError(os.path.join(workdir, 'cases'), 'contains a case twice', _CURE)
+    raise InputError(os.path.join(workdir, 'cases'), 'contains a case twice', CURE)
   if pooled:
     _check_pooled(workdir, pooled, records)
   split = records[0].get('split', 'not recorded')
@@ -192,33 +191,19 @@ def _table(records: list[dict], organs: tuple[str, ...], name: str) -> np.ndarra
 
 
 def _check(path: str, record: dict, first_path: str, first: dict) -> None:
-  if lacking := [key for key in ('case', 'convention', 'scores') if key not in record]:
-    raise InputError(path, f'lacks {", ".join(lacking)}', _CURE)
-  if record['convention'] not in UNITS:
-    raise InputError(
-      path,
-      f'the metric convention {record["convention"]!r} is unknown',
-      f'Evaluate again with --config.eval.convention, one of {", ".join(UNITS)}.',
-    )
+  case_records.check(path, record)
   _check_alike(
     path, record, first_path, first, ('convention', 'nsd_tolerance_mm', 'split', 'settings', 'classes', 'regions')
   )
-  if not record['scores'] or set(record['scores']) != set(first['scores']):
-    raise InputError(path, f'scores {sorted(record["scores"])}, {first_path} {sorted(first["scores"])}', _CURE)
-  if set(record.get('organs', record['scores'])) != set(record['scores']):
-    raise InputError(path, f'lists the organs {record["organs"]}, but scores {sorted(record["scores"])}', _CURE)
-  for organ, values in record['scores'].items():
-    if not {*SCORES, *FLAGS} <= set(values):
-      raise InputError(path, f'lacks scores of {organ}', _CURE)
-    if bad := [name for name in FLAGS if not isinstance(values[name], bool)]:
-      raise InputError(path, f'{bad[0]} of {organ} is {values[bad[0]]!r}, not true or false', _CURE)
+  if set(record['scores']) != set(first['scores']):
+    raise InputError(path, f'scores {sorted(record["scores"])}, {first_path} {sorted(first["scores"])}', CURE)
 
 
 def _check_alike(path: str, record: dict, first_path: str, first: dict, keys: Sequence[str]) -> None:
   for key in keys:
     if record.get(key) != first.get(key):
       raise InputError(
-        path, f'has {key} {record.get(key)!r}, {first_path} has {first.get(key)!r}: they cannot share a table', _CURE
+        path, f'has {key} {record.get(key)!r}, {first_path} has {first.get(key)!r}: they cannot share a table', CURE
       )
 
 
@@ -227,12 +212,12 @@ def _read_pooled(workdir: str) -> dict[str, dict]:
   path = os.path.join(workdir, POOLED)
   if not os.path.lexists(path):
     return {}
-  folds = atomic_files.read_json(path, cure=_CURE).get('folds')
+  folds = atomic_files.read_json(path, cure=CURE).get('folds')
   keys = {'fold', 'cases', 'step', 'total_steps'}
   if (
     not folds or not isinstance(folds, list) or not all(isinstance(made, dict) and keys <= set(made) for made in folds)
   ):
-    raise InputError(path, 'is not a list of folds', _CURE)
+    raise InputError(path, 'is not a list of folds', CURE)
   return {made['fold']: made for made in folds}
 
 
