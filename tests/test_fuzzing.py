@@ -101,6 +101,15 @@ def test_nifti(tmp_path, read, judge, name):
   check(lambda: read(path), judge, make, str(path))
 
 
+@pytest.mark.parametrize('ending', ['.nrrd', '.mha'])
+def test_files_of_itk(tmp_path, ending):
+  (tmp_path / 'scan.nii').write_bytes(nifti())
+  scan, path = volumes.read_image(tmp_path / 'scan.nii'), tmp_path / f'scan{ending}'
+  volumes.write_image(path, scan.array, scan.geometry)
+  data = path.read_bytes()
+  check(lambda: volumes.read_image(path), is_a_scan, lambda rng: path.write_bytes(mutated_bytes(data, rng)), str(path))
+
+
 def test_dicom(tmp_path):
   for n in range(3):
     write_slice(tmp_path / f'{n}.dcm', n)

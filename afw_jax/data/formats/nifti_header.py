@@ -146,7 +146,8 @@ def header_for(dtype: np.dtype, geometry: Geometry) -> nib.Nifti1Header:
 def _qform(path: str | os.PathLike, header: nib.Nifti1Header) -> np.ndarray:
   header['pixdim'][0] = header['pixdim'][0] or 1  # the standard: 0 is to be read as 1
   try:
-    qform = header.get_qform()
+    with np.errstate(invalid='ignore'):  # NaN is refused below
+      qform = header.get_qform()
   except (HeaderDataError, ValueError) as e:
     raise InputError(path, f'its qform is invalid ({e})', REWRITE) from e
   check_affine(path, qform)
