@@ -46,6 +46,7 @@ LAYERS = {
     'planning.table',
     'report.label_maps',
     'report.runs',
+    'report.case_records',
     'report.tables',
     'report.overlays',
     'report.surfaces',
