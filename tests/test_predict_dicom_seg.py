@@ -5,6 +5,7 @@ import shutil
 import socket
 
 import dicom_series
+import enhanced_dicom
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,6 +70,23 @@ def test_series_get_segmentations_and_nifti_files_an_error(run, scans, tmp_path)
   (out / 'ct.dcm').write_bytes((out / 'ct.dcm').read_bytes()[:-9])
   assert predict.predict_all(run, scans, out, file_format='dicom_seg').skipped == 0
   assert pydicom.dcmread(out / 'ct.dcm').SOPInstanceUID != before
+
+
+def test_multi_frame_files_are_predicted_like_the_series_of_their_slices(run, scans, tmp_path):
+  for name, order in (('up', None), ('mixed', (2, 0, 4, 1, 3))):
+    enhanced_dicom.write_enhanced(scans / f'{name}.dcm', order=order, **enhanced_dicom.STUDY)
+  outcome = predict.predict_all(run, scans, tmp_path / 'nifti')
+  assert len(outcome.rows) == 4 and not outcome.failed
+  found = {row['scan']: volumes.read_label(row['output']) for row in outcome.rows}
+  series = found.pop('ct')
+  assert found.pop('a') is not None and len(found) == 2
+  for labels in found.values():
+    assert labels.geometry.affine == series.geometry.affine
+    np.testing.assert_array_equal(labels.array, series.array)
+  assert predict.predict_all(run, scans, tmp_path / 'nifti').skipped == 4
+  one = predict.predict_all(run, scans / 'mixed.dcm', tmp_path / 'one.dcm', file_format='dicom_seg')
+  assert [row['scan'] for row in one.rows] == ['mixed']
+  assert pydicom.dcmread(tmp_path / 'one.dcm').NumberOfFrames == SHAPE[0]
 
 
 def test_one_file_beside_its_slices_is_no_scan_the_next_time(run, scans):

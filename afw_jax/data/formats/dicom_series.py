@@ -26,6 +26,12 @@ _TAGS = (
   'NumberOfFrames',
 )
 _NO_SCANS = ('SR', 'SEG', 'RTSTRUCT', 'RTPLAN', 'RTDOSE', 'RTRECORD', 'PR', 'KO', 'REG', 'FID', 'DOC')
+_ENHANCED = {
+  '1.2.840.10008.5.1.4.1.1.2.1',  # Enhanced CT
+  '1.2.840.10008.5.1.4.1.1.2.2',  # Legacy Converted Enhanced CT
+  '1.2.840.10008.5.1.4.1.1.4.1',  # Enhanced MR
+  '1.2.840.10008.5.1.4.1.1.4.4',  # Legacy Converted Enhanced MR
+}
 _SECONDARY_CAPTURE = '1.2.840.10008.5.1.4.1.1.7'  # screenshots and sheets of the dose
 # Exceptions of pydicom and its decoders on damaged or unsupported files.
 BROKEN = (
@@ -43,7 +49,7 @@ class PassedOver(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """The slices of one series in one folder.
+  """The slices of one series in one folder, or one enhanced multi-frame file.
 
   Attributes:
     label: tells it from the other series of the folder: number and description; '' for the only one.
@@ -52,6 +58,11 @@ class Series:
 
   label: str
   files: tuple[str, ...]
+
+
+def is_enhanced(sop_class: object) -> bool:
+  """Whether a SOP class is enhanced multi-frame CT or MR: a file with a position for each of its frames."""
+  return str(sop_class) in _ENHANCED
 
 
 def is_dicom(start: bytes) -> bool:
@@ -65,8 +76,17 @@ def is_dicom(start: bytes) -> bool:
   return element <= 0x0100 and (kind.isalpha() and kind.isupper() or length <= 128)
 
 
+def is_dicom_file(path: str | os.PathLike) -> bool:
+  """Whether a path is that of a DICOM file, with any ending or none."""
+  try:
+    with open(path, 'rb') as file:
+      return is_dicom(file.read(132))
+  except OSError:
+    return False
+
+
 def find_series(folder: str, names: Iterable[str]) -> tuple[list[Series], list[PassedOver], list[str]]:
-  """Groups the DICOM files of a folder by series.
+  """Groups the DICOM files of a folder by series; an enhanced multi-frame file is a scan of its own.
 
   A damaged DICOM file, or one that is named like the slices, is taken for a slice of the only series of the folder, so
   that reading the series refuses it: without it a slice would be missing.
@@ -78,7 +98,7 @@ def find_series(folder: str, names: Iterable[str]) -> tuple[list[Series], list[P
   Returns:
     (the series that may be scans; DICOM files that are no scans, and damaged ones; names of all other files).
   """
-  members: dict[tuple[str, bool], list[tuple[str, dict[str, Any]]]] = {}
+  members: dict[tuple[str, str, bool], list[tuple[str, dict[str, Any]]]] = {}
   passed, others, torn = [], [], []
   for name in sorted(names):
     path = os.path.join(folder, name)
@@ -91,26 +111,28 @@ def find_series(folder: str, names: Iterable[str]) -> tuple[list[Series], list[P
       passed.append(PassedOver(path, reason))
     else:
       localiser = 'LOCALIZER' in str(header.get('ImageType')).upper()
-      members.setdefault((str(header.get('SeriesInstanceUID', '')), localiser), []).append((name, header))
+      alone = name if is_enhanced(header.get('SOPClassUID')) else ''
+      key = (str(header.get('SeriesInstanceUID', '')), alone, localiser)
+      members.setdefault(key, []).append((name, header))
   found = {}
-  for (uid, localiser), files in members.items():
+  for (uid, alone, localiser), files in members.items():
     single = len(files) == 1 and str(files[0][1].get('NumberOfFrames') or 1) == '1'
     if localiser or single:
       reason = 'is a localiser' if localiser else 'is a series of one slice'
       passed += [PassedOver(os.path.join(folder, name), reason) for name, _ in files]
     else:
-      found[uid] = files
+      found[uid, alone] = files
   named_alike = [name for name in others if _like(name, [n for files in found.values() for n, _ in files])]
   others = [name for name in others if name not in named_alike]
   damaged = [*torn, *named_alike]
-  if len(found) == 1:
+  if len(found) == 1 and not next(iter(found))[1]:
     added = damaged
   else:
     added, what = [], 'is a damaged DICOM file'
     passed += [PassedOver(os.path.join(folder, name), what) for name in damaged]
-  labels = _labels({uid: files[0][1] for uid, files in found.items()})
+  labels = _labels({key: files[0][1] for key, files in found.items()})
   return (
-    [Series(labels[uid], tuple(sorted([*(name for name, _ in files), *added]))) for uid, files in found.items()],
+    [Series(labels[key], tuple(sorted([*(name for name, _ in files), *added]))) for key, files in found.items()],
     passed,
     others,
   )
@@ -148,16 +170,19 @@ def _like(name: str, members: list[str]) -> bool:
   return name.lower().endswith(ENDINGS) or ('#' in pattern(name) and pattern(name) in {pattern(m) for m in members})
 
 
-def _labels(first: dict[str, dict[str, Any]]) -> dict[str, str]:
-  """Series UID -> label, from number and description; '' for a single series."""
+def _labels(first: dict[tuple[str, str], dict[str, Any]]) -> dict[tuple[str, str], str]:
+  """(series UID, multi-frame file or '') -> label, from number and description; '' for a single series."""
   if len(first) == 1:
     return dict.fromkeys(first, '')
-  labels = {}
-  for uid, header in first.items():
+  labels, uids = {}, [uid for uid, _ in first]
+  for key, header in first.items():
     parts = [
       str(header.get(tag)).strip() for tag in ('SeriesNumber', 'SeriesDescription') if header.get(tag) is not None
     ]
-    labels[uid] = '_'.join(['series', *filter(None, parts)]) if any(parts) else f'series_{uid}'
+    labels[key] = '_'.join(['series', *filter(None, parts)]) if any(parts) else f'series_{key[0]}'
   names = file_names(labels.values())
-  twice = {uid for uid in labels if list(labels.values()).count(labels[uid]) > 1}
-  return {uid: file_name(f'{label}_{uid}') if uid in twice else names[label] for uid, label in labels.items()}
+  twice = {key for key in labels if list(labels.values()).count(labels[key]) > 1}
+  distinct = lambda uid, file: '_'.join([uid, file] if file and uids.count(uid) > 1 else [uid])
+  return {
+    key: file_name(f'{label}_{distinct(*key)}') if key in twice else names[label] for key, label in labels.items()
+  }

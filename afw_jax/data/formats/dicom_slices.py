@@ -31,6 +31,7 @@ class Slice:
     pixel_spacing: (2,) mm between rows, between columns.
     slope, intercept: rescaling of the pixels.
     digest: SHA-256 of the file.
+    frame: number of the frame in a multi-frame file, from 1; 0 where the file is one slice.
   """
 
   name: str
@@ -44,6 +45,12 @@ class Slice:
   slope: float
   intercept: float
   digest: bytes
+  frame: int = 0
+
+  @property
+  def place(self) -> str:
+    """The slice in words, for errors."""
+    return f'frame {self.frame} of {self.name}' if self.frame else self.name
 
   def values(self, fill: float = 0) -> np.ndarray:
     """(rows, columns) rescaled intensities, `fill` where there is padding.
@@ -93,11 +100,13 @@ def check_alike(folder: str | os.PathLike, slices: list[Slice]) -> None:
   for s in slices[1:]:
     cure = 'Keep only the slices of one stack in the folder (no localiser, no second reconstruction).'
     if s.pixels.shape != first.pixels.shape:
-      raise InputError(folder, f'{s.name} has {s.pixels.shape} pixels, but {first.name} has {first.pixels.shape}', cure)
+      raise InputError(
+        folder, f'{s.place} has {s.pixels.shape} pixels, but {first.place} has {first.pixels.shape}', cure
+      )
     if np.abs(s.orientation - first.orientation).max() > 1e-3:
-      raise InputError(folder, f'{s.name} and {first.name} are oriented differently', cure)
+      raise InputError(folder, f'{s.place} and {first.place} are oriented differently', cure)
     if np.abs(s.pixel_spacing / first.pixel_spacing - 1).max() > 1e-3:
-      raise InputError(folder, f'{s.name} and {first.name} have different pixel spacings', cure)
+      raise InputError(folder, f'{s.place} and {first.place} have different pixel spacings', cure)
 
 
 def grid(folder: str | os.PathLike, slices: list[Slice]) -> Geometry:
@@ -117,7 +126,7 @@ def grid(folder: str | os.PathLike, slices: list[Slice]) -> Geometry:
     k = int(gaps.argmin())
     raise InputError(
       folder,
-      f'{slices[k].name} and {slices[k + 1].name} have the same position',
+      f'{slices[k].place} and {slices[k + 1].place} have the same position',
       'Keep only one copy of each slice, and only one phase or echo, in the folder.',
     )
   step = (positions[-1] - positions[0]) / (n - 1)
@@ -126,15 +135,18 @@ def grid(folder: str | os.PathLike, slices: list[Slice]) -> Geometry:
     k = int(np.abs(gaps - np.median(gaps)).argmax())
     raise InputError(
       folder,
-      f'its slices are not evenly spaced: {gaps[k]:.3f} mm between {slices[k].name} and '
-      f'{slices[k + 1].name}, {np.median(gaps):.3f} mm between most others (a slice is missing, or the spacing varies)',
+      f'its slices are not evenly spaced: {gaps[k]:.3f} mm between {slices[k].place} and '
+      f'{slices[k + 1].place}, {np.median(gaps):.3f} mm between most others '
+      '(a slice is missing, or the spacing varies)',
       'Copy the whole series again, or resample it to an even spacing.',
     )
   affine = slices[0].affine(step)
   check_affine(folder, affine)
   _check_places(folder, slices, affine, step)
   affine = affine.astype(np.float32)  # the precision of NIfTI: label maps written on this grid have the same affine
-  return Geometry(shape=(columns, rows, n), affine=affine.tolist(), slice_files=tuple(s.name for s in slices))
+  return Geometry(
+    shape=(columns, rows, n), affine=affine.tolist(), slice_files=tuple(dict.fromkeys(s.name for s in slices))
+  )
 
 
 def _check_places(folder: str | os.PathLike, slices: list[Slice], affine: np.ndarray, step: np.ndarray) -> None:
@@ -148,7 +160,7 @@ def _check_places(folder: str | os.PathLike, slices: list[Slice], affine: np.nda
     if largest > MAX_DISPLACEMENT:
       raise InputError(
         folder,
-        f'{s.name} lies up to {largest:.2f} voxels beside its place in the grid of the series (its position, '
-        f'orientation or pixel spacing differs from that of {slices[0].name})',
+        f'{s.place} lies up to {largest:.2f} voxels beside its place in the grid of the series (its position, '
+        f'orientation or pixel spacing differs from that of {slices[0].place})',
         'Keep only the slices of one stack in the folder, or resample them to one grid.',
       )

@@ -35,7 +35,7 @@ class Geometry:
     xyzt_units: NIfTI units byte (2 = mm).
     qform: (qfac, pixdim 1..3, quatern b c d, qoffset x y z) of the source header; None: computed from the affine.
     has_mm: whether the file has a voxel size in mm; without one (TransUNet's files) lengths are in voxels.
-    slice_files: file names of slices k = 0, 1, ... of a DICOM series, else empty.
+    slice_files: file names of slices k = 0, 1, ... of a DICOM series, of a multi-frame file its name alone, else empty.
   """
 
   shape: tuple[int, int, int]

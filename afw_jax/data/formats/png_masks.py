@@ -51,6 +51,12 @@ def read_label(folder: str | os.PathLike, geometry: Geometry) -> tuple[np.ndarra
       'PNG masks need the DICOM series they were drawn on, whose file names give the slice order',
       'Use them with the DICOM folder, not with a converted scan.',
     )
+  if len(geometry.slice_files) < geometry.shape[2]:
+    raise InputError(
+      folder,
+      f'PNG masks cannot be matched with the frames of the multi-frame file {geometry.slice_files[0]}',
+      'Give the label map as NIfTI, or export the scan as one slice per file.',
+    )
   paths = list_files(folder)
   others = [p.name for p in paths if p.suffix.lower() != '.png']
   if others or not paths:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from afw_jax.data.formats import itk_files
-from afw_jax.data.formats.dicom_series import PassedOver, find_series
+from afw_jax.data.formats.dicom_series import ENDINGS as DICOM_ENDINGS
+from afw_jax.data.formats.dicom_series import PassedOver, find_series, is_dicom_file
 from afw_jax.errors import InputError
 from afw_jax.system.file_names import same_on_disk
 
@@ -72,7 +73,7 @@ def find_scans(path: str | os.PathLike, *, written: Callable[[str], set[str]] = 
   ways to a folder (symbolic links) are passed over with the reason.
 
   Args:
-    path: a file with one scan, or a folder.
+    path: a file with one scan (of DICOM a multi-frame file), or a folder.
     written: the files below a folder that are known to be label maps, given the folder; they are not scans.
 
   Returns:
@@ -85,6 +86,10 @@ def find_scans(path: str | os.PathLike, *, written: Callable[[str], set[str]] = 
   path = os.fspath(path)
   if not os.path.exists(path):
     raise InputError(path, 'does not exist', GIVE)
+  if is_dicom_file(path):
+    folder, name = os.path.split(path)
+    stem = os.path.splitext(name)[0] if name.lower().endswith(DICOM_ENDINGS) else name
+    return Found([Scan(stem, folder or os.curdir, (name,))], [])
   if not os.path.isdir(path):
     return Found([Scan(_stem(os.path.basename(os.path.abspath(path))), path)], [])
   scans, passed, ignored = [], [], set()

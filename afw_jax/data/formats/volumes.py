@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from afw_jax.data.formats import dicom, itk_files, nifti, png_masks, transunet_files
+from afw_jax.data.formats.dicom_series import is_dicom_file
 from afw_jax.data.formats.geometry import MAX_DISPLACEMENT, NOTED_DISPLACEMENT, Geometry, displacement
 from afw_jax.data.formats.volume import Volume
 from afw_jax.errors import InputError
@@ -22,8 +23,9 @@ def read_image(path: str | os.PathLike, files: Sequence[str] = ()) -> Volume:
   """Reads a scan, and refuses files that could be read wrongly without notice.
 
   Args:
-    path: a .nii, .nii.gz, .nrrd, .mha or .mhd file, a folder with the slices of one DICOM series, a TransUNet
-      caseXXXX.npy.h5, or the pattern FOLDER/caseXXXX_slice*.npz (with the asterisk) for TransUNet's slices of one case.
+    path: a .nii, .nii.gz, .nrrd, .mha or .mhd file, a folder with one DICOM series (its slices, or one enhanced
+      multi-frame file), such a multi-frame file, a TransUNet caseXXXX.npy.h5, or the pattern
+      FOLDER/caseXXXX_slice*.npz (with the asterisk) for TransUNet's slices of one case.
     files: names of the slices, for a folder that holds more than one DICOM series (`scans.find_scans` gives them).
 
   Returns:
@@ -33,6 +35,9 @@ def read_image(path: str | os.PathLike, files: Sequence[str] = ()) -> Volume:
     InputError: no such file, an unsupported format, or a damaged or inconsistent file.
   """
   kind = _kind(path)
+  if kind == 'dicom':
+    folder, name = os.path.split(path)
+    return read_image(folder or os.curdir, (name,))
   if kind == 'folder':
     return _volume(path, dicom.read_image(path, files))
   if kind == 'nifti':
@@ -135,7 +140,7 @@ def _volume(path: str | os.PathLike, parts: tuple[np.ndarray, Geometry, str]) ->
 
 
 def _kind(path: str | os.PathLike) -> str:
-  """'folder', 'nifti', 'itk' or 'transunet'; InputError for a missing path or an unsupported file."""
+  """'folder', 'nifti', 'itk', 'transunet' or 'dicom'; InputError for a missing path or an unsupported file."""
   name = os.path.basename(os.fspath(path)).lower()
   if name.endswith('_slice*.npz'):
     return 'transunet'
@@ -155,6 +160,8 @@ def _kind(path: str | os.PathLike) -> str:
     return 'itk'
   if name.endswith('.h5'):
     return 'transunet'
+  if is_dicom_file(path):
+    return 'dicom'
   raise InputError(path, 'is not a supported file format', READABLE)
 
 
