@@ -28,7 +28,7 @@ afw-jax: abdominal organ segmentation with the Asymmetric Focal Weighted Dice lo
 modes, each with an example
   all        prepare, train, evaluate and report (the default); the same command again resumes
              afw-jax --config=synapse --config.data.root=data/synapse --workdir=runs/synapse
-  prepare    check and resample raw scans into a store that several runs share
+  prepare    check and resample raw scans into a store that several runs share [--resample_dicom]
              afw-jax --mode=prepare --config=folder --config.data.root=data/mine --workdir=runs/mine
   train      afw-jax --mode=train --config=synapse --workdir=runs/short --config.train.epochs=10
   evaluate   score a checkpoint on the test cases, each as a volume on the grid of its scan
@@ -39,12 +39,12 @@ modes, each with an example
   compare    afw-jax --mode=compare --workdir=runs/a,runs/b --output=comparison.md
   view       the page of an evaluated run or a folder of predictions, with all scans at full resolution
              afw-jax --mode=view --workdir=runs/synapse [--port=8000]
-  predict    label maps of new scans: a NIfTI file, a DICOM series folder, or a folder of either
+  predict    label maps of new scans: a NIfTI or multi-frame DICOM file, a DICOM series, or a folder of these
              afw-jax --mode=predict --workdir=runs/synapse --input=scan.nii.gz --output=labels.nii.gz
              the average of several networks: --workdir=runs/fold1,runs/fold2
              options: --checkpoint=last --largest_component --probabilities --mirror_axes=0,1 --overlap=0.7
                       --overwrite (make again what is there) --strict (exit code 2 if a file was passed over)
-                      --page (index.html, to look at them) --format=dicom_seg (DICOM segmentations)
+                      --page (index.html) --format=dicom_seg (DICOM-SEG) --resample_dicom (uneven slices)
   export     one file to hand over, which predict takes as a run, and which predicts without this package
              afw-jax --mode=export --workdir=runs/fold1,runs/fold2 --output=model.zip
   import     afw-jax --mode=import --input=model.zip --workdir=runs/imported

@@ -192,6 +192,7 @@ def _stages(mode: str, config: ml_collections.ConfigDict, workdir: str) -> None:
         workdir,
         store_dir,
         anew=mode == 'prepare',
+        resample_dicom=options.RESAMPLE.value,
         shard=options.SHARD.value,
         scheduler=options.SCHEDULER.value and os.path.expanduser(options.SCHEDULER.value),
       )
@@ -267,6 +268,7 @@ def _predict(workdirs: list[str]) -> None:
     overlap=options.OVERLAP.value,
     overwrite=options.OVERWRITE.value,
     file_format=options.FORMAT.value,
+    resample_dicom=options.RESAMPLE.value,
     matmul_precision=options.CONFIG.value and options.CONFIG.value.runtime.matmul_precision,
   )
   if runtime.process_index() == 0:

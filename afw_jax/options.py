@@ -55,6 +55,11 @@ OVERLAP = flags.DEFINE_float(
 MIRROR = flags.DEFINE_list(
   'mirror_axes', [], 'predict: spatial axes to mirror and average over (test-time augmentation).'
 )
+RESAMPLE = flags.DEFINE_bool(
+  'resample_dicom',
+  False,
+  'predict, prepare: interpolate DICOM slices that are tilted or unevenly spaced to an even grid.',
+)
 TARGET = flags.DEFINE_string(
   'target', 'cpu', 'plan: the accelerator to compile for: cpu, a100_40, a100, h100, h200 or v5e.'
 )
@@ -97,6 +102,9 @@ def check(mode: str, config: ml_collections.ConfigDict | None) -> None:
       f'is an option of --mode=prepare and --mode=paper, and this is --mode={mode}',
       'Prepare the shards first, then train without --shard.',
     )
+  if RESAMPLE.present and mode not in ('predict', 'prepare', 'all'):
+    what = f'is an option of --mode=predict and --mode=prepare, and this is --mode={mode}'
+    raise InputError('--resample_dicom', what, 'Leave it out: what was prepared with it is used as it is.')
   if PAGE.value and FORMAT.value != 'nifti':
     cure = 'Predict once more without --format, or look at the segmentations with a DICOM viewer.'
     raise InputError('--page', f'shows NIfTI label maps, and this is --format={FORMAT.value}', cure)

@@ -135,6 +135,7 @@ def predict_all(
   overwrite: bool = False,
   matmul_precision: str | None = None,
   file_format: str = 'nifti',
+  resample_dicom: bool = False,
 ) -> batch.Outcome:
   """Segments one scan or a folder of scans; of several processes each takes a part of them.
 
@@ -151,6 +152,8 @@ def predict_all(
     save_probabilities: also write <scan>_probability_<organ>.nii.gz.
     overwrite: make every label map again, also in place of files that were not made from this scan.
     file_format: of the label maps: 'nifti', 'nrrd', 'mha', or 'dicom_seg' for DICOM segmentations of DICOM series.
+    resample_dicom: interpolate tilted or unevenly spaced DICOM slices, which are refused otherwise, to an even grid, on
+      which the label map is written too.
 
   Returns:
     What became of the scans, in every process of all of them.
@@ -205,6 +208,7 @@ def predict_all(
     else None,
     probabilities=save_probabilities,
     overwrite=overwrite,
+    resample_dicom=resample_dicom,
   )
   return batch.run(job, passed_over)
 

@@ -25,7 +25,14 @@ _SUCCESSION_S = 1  # for another process that waits, too, and goes on preparing 
 
 
 def prepare(
-  config: ml_collections.ConfigDict, workdir: str, store_dir: str, *, anew: bool, shard: str, scheduler: str | None
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  store_dir: str,
+  *,
+  anew: bool,
+  shard: str,
+  scheduler: str | None,
+  resample_dicom: bool = False,
 ) -> None:
   """Prepares the cases that a run uses, unless its store has them.
 
@@ -40,6 +47,7 @@ def prepare(
     anew: verify the prepared cases against their source files, and prepare those again that have changed.
     shard: 'i/n', the part of the cases that this process prepares; '': that of the SLURM array task, or all.
     scheduler: address or file of a Dask scheduler, or None.
+    resample_dicom: interpolate tilted or unevenly spaced DICOM slices, which are refused otherwise, to an even grid.
 
   Raises:
     InputError, InputErrors: what is wrong with the data set, or a store that was prepared with other options.
@@ -71,6 +79,7 @@ def prepare(
     verify=anew,
     workers=config.runtime.workers or None,
     scheduler=scheduler,
+    resample_dicom=resample_dicom,
     shard=parse_shard(shard, os.environ) if anew else None,
   )
   if index is None:  # other shards are still at work

@@ -127,7 +127,7 @@ def stored(trained, demo):
 def loaded(monkeypatch):
   """Ids of the cases whose files were decoded."""
   load, ids = load_case.load_and_validate, []
-  monkeypatch.setattr(load_case, 'load_and_validate', lambda case, spec: ids.append(case.id) or load(case, spec))
+  monkeypatch.setattr(load_case, 'load_and_validate', lambda case, *a, **k: ids.append(case.id) or load(case, *a, **k))
   monkeypatch.setattr(
     'afw_jax.data.preparation.worker_pool.run_jobs', lambda function, jobs, **_: [function(job) for job in jobs]
   )

@@ -58,6 +58,7 @@ class Job:
       that; None: the label maps are NIfTI.
     probabilities: whether these are to be written.
     overwrite: make every label map again, also in place of files of others.
+    resample_dicom: interpolate tilted or unevenly spaced DICOM slices to an even grid.
   """
 
   source: str
@@ -72,6 +73,7 @@ class Job:
   as_segments: Callable[[volumes.Volume], Callable[[str, np.ndarray], None]] | None = None
   probabilities: bool = False
   overwrite: bool = False
+  resample_dicom: bool = False
 
 
 class _ScanError(Exception):
@@ -156,9 +158,10 @@ def _make(job: Job, scan: Scan, taken: Container[str]) -> dict:
   try:
     check()
     stamp = outputs.stamp(scan)  # before it is read: if it is changed meanwhile, it is segmented again
-    image = _read(scan)
+    image = _read(scan, job.resample_dicom)
     write = job.as_segments(image) if job.as_segments else _nifti_writer(job, image)
     labels, probabilities, notes = job.segment(image)
+    notes = [image.resampled, *notes] if image.resampled else notes
   except InputError as error:
     if outputs.ends_everything(error, writing=False):
       raise
@@ -221,10 +224,10 @@ def _memory_of(scan: Scan) -> Iterator[None]:
     raise _ScanError(InputError(scan.path, 'the memory was used up while it was segmented', cure)) from error
 
 
-def _read(scan: Scan) -> volumes.Volume:
+def _read(scan: Scan, resample_dicom: bool) -> volumes.Volume:
   """Reads a scan; whatever its damage makes a library raise becomes an InputError."""
   try:
-    return volumes.read_image(scan.path, scan.files)
+    return volumes.read_image(scan.path, scan.files, resample_dicom=resample_dicom)
   except (InputError, MemoryError):
     raise
   except Exception as error:

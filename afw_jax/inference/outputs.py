@@ -217,7 +217,7 @@ def _digest(scan: Scan) -> str:
   """SHA-256 of a scan, as in the record; '' where it cannot be read."""
   try:
     if scan.files:
-      return volumes.read_image(scan.path, scan.files).sha256
+      return volumes.read_image(scan.path, scan.files, resample_dicom=True).sha256
     with open(scan.path, 'rb') as file:
       return hashlib.file_digest(file, 'sha256').hexdigest()
   except (InputError, OSError):

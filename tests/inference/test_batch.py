@@ -78,7 +78,7 @@ def test_a_broken_scan_does_not_end_the_others_and_is_tried_again(scans, folder)
 
 def test_what_a_library_raises_on_one_scan_is_a_failure_of_that_scan(scans, folder, monkeypatch):
   read = volumes.read_image
-  broken = lambda path, files=(): [][1] if path.endswith('b.nii.gz') else read(path, files)
+  broken = lambda path, *a, **k: [][1] if path.endswith('b.nii.gz') else read(path, *a, **k)
   monkeypatch.setattr(volumes, 'read_image', broken)
   outcome, segmented = run(scans, folder)
   assert segmented == ['a', 'c'] and 'IndexError' in str(outcome.failed[0])

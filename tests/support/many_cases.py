@@ -24,7 +24,7 @@ from afw_jax.data.preparation.options import StoreOptions
 root, out, i, n, slow, gate = sys.argv[1:]
 if float(slow):
   read = load_case.load_and_validate
-  load_case.load_and_validate = lambda *a: time.sleep(float(slow)) or read(*a)
+  load_case.load_and_validate = lambda *a, **k: time.sleep(float(slow)) or read(*a, **k)
 if gate:
   open(f'{gate}{i}', 'w').close()
 while gate and not all(os.path.exists(f'{gate}{k}') for k in range(int(n))):

@@ -11,11 +11,11 @@ import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-from afw_jax.data.formats import dicom_frames
+from afw_jax.data.formats import dicom_frames, dicom_resample
 from afw_jax.data.formats.dicom_padding import without_tissue
 from afw_jax.data.formats.dicom_pixels import EXPORT, check_grey, planes, rescale
 from afw_jax.data.formats.dicom_series import BROKEN, is_dicom
-from afw_jax.data.formats.dicom_slices import Slice, check_alike, grid, padding_fill
+from afw_jax.data.formats.dicom_slices import Slice, check_alike, check_order, grid, padding_fill, unevenness
 from afw_jax.data.formats.geometry import Geometry
 from afw_jax.errors import InputError
 
@@ -24,7 +24,9 @@ NEEDED = ('Rows', 'Columns', 'PixelSpacing', 'ImagePositionPatient', 'ImageOrien
 INT16 = np.iinfo(np.int16)
 
 
-def read_image(folder: str | os.PathLike, files: Sequence[str] = ()) -> tuple[np.ndarray, Geometry, str]:
+def read_image(
+  folder: str | os.PathLike, files: Sequence[str] = (), *, resample: bool = False
+) -> tuple[np.ndarray, Geometry, str, str]:
   """Reads one series. Slices are ordered by their position along the normal of the image plane, never by file name.
 
   Padding outside the field of view becomes air in CT (-1000 HU), else the lowest intensity of the series.
@@ -32,14 +34,17 @@ def read_image(folder: str | os.PathLike, files: Sequence[str] = ()) -> tuple[np
   Args:
     folder: holds the slices of the series or its one enhanced multi-frame file, and no others unless `files` are given.
     files: names of the slices, or of the one multi-frame file, in the folder.
+    resample: interpolate slices of a tilted gantry or at varying distances to an even grid (`dicom_resample`).
 
   Returns:
     ((D, H, W) int16 if every rescaled value is an integer that fits, else float32; `Geometry`, with the file names in
-    slice order; SHA-256 of the files' SHA-256 digests in that order).
+    slice order, unless it was resampled; SHA-256 of the files' SHA-256 digests in that order; what was resampled, in
+    words, or '').
 
   Raises:
     InputError: no DICOM file, several series, slices that differ in size, orientation or spacing, a missing or
-      duplicate slice, a tilted gantry, colour or undecodable pixels, frames of several stacks or times, other files.
+      duplicate slice, a tilted gantry or varying distances without `resample`, colour or undecodable pixels, frames of
+      several stacks or times, other files.
   """
   paths = [Path(folder) / name for name in files] or list_files(folder)
   if not paths:
@@ -58,13 +63,21 @@ def read_image(folder: str | os.PathLike, files: Sequence[str] = ()) -> tuple[np
   check_alike(folder, slices)
   normal = np.cross(*slices[0].orientation)
   slices.sort(key=lambda s: float(s.position @ normal))
-  geometry = grid(folder, slices)
+  check_order(folder, slices)
+  digest = hashlib.sha256(b''.join(s.digest for s in slices)).hexdigest()
   fill = padding_fill(folder, slices)
-  array = np.empty(geometry.internal_shape, _dtype(folder, slices, fill))
+  dtype = _dtype(folder, slices, fill)
+  if problem := unevenness(folder, slices):
+    if not resample:
+      raise problem
+    made = dicom_resample.evenly(folder, slices, fill)
+    return made.array, made.geometry, digest, made.note
+  geometry = grid(folder, slices)
+  array = np.empty(geometry.internal_shape, dtype)
   target = geometry.to_native(array)
   for k, s in enumerate(slices):
     target[:, :, k] = s.values(fill).T
-  return array, geometry, hashlib.sha256(b''.join(s.digest for s in slices)).hexdigest()
+  return array, geometry, digest, ''
 
 
 def list_files(folder: str | os.PathLike) -> list[Path]:

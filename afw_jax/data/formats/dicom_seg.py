@@ -60,8 +60,11 @@ def opened(scan: Volume, *, organs: Sequence[str], checkpoint: str) -> Callable[
     background, which a segmentation cannot hold, or the file cannot be written.
 
   Raises:
-    InputError: the scan is not a DICOM series, or its slices lack UIDs or contradict each other.
+    InputError: the scan is not a DICOM series, was resampled, or its slices lack UIDs or contradict each other.
   """
+  if scan.resampled:
+    what = 'was resampled to an even grid (--resample_dicom), and a DICOM segmentation lies on the slices themselves'
+    raise InputError(scan.source, what, 'Predict without --format=dicom_seg: label maps lie on the new grid.')
   if not scan.geometry.slice_files:
     raise _not_dicom(scan.source)
   source = dicom_seg_source.read(scan)

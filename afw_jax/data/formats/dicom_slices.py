@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from afw_jax.data.formats.geometry import MAX_DISPLACEMENT, Geometry, check_affine, check_shape
+from afw_jax.data.formats.geometry import MAX_DISPLACEMENT, MAX_SHEAR, Geometry, check_affine, check_shape
 from afw_jax.data.padding import AIR_HU
 from afw_jax.errors import InputError
 
@@ -109,19 +109,11 @@ def check_alike(folder: str | os.PathLike, slices: list[Slice]) -> None:
       raise InputError(folder, f'{s.place} and {first.place} have different pixel spacings', cure)
 
 
-def grid(folder: str | os.PathLike, slices: list[Slice]) -> Geometry:
-  """The voxel grid of slices in order (i along a row, j down a column, k along the normal).
-
-  Raises:
-    InputError: the slices are not evenly spaced, or one lies beside its place in the grid.
-  """
-  n = len(slices)
-  rows, columns = slices[0].pixels.shape
-  check_shape(folder, (columns, rows, n))
-  if n < 2:
+def check_order(folder: str | os.PathLike, slices: Sequence[Slice]) -> None:
+  """Raises InputError for fewer than two slices, and for two at one position; they are in order along the normal."""
+  if len(slices) < 2:
     raise InputError(folder, 'it has a single slice, so the slice spacing is unknown', 'Give the whole series.')
-  positions = np.stack([s.position for s in slices])
-  gaps = np.diff(positions @ np.cross(*slices[0].orientation))
+  gaps = np.diff([s.position @ np.cross(*slices[0].orientation) for s in slices])
   if gaps.min() < SAME_POSITION_MM:
     k = int(gaps.argmin())
     raise InputError(
@@ -129,34 +121,62 @@ def grid(folder: str | os.PathLike, slices: list[Slice]) -> Geometry:
       f'{slices[k].place} and {slices[k + 1].place} have the same position',
       'Keep only one copy of each slice, and only one phase or echo, in the folder.',
     )
-  step = (positions[-1] - positions[0]) / (n - 1)
-  off = np.linalg.norm(positions - positions[0] - np.arange(n)[:, None] * step, axis=1)
+
+
+def unevenness(folder: str | os.PathLike, slices: Sequence[Slice]) -> InputError | None:
+  """Why slices in order are no even grid with perpendicular axes; None if they are."""
+  positions, normal = np.stack([s.position for s in slices]), np.cross(*slices[0].orientation)
+  step = _step(slices)
+  off = np.linalg.norm(positions - positions[0] - np.arange(len(slices))[:, None] * step, axis=1)
   if off.max() > MAX_OFF_GRID * np.linalg.norm(step):
+    gaps = np.diff(positions @ normal)
     k = int(np.abs(gaps - np.median(gaps)).argmax())
-    raise InputError(
+    return InputError(
       folder,
       f'its slices are not evenly spaced: {gaps[k]:.3f} mm between {slices[k].place} and '
       f'{slices[k + 1].place}, {np.median(gaps):.3f} mm between most others '
       '(a slice is missing, or the spacing varies)',
-      'Copy the whole series again, or resample it to an even spacing.',
+      'Copy the whole series again if a slice is missing. --resample_dicom interpolates it to an even grid.',
     )
+  tilt = np.linalg.norm(np.cross(step, normal)) / np.linalg.norm(step)
+  if tilt > MAX_SHEAR:
+    return InputError(
+      folder,
+      f'its axes are sheared: the slices are stacked {np.degrees(np.arcsin(min(1.0, tilt))):.2f} degrees off their '
+      'normal (a tilted gantry)',
+      '--resample_dicom interpolates it to an even grid.',
+    )
+  return None
+
+
+def grid(folder: str | os.PathLike, slices: Sequence[Slice]) -> Geometry:
+  """The voxel grid of evenly spaced slices in order (i along a row, j down a column, k along the normal).
+
+  Raises:
+    InputError: the grid has an implausible size, or a slice lies beside its place in it.
+  """
+  n, step = len(slices), _step(slices)
+  rows, columns = slices[0].pixels.shape
+  check_shape(folder, (columns, rows, n))
   affine = slices[0].affine(step)
   check_affine(folder, affine)
-  _check_places(folder, slices, affine, step)
+  starts = [slices[0].position + k * step for k in range(n)]
+  check_places(folder, slices, [dataclasses.replace(slices[0], position=at).affine(step) for at in starts], step)
   affine = affine.astype(np.float32)  # the precision of NIfTI: label maps written on this grid have the same affine
   return Geometry(
     shape=(columns, rows, n), affine=affine.tolist(), slice_files=tuple(dict.fromkeys(s.name for s in slices))
   )
 
 
-def _check_places(folder: str | os.PathLike, slices: list[Slice], affine: np.ndarray, step: np.ndarray) -> None:
-  """Raises InputError if a corner of a slice, by its own file, is not where the grid of the series has it."""
+def check_places(
+  folder: str | os.PathLike, slices: Sequence[Slice], affines: Sequence[np.ndarray], step: np.ndarray
+) -> None:
+  """Raises InputError if a corner of a slice, by its own file, is not where the affine that is meant for it has it."""
   rows, columns = slices[0].pixels.shape
   corners = np.array([(i, j, 0, 1) for i in (-0.5, columns - 0.5) for j in (-0.5, rows - 0.5)]).T
-  to_index = np.linalg.inv(affine)
-  for k, s in enumerate(slices):
-    off = to_index @ s.affine(step) @ corners - corners - [[0], [0], [k], [0]]
-    largest = np.linalg.norm(off, axis=0).max()
+  to_index = np.linalg.inv(affines[0])
+  for s, affine in zip(slices, affines, strict=True):
+    largest = np.linalg.norm(to_index @ (s.affine(step) - affine) @ corners, axis=0).max()
     if largest > MAX_DISPLACEMENT:
       raise InputError(
         folder,
@@ -164,3 +184,8 @@ def _check_places(folder: str | os.PathLike, slices: list[Slice], affine: np.nda
         f'orientation or pixel spacing differs from that of {slices[0].place})',
         'Keep only the slices of one stack in the folder, or resample them to one grid.',
       )
+
+
+def _step(slices: Sequence[Slice]) -> np.ndarray:
+  """From each slice to the next, if they are evenly spaced: LPS, in mm."""
+  return (slices[-1].position - slices[0].position) / (len(slices) - 1)

@@ -49,7 +49,7 @@ def read_label(folder: str | os.PathLike, geometry: Geometry) -> tuple[np.ndarra
     raise InputError(
       folder,
       'PNG masks need the DICOM series they were drawn on, whose file names give the slice order',
-      'Use them with the DICOM folder, not with a converted scan.',
+      'Use them with the DICOM folder, not with a converted scan, nor with one that --resample_dicom interpolates.',
     )
   if len(geometry.slice_files) < geometry.shape[2]:
     raise InputError(

@@ -16,12 +16,14 @@ class Volume:
     geometry: voxel grid of the source file.
     source: path of the source.
     sha256: of the source file; for a folder, of its files in slice order.
+    resampled: how it was interpolated to an even grid, in words; '' where its voxels are those of the file.
   """
 
   array: np.ndarray
   geometry: Geometry
   source: str
   sha256: str
+  resampled: str = ''
 
   @property
   def spacing_mm(self) -> tuple[float, float, float]:

@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ READABLE = (
 INT16 = np.iinfo(np.int16)
 
 
-def read_image(path: str | os.PathLike, files: Sequence[str] = ()) -> Volume:
+def read_image(path: str | os.PathLike, files: Sequence[str] = (), *, resample_dicom: bool = False) -> Volume:
   """Reads a scan, and refuses files that could be read wrongly without notice.
 
   Args:
@@ -27,6 +28,8 @@ def read_image(path: str | os.PathLike, files: Sequence[str] = ()) -> Volume:
       multi-frame file), such a multi-frame file, a TransUNet caseXXXX.npy.h5, or the pattern
       FOLDER/caseXXXX_slice*.npz (with the asterisk) for TransUNet's slices of one case.
     files: names of the slices, for a folder that holds more than one DICOM series (`scans.find_scans` gives them).
+    resample_dicom: interpolate DICOM slices of a tilted gantry or at varying distances, which are refused otherwise, to
+      an even grid: parallel to the slices, at their median distance, with padding (air) where no slice is.
 
   Returns:
     A `Volume`: int16 if every value is an integer that fits, else float32.
@@ -37,9 +40,9 @@ def read_image(path: str | os.PathLike, files: Sequence[str] = ()) -> Volume:
   kind = _kind(path)
   if kind == 'dicom':
     folder, name = os.path.split(path)
-    return read_image(folder or os.curdir, (name,))
+    return read_image(folder or os.curdir, (name,), resample_dicom=resample_dicom)
   if kind == 'folder':
-    return _volume(path, dicom.read_image(path, files))
+    return _volume(path, dicom.read_image(path, files, resample=resample_dicom))
   if kind == 'nifti':
     return _volume(path, nifti.read_image(path))
   if kind == 'itk':
@@ -134,9 +137,9 @@ def check_pair(image: Volume, label: Volume) -> list[str]:
   return [f'by its affine the label map lies up to {voxels:.2g} voxels ({mm:.2g} mm) beside the scan']
 
 
-def _volume(path: str | os.PathLike, parts: tuple[np.ndarray, Geometry, str]) -> Volume:
-  array, geometry, sha256 = parts
-  return Volume(array=array, geometry=geometry, source=os.fspath(path), sha256=sha256)
+def _volume(path: str | os.PathLike, parts: tuple[Any, ...]) -> Volume:
+  array, geometry, sha256, *resampled = parts
+  return Volume(array, geometry, os.fspath(path), sha256, *resampled)
 
 
 def _kind(path: str | os.PathLike) -> str:

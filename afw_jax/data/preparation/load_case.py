@@ -33,25 +33,26 @@ class LoadedCase:
   notes: list[str]
 
 
-def load_and_validate(case: CaseFiles, spec: DatasetSpec) -> LoadedCase:
+def load_and_validate(case: CaseFiles, spec: DatasetSpec, *, resample_dicom: bool = False) -> LoadedCase:
   """Decodes both files of a case completely and validates them.
 
   Args:
     case: files of the case, with a label map.
     spec: of the data set, with the meaning of the ids in the label map.
+    resample_dicom: interpolate tilted or unevenly spaced DICOM slices to an even grid.
 
   Returns:
     A `LoadedCase`.
   """
   problems: list[InputError] = []
-  image = _read(volumes.read_image, case.image, problems)
+  image = _read(lambda path: volumes.read_image(path, resample_dicom=resample_dicom), case.image, problems)
   if image is None and os.path.isdir(case.label):  # PNG masks cannot be read without their scan
     return LoadedCase(None, None, {}, problems, [])
   if image is not None:
     image = dataclasses.replace(image, array=without_padding(image.array, in_hu=spec.in_hu))
   geometry = None if image is None else image.geometry
   label = _read(lambda path: volumes.read_label(path, geometry=geometry), case.label, problems)
-  remarks: list[str] = []
+  remarks: list[str] = [image.resampled] if image is not None and image.resampled else []
   if image is not None and label is not None:
     _collect(lambda: remarks.extend(volumes.check_pair(image, label)), problems)
   if label is None:

@@ -49,6 +49,7 @@ def prepare(
   progress: bool = True,
   shard: tuple[int, int] | None = None,
   scheduler: str | None = None,
+  resample_dicom: bool = False,
 ) -> dict | None:
   """Prepares cases of a data set, or continues where an interrupted call stopped.
 
@@ -71,6 +72,8 @@ def prepare(
     shard: (i, n): prepare every n-th case from the i-th on. The shard that finds all cases prepared publishes them; one
       that failed can be repeated.
     scheduler: of a Dask cluster that does the work: its address or its scheduler file.
+    resample_dicom: interpolate tilted or unevenly spaced DICOM slices, which are problems otherwise, to an even grid.
+      Voxels depend on the files alone, so that this is no option of the store.
 
   Returns:
     The index of the store (STORE/dataset.json); None for a shard after which other shards still have to finish.
@@ -99,6 +102,7 @@ def prepare(
     known = {i: (meta if staged else published.get(i, meta))['source_stamps'] for i, (meta, staged) in ready.items()}
     ready = {case_id: found for case_id, found in ready.items() if known[case_id] == stamps[case_id]}
     job = dict(spec=spec, options=content, options_hash=options_hash, store=os.fspath(store_dir))
+    job['resample_dicom'] = resample_dicom
     jobs = [{'id': i, 'case': files[i], 'stamps': stamps[i], **job} for i in own if i not in ready]
     if scheduler:
       results = dask_cluster.run_jobs(prepare_case, jobs, scheduler=scheduler, progress=progress)

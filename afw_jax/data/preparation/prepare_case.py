@@ -17,8 +17,8 @@ def prepare_case(job: dict) -> dict:
   """Prepares a case, unless it has been prepared with the same options from the same files, and is whole.
 
   Args:
-    job: 'id', 'case' (`CaseFiles`), 'stamps' (of its files), 'spec' (`DatasetSpec`), 'options', 'options_hash' and
-      'store' (folder).
+    job: 'id', 'case' (`CaseFiles`), 'stamps' (of its files), 'spec' (`DatasetSpec`), 'options', 'options_hash',
+      'store' (folder) and, where it is wanted, 'resample_dicom' (True).
 
   Returns:
     {'id', 'problems' (list of InputError), 'meta' (case.json; None if there are problems), 'staged' (False if the case
@@ -31,7 +31,7 @@ def prepare_case(job: dict) -> dict:
     for meta, staged in publish.prepared(job['store'], case.id, job['options_hash'], verify=True):
       if meta['source_sha256'] == digests:
         return {**result, 'meta': meta, 'staged': staged}
-    loaded = load_case.load_and_validate(case, spec)
+    loaded = load_case.load_and_validate(case, spec, resample_dicom=job.get('resample_dicom', False))
     if loaded.problems:
       return {**result, 'problems': loaded.problems}
     centre = working_grid.central_grid(loaded.image, job['options'])

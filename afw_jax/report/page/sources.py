@@ -142,7 +142,7 @@ def _scene(case: store.Case, labels: np.ndarray, window: tuple[float, float], *,
 def _scan_of(case: store.Case, *, in_hu: bool) -> np.ndarray:
   """The scan of a case as its file has it; InputError where that is not there, or no longer the one of the case."""
   path = case.meta['source']['image']
-  scan = without_padding(volumes.read_image(path).array, in_hu=in_hu)
+  scan = without_padding(volumes.read_image(path, resample_dicom=True).array, in_hu=in_hu)
   if voxels_digest(scan) != case.meta['voxels_sha256']:
     raise InputError(path, 'has changed since it was prepared', 'Run --mode=prepare and evaluate again.')
   return scan
@@ -196,7 +196,7 @@ def of_predictions(folder: str) -> Source:
 def _predicted_scan(row: Mapping) -> volumes.Volume:
   """The scan of a label map; InputError where it is not there, or no longer the one that was segmented."""
   for scan in scan_files.find_scans(row['source']).scans if os.path.isdir(row['source']) else [None]:
-    image = volumes.read_image(row['source'], scan.files if scan else ())
+    image = volumes.read_image(row['source'], scan.files if scan else (), resample_dicom=True)
     if image.sha256 == row['sha256']:
       return image
   raise InputError(row['source'], 'is no longer the scan that was segmented', 'Predict it again.')

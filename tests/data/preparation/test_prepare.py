@@ -81,7 +81,9 @@ def test_a_second_run_reads_nothing_again_but_changed_scans_and_options(tmp_path
   root = make(tmp_path / 'raw')
   first = prepare_store('folder', root, tmp_path / 's', **SMALL)
   load, loaded = load_case.load_and_validate, []
-  monkeypatch.setattr(load_case, 'load_and_validate', lambda case, spec: loaded.append(case.id) or load(case, spec))
+  monkeypatch.setattr(
+    load_case, 'load_and_validate', lambda case, *a, **k: loaded.append(case.id) or load(case, *a, **k)
+  )
   assert prepare_store('folder', root, tmp_path / 's', **SMALL) == first and not loaded
   volumes.write_image(root / 'images' / 'c2.nii.gz', scan(22), geometry(axes='LAS'))
   prepare_store('folder', root, tmp_path / 's', verify=False, **SMALL)

@@ -21,7 +21,7 @@ from afw_jax.data.preparation.options import StoreOptions
 root, out, workers, mode = sys.argv[1:]
 if mode == 'slow':
   read = load_case.load_and_validate
-  load_case.load_and_validate = lambda *a: time.sleep(0.15) or read(*a)
+  load_case.load_and_validate = lambda *a, **k: time.sleep(0.15) or read(*a, **k)
 if mode == 'no space':
   resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
 prepare.prepare(StoreOptions('folder', size=(32, 32)), root, out, workers=int(workers), progress=mode == 'bar')

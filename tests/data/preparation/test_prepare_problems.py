@@ -57,7 +57,9 @@ def test_every_problem_is_reported_at_once_and_good_cases_are_kept(tmp_path, mon
     store.read_index(tmp_path / 's')
   make(root, n=5)
   read, reads = load_case.load_and_validate, []
-  monkeypatch.setattr(load_case, 'load_and_validate', lambda case, spec: reads.append(case.id) or read(case, spec))
+  monkeypatch.setattr(
+    load_case, 'load_and_validate', lambda case, *a, **k: reads.append(case.id) or read(case, *a, **k)
+  )
   prepare_store('folder', root, tmp_path / 's', **SMALL)
   assert sorted(reads) == ['c0', 'c1', 'c2', 'c3', 'c4']  # c5 and c6 were fine
 
