@@ -12,7 +12,6 @@ from flax import traverse_util
 from afw_jax import losses, models
 from afw_jax import workdir as run_folder
 from afw_jax.config import build
-from afw_jax.data.sets.lookup import get_spec
 from afw_jax.data.sets.spec import DatasetSpec
 from afw_jax.data.sets.window import resolve_window
 from afw_jax.errors import InputError
@@ -41,7 +40,7 @@ def import_run(config: ml_collections.ConfigDict, workdir: str, path: str) -> No
   workdir = os.path.expanduser(workdir)
   folder = os.path.join(workdir, 'checkpoints', 'last')
   _check_untrained(workdir, folder)
-  spec = get_spec(config.data.dataset, config.data.root)
+  spec = build.store_options(config.data).spec(config.data.root)
   num_classes, size = len(spec.organs) + 1, build.input_size(config)
   model, options = build.network(config, num_classes)
   variables = _fit(path, config.model.name, model, _read(path, config.model.name, num_classes, options), size)

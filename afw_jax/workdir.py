@@ -197,7 +197,10 @@ def store_path(config: ml_collections.ConfigDict, workdir: str) -> str:
   if config.data.store:
     return config.data.store
   options = json.loads(config.data.to_json_best_effort())
-  options = {key: options[key] for key in ('dataset', 'size', 'spacing_mm', 'fit', 'interpolation')}
+  usual = default_config().data
+  masks = {key: options.get(key, usual[key]) for key in ('organs', 'overlap')}
+  choices = {key: value for key, value in masks.items() if value != usual[key]}  # other stores keep their names
+  options = choices | {key: options[key] for key in ('dataset', 'size', 'spacing_mm', 'fit', 'interpolation')}
   options['root'] = os.path.abspath(config.data.root)
   digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
   return os.path.join(os.path.dirname(os.path.abspath(workdir)), 'stores', f'{config.data.dataset}-{digest}')

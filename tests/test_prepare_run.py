@@ -33,7 +33,8 @@ def test_the_store_of_a_config_is_named_by_what_changes_voxels(tmp_path):
     name(**{key: value})
     for key, value in dict(size=(64, 64), spacing_mm=(2.0, 2.0), fit='crop_pad', interpolation='linear').items()
   ]
-  assert len({name(), name(root='elsewhere'), name(dataset='chaos_ct'), *different}) == 7
+  different += [name(organs='liver'), name(organs='liver,spleen'), name(overlap='last')]
+  assert len({name(), name(root='elsewhere'), name(dataset='chaos_ct'), *different}) == 10
   assert name(store='mine') == 'mine'
 
 

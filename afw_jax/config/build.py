@@ -148,6 +148,8 @@ def store_options(data: ml_collections.ConfigDict) -> StoreOptions:
     spacing_mm=(None,) * (3 - len(data.spacing_mm)) + tuple(data.spacing_mm),
     fit=data.fit,
     order=data.interpolation,
+    organs=tuple(organ.strip() for organ in data.organs.split(',')) if data.organs else (),
+    overlap=data.overlap,
   )
 
 

@@ -29,9 +29,12 @@ def default_config() -> ml_collections.ConfigDict:
 
 def _data() -> ConfigDict:
   data = ConfigDict()
-  data.dataset = 'synapse'  # synapse chaos_ct chaos_mr_t1in chaos_mr_t1out chaos_mr_t2 chaos4 abdomenct1k folder
+  # synapse chaos_ct chaos_mr_t1in chaos_mr_t1out chaos_mr_t2 chaos4 abdomenct1k totalsegmentator amos amos_mr flare22
+  data.dataset = 'synapse'  # one of these, or folder: your own, described by dataset.json
   data.root = 'data/synapse'  # folder of the raw scans
   data.store = ''  # folder of the prepared scans; '' = stores/<dataset>-<digest of the options> beside the workdir
+  data.organs = ''  # totalsegmentator: names of the masks with commas, in the order of the classes; '' = abdominal ones
+  data.overlap = 'error'  # totalsegmentator: voxels in several masks: error | first | last (organ that gets them)
   # Voxels of the working grid: (h, w) for slices, (d, h, w) for volumes, () for volumes as the spacing gives them.
   data.size = (224, 224)
   data.spacing_mm = (1.0, 1.0)  # (y, x) or (z, y, x) spacing before `fit`; () = the spacing of each scan

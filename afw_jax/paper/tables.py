@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from afw_jax.data.sets import lookup
+from afw_jax.config.build import store_options
 from afw_jax.data.sets.case_files import normal_name
 from afw_jax.errors import InputError, did_you_mean
 from afw_jax.paper import results, study
@@ -103,7 +103,7 @@ def _check_focus(focus: tuple[str, ...], data: ml_collections.ConfigDict) -> Non
   """Raises InputError where the organs to focus are not all of the data set, each once: the last row claims that."""
   root = os.path.expanduser(data.root)
   known = data.dataset != 'folder' or os.path.isdir(root)
-  organs = lookup.get_spec(data.dataset, root).organs if known else tuple(dict.fromkeys(focus))
+  organs = store_options(data).spec(root).organs if known else tuple(dict.fromkeys(focus))
   if sorted(map(normal_name, focus)) != sorted(organs) or not focus:
     raise InputError(
       'paper.focus',

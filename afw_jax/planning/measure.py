@@ -9,7 +9,6 @@ import ml_collections
 
 from afw_jax.config import build
 from afw_jax.config.program import make_program
-from afw_jax.data.sets.lookup import get_spec
 from afw_jax.distributed import sharding
 from afw_jax.models.layers import attention
 from afw_jax.planning import accelerators, collectives
@@ -89,7 +88,7 @@ def program(
   Raises:
     InputError: the config cannot be trained on this mesh.
   """
-  spec = get_spec(config.data.dataset, config.data.root if config.data.dataset == 'folder' else None)
+  spec = build.store_options(config.data).spec(config.data.root if config.data.dataset == 'folder' else None)
   made = make_program(
     config,
     mesh,

@@ -19,9 +19,9 @@ COMMON = ('num_classes', 'size', 'dtype', 'remat', 'constrain', 'attend')
 
 
 def comment_of(key: str) -> str:
-  """The comment behind an assignment in the default config."""
+  """The comment above and behind an assignment in the default config."""
   text = read('afw_jax/config/defaults.py')
-  (comment,) = re.findall(rf'^ *{re.escape(key)} = .*?# (.*)$', text, re.M)
+  (comment,) = re.findall(rf'((?:^ *# .*\n)*^ *{re.escape(key)} = .*?# .*)$', text, re.M)
   return comment
 
 

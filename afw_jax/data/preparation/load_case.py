@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from afw_jax.data.formats import volumes
+from afw_jax.data.formats import organ_masks, volumes
 from afw_jax.data.padding import without_padding
 from afw_jax.data.sets.case_files import CaseFiles, abbreviate
 from afw_jax.data.sets.lookup import NAMES
@@ -46,13 +46,14 @@ def load_and_validate(case: CaseFiles, spec: DatasetSpec, *, resample_dicom: boo
   """
   problems: list[InputError] = []
   image = _read(lambda path: volumes.read_image(path, resample_dicom=resample_dicom), case.image, problems)
-  if image is None and os.path.isdir(case.label):  # PNG masks cannot be read without their scan
+  is_png = os.path.isdir(case.label) and not spec.overlapping
+  if image is None and is_png:  # PNG masks cannot be read without their scan
     return LoadedCase(None, None, {}, problems, [])
   if image is not None:
     image = dataclasses.replace(image, array=without_padding(image.array, in_hu=spec.in_hu))
   geometry = None if image is None else image.geometry
-  label = _read(lambda path: volumes.read_label(path, geometry=geometry), case.label, problems)
   remarks: list[str] = [image.resampled] if image is not None and image.resampled else []
+  label = _read(lambda path: _read_label(path, spec, geometry, remarks), case.label, problems)
   if image is not None and label is not None:
     _collect(lambda: remarks.extend(volumes.check_pair(image, label)), problems)
   if label is None:
@@ -96,11 +97,13 @@ def _classes(label, spec, problems):
     return None, {}, []
   classes = table.astype(np.uint8)[label.array]
   voxels = count_organs(classes, spec.organs)
-  if not any(voxels.values()):
+  notes = []
+  if not any(voxels.values()) and spec.overlapping:  # such data sets have scans of other parts of the body
+    notes.append('it has none of the organs: all of it is background')
+  elif not any(voxels.values()):
     problems.append(
       InputError(label.source, f'is empty: no voxel of {", ".join(spec.organs)}', 'Label the scan or remove it')
     )
-  notes = []
   if sum(_has_organ(plane) for plane in classes) == 1 and len(classes) > 1:
     notes.append('its label map has organs in one slice only')
   return classes, voxels, notes
@@ -108,6 +111,14 @@ def _classes(label, spec, problems):
 
 def _has_organ(plane: np.ndarray) -> bool:
   return bool(((plane != 0) & (plane != IGNORED)).any())
+
+
+def _read_label(path, spec, geometry, remarks):
+  if not spec.overlapping:
+    return volumes.read_label(path, geometry=geometry)
+  array, grid, sha256, found = organ_masks.read_label(path, spec.organs, spec.overlapping)
+  remarks.extend(found)
+  return volumes.Volume(array, grid, path, sha256)
 
 
 def _known(spec) -> str:

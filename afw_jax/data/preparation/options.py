@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 
 from afw_jax.data import resample
+from afw_jax.data.sets.lookup import get_spec
 from afw_jax.data.sets.spec import DatasetSpec
 from afw_jax.errors import InputError, did_you_mean
 
@@ -21,6 +23,7 @@ class StoreOptions:
     spacing_mm: target (z, y, x) spacing; None: that of the scan.
     fit: from the target spacing to the size by 'resize' (interpolation) or 'crop_pad' (centred).
     order: 'cubic' or 'linear' interpolation of the image; label maps are resampled with nearest neighbour.
+    organs, overlap: of data sets with a mask for each organ, as in `lookup.get_spec`.
 
   Raises:
     InputError: an invalid option.
@@ -31,12 +34,19 @@ class StoreOptions:
   spacing_mm: Sequence[float | None] = (None, 1.0, 1.0)
   fit: str = 'resize'
   order: str = 'cubic'
+  organs: Sequence[str] = ()
+  overlap: str = 'error'
 
   def __post_init__(self):
     if self.order not in ORDERS:
       hint = did_you_mean(self.order, ORDERS)
       raise InputError(f'order {self.order!r}', 'is not known', f"{hint}Use 'cubic' or 'linear'")
     resample.make_resampling((8, 8, 8), (1, 1, 1), size=self.size, spacing=self.spacing_mm, fit=self.fit)  # checks them
+
+  def spec(self, root: str | os.PathLike | None = None) -> DatasetSpec:
+    """The data set, in the layout found at `root`; raises as `lookup.get_spec`."""
+    root = None if root is None else os.fspath(root)
+    return get_spec(self.dataset, root, organs=self.organs, overlap=self.overlap)
 
   def grid(self) -> dict:
     """Size, spacing, fit and interpolation order, as JSON."""
@@ -60,8 +70,10 @@ class StoreOptions:
       'raw_ids': dict(spec.raw_ids),
       'ignored_ids': spec.ignored_ids,
     }
-    if spec.unlabelled_id is not None:  # not otherwise, so that stores without it keep their digest; nor regions
+    if spec.unlabelled_id is not None:  # not otherwise, so that stores without it keep their digest; nor others
       labels['unlabelled_id'] = spec.unlabelled_id
+    if spec.overlapping:
+      labels['overlapping'] = spec.overlapping
     if spec.regions:
       labels['regions'] = [[name, [spec.labels[organ] for organ in organs]] for name, organs in spec.regions.items()]
     return json.loads(json.dumps(labels | self.grid()))

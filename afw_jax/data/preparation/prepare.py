@@ -14,7 +14,6 @@ from afw_jax.data.preparation.prepare_case import prepare_case
 from afw_jax.data.selection import SelectionOptions, choose, find_leaks
 from afw_jax.data.sets import layouts
 from afw_jax.data.sets.case_files import CaseFiles, abbreviate
-from afw_jax.data.sets.lookup import get_spec
 from afw_jax.data.sets.spec import DatasetSpec
 from afw_jax.errors import InputError, InputErrors
 
@@ -84,7 +83,7 @@ def prepare(
   """
   if scheduler:  # whose workers have other working directories
     root, store_dir = os.path.abspath(root), os.path.abspath(store_dir)
-  spec = get_spec(options.dataset, os.fspath(root))
+  spec = options.spec(root)
   files = {case.id: case for case in layouts.find_cases(spec, root)}
   listing = make_listing(spec, files.values())
   choice = choose(listing, selected or SelectionOptions())
@@ -149,7 +148,7 @@ def differences(store_dir: str | os.PathLike, options: StoreOptions, root: str |
   stored = {'dataset': index['dataset'], **index['options']}
   wanted = {'dataset': options.dataset, **options.grid()}
   if root is not None and os.path.isdir(root) and all(stored[key] == value for key, value in wanted.items()):
-    wanted |= options.to_json(get_spec(options.dataset, os.fspath(root)))
+    wanted |= options.to_json(options.spec(root))
   return {key: (stored.get(key), value) for key, value in wanted.items() if stored.get(key) != value}
 
 
@@ -170,7 +169,7 @@ def outdated(
   Raises:
     InputError, InputErrors: what is wrong with the files or the options.
   """
-  index, spec = store.read_index(store_dir), get_spec(options.dataset, os.fspath(root))
+  index, spec = store.read_index(store_dir), options.spec(root)
   files = {case.id: case for case in layouts.find_cases(spec, root)}
   choice = choose(make_listing(spec, files.values()), selected)
   missing = [i for i in choice.ids if i not in index['cases']]
@@ -203,7 +202,7 @@ def changes(
   """
   index = store.read_index(store_dir)
   try:
-    files = {case.id: case for case in layouts.find_cases(get_spec(options.dataset, os.fspath(root)), root)}
+    files = {case.id: case for case in layouts.find_cases(options.spec(root), root)}
   except (InputError, InputErrors) as error:  # of other cases, perhaps
     _log.warning('%s\nThe prepared cases are compared with the files that they were made from.', error)
     files = {i: CaseFiles(i, **index['cases'][i]['source']) for i in case_ids}

@@ -5,7 +5,7 @@ import os
 import pathlib
 from collections.abc import Iterable
 
-from afw_jax.data.sets import challenge_layouts, nifti_layouts
+from afw_jax.data.sets import challenge_layouts, multi_organ_layouts, nifti_layouts
 from afw_jax.data.sets.case_files import CaseFiles, abbreviate, where_to_get
 from afw_jax.data.sets.spec import PARTS, DatasetSpec
 from afw_jax.errors import InputError, InputErrors
@@ -17,6 +17,9 @@ _FINDERS = {
   'chaos_ct': challenge_layouts.find_chaos_ct,
   'chaos_mr': challenge_layouts.find_chaos_mr,
   'abdomenct1k': nifti_layouts.find_abdomenct1k,
+  'totalsegmentator': multi_organ_layouts.find_totalsegmentator,
+  'amos': multi_organ_layouts.find_amos,
+  'flare22': multi_organ_layouts.find_flare22,
   'nifti': nifti_layouts.find_folders,
 }
 

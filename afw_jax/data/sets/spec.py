@@ -16,7 +16,8 @@ class DatasetSpec:
 
   Attributes:
     name: of the data set.
-    source: layout of its files: 'btcv', 'transunet', 'chaos_ct', 'chaos_mr', 'abdomenct1k' or 'nifti'.
+    source: layout of its files: 'btcv', 'transunet', 'chaos_ct', 'chaos_mr', 'abdomenct1k',
+      'totalsegmentator', 'amos', 'flare22' or 'nifti'.
     modality: 'CT' or 'MR'.
     organs: names; class c is organs[c - 1], class 0 is the background.
     raw_ids: organ -> its ids in the label files.
@@ -27,6 +28,8 @@ class DatasetSpec:
     ignored_ids: other ids that the label files may contain, treated as background; 'all': every other id.
     regions: name -> its organs: what is scored in place of the organs, where a data set has unions of them.
     unlabelled_id: id of voxels that nobody has labelled, which count nowhere; None: there is none.
+    overlapping: where a label map is a folder with a mask for each organ, what becomes of voxels in several masks
+      ('error', 'first', 'last': `organ_masks.read_label`); '' where it is one file.
     splits: part -> case ids, as published or given.
     folds: 'train' and 'val' -> case ids, of each fold of a cross-validation, where they are given.
     defects: case id -> known defect, as the end of a sentence that starts with 'it'.
@@ -49,6 +52,7 @@ class DatasetSpec:
   ignored_ids: tuple[int, ...] | Literal['all'] = ()
   unlabelled_id: int | None = None
   regions: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+  overlapping: str = ''
   splits: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   folds: tuple[Mapping[str, tuple[str, ...]], ...] = ()
   defects: Mapping[str, str] = dataclasses.field(default_factory=dict)
