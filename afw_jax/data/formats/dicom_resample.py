@@ -19,7 +19,9 @@ from scipy import ndimage
 
 from afw_jax.data.formats.dicom_slices import Slice, check_places
 from afw_jax.data.formats.geometry import Geometry, check_affine, check_memory, check_shape
+from afw_jax.errors import InputError
 
+_FARTHEST_MM = 1e5  # from the first slice; beyond any grid
 _SAME = 1e-5  # pixels, or shares of the distance of two slices, that rounded coordinates differ by
 
 
@@ -46,12 +48,16 @@ def evenly(folder: str | os.PathLike, slices: Sequence[Slice], fill: float) -> R
     fill: intensity of padding, and of voxels that the slices do not reach.
 
   Raises:
-    InputError: the new grid is too large, or the orientation of a slice is not that of the others.
+    InputError: the slices lie too far apart, the new grid is too large, or the orientation of a slice is not that of
+      the others.
   """
   first = slices[0]
   (row, column), (between_rows, between_columns) = first.orientation, first.pixel_spacing
   normal = np.cross(row, column)
   moved = np.stack([s.position for s in slices]) - first.position
+  if np.abs(moved).max() > _FARTHEST_MM:
+    what = f'its slices lie {np.abs(moved).max() / 1000:.3g} m apart'
+    raise InputError(folder, what, 'Keep only the slices of one stack in the folder, or export the series again.')
   along = moved @ normal
   in_plane = np.stack([moved @ column / between_rows, moved @ row / between_columns], axis=1)  # in pixels: down, right
   gaps = np.diff(along)

@@ -127,8 +127,10 @@ def test_even_series_are_left_as_they_are(tmp_path):
     ({'orientation': (0, 1, 0, 0, 0, -1)}, 'oriented differently'),
     ({'PixelSpacing': [0.7, 0.5]}, 'pixel spacings'),
     ({'PixelSpacing': [0.75074, 0.5], 'pixels': np.zeros((5, 300, 300), np.uint16)}, 'voxels beside its place'),
-    ({'ImagePositionPatient': [-10, -20, 1e9]}, 'size .* is not that of one 3D volume'),
-    ({'ImagePositionPatient': [5e8, -20, 106]}, 'size .* is not that of one 3D volume'),
+    ({'ImagePositionPatient': [-10, -20, 9e4]}, 'size .* is not that of one 3D volume'),
+    ({'ImagePositionPatient': [5e4, -20, 106]}, 'size .* is not that of one 3D volume'),
+    ({'ImagePositionPatient': [-10, -20, 1e9]}, r'its slices lie 1e\+06 m apart'),
+    ({'ImagePositionPatient': ['1e150', '-1e150', 106]}, 'm apart'),
   ],
 )
 def test_what_stays_refused(tmp_path, changes, match):
