@@ -17,6 +17,7 @@ from afw_jax.data import resample, run_record, store, usual, working_grid
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.geometry import Geometry
 from afw_jax.data.selection import Selection, scored_split
+from afw_jax.data.sets import channels
 from afw_jax.data.sets.spec import IGNORED
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError
@@ -249,8 +250,9 @@ def _draw(
 def draw_case(
   path: str, trained: predict.Trained, case: store.Case, window: Sequence[float], labels: np.ndarray, dsc: float
 ) -> None:
-  """Draws reference and prediction over the image on the working grid, and writes the PNG file `path`."""
+  """Draws reference and prediction over the first channel on the working grid, and writes the PNG file `path`."""
   grid, image = working_grid.prepared_case(case, usual.overhang_of(trained.meta['data']))
+  image, window = channels.shown(image, window)
   image = preprocess.apply_window(np.asarray(image)[None, ..., None], np.asarray([window]))
   overlays.case_sheet(
     path,

@@ -15,7 +15,7 @@ from afw_jax import workdir as run_folder
 from afw_jax.data import phantom
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.geometry import Geometry
-from afw_jax.data.sets import intensities, lookup
+from afw_jax.data.sets import lookup
 from afw_jax.errors import InputError
 from afw_jax.inference.network import Trained, precision_of
 from afw_jax.inference.trained import read_meta
@@ -62,6 +62,7 @@ def export_model(
     'versions': {key: versions[key] for key in ('python', 'packages')},
     'organs': {organ: {'class': c, 'label': first['output_ids'][organ]} for c, organ in enumerate(first['organs'], 1)},
     'axis_order': content.AXES,
+    **({'channels': [channel.name for channel in trained[0].channels]} if len(trained[0].channels) > 1 else {}),
     'platforms': program.PLATFORMS,
     'networks': entries,
   }
@@ -134,13 +135,15 @@ def _sources_of(entries: Sequence[dict]) -> dict[str, str]:
 
 def _example(trained: Sequence[Trained]) -> Iterator[tuple[str, bytes]]:
   """A synthetic scan on an oblique, flipped grid with its label map and probabilities, as members."""
-  scan, geometry = _synthetic(intensities.is_hu(trained[0].meta['data']['options']), trained[0].meta['data'])
+  names = run.scan_names(trained[0])
   with tempfile.TemporaryDirectory() as folder:
     path = lambda name: os.path.join(folder, os.path.basename(name))
-    volumes.write_image(path(run.SCAN), scan, geometry)
-    labels, shares = predict.predict_volume(trained, volumes.read_image(path(run.SCAN)), keep_probabilities=True)
-    volumes.write_label(path(run.LABELS), trained[0].file_ids(labels), geometry)
-    for name in (run.SCAN, run.LABELS):
+    for name, channel in zip(names, trained[0].channels, strict=True):
+      volumes.write_image(path(name), *_synthetic(channel.in_hu, trained[0].meta['data']))
+    scan = volumes.read_channels([path(name) for name in names])
+    labels, shares = predict.predict_volume(trained, scan, keep_probabilities=True)
+    volumes.write_label(path(run.LABELS), trained[0].file_ids(labels), scan.geometry)
+    for name in (*names, run.LABELS):
       with open(path(name), 'rb') as file:
         yield name, file.read()
   content = io.BytesIO()

@@ -13,14 +13,17 @@ from afw_jax import losses, models
 from afw_jax import workdir as run_folder
 from afw_jax.config import build
 from afw_jax.data.sets.spec import DatasetSpec
-from afw_jax.data.sets.window import resolve_window
+from afw_jax.data.sets.window import resolve_windows
 from afw_jax.errors import InputError
+from afw_jax.inference.network import image_shape
 from afw_jax.model_file import archive, networks
 from afw_jax.models.layers import positions
 from afw_jax.system import atomic_files
 from afw_jax.system.file_names import temporary_name
 from afw_jax.training import checkpoint, checkpoint_writer, step
 from afw_jax.weights import convert, files
+
+_CHANNELS = {1: 'one-channel', 2: 'two-channel', 3: 'three-channel'}
 
 
 def import_run(config: ml_collections.ConfigDict, workdir: str, path: str) -> None:
@@ -43,7 +46,8 @@ def import_run(config: ml_collections.ConfigDict, workdir: str, path: str) -> No
   spec = build.store_options(config.data).spec(config.data.root)
   num_classes, size = len(spec.organs) + 1, build.input_size(config)
   model, options = build.network(config, num_classes)
-  variables = _fit(path, config.model.name, model, _read(path, config.model.name, num_classes, options), size)
+  image = (1, *size, len(spec.channels) or 1)
+  variables = _fit(path, config.model.name, model, _read(path, config.model.name, num_classes, options), image)
   state = _initial_state(config, variables, num_classes)
   meta = {
     'config': json.loads(config.to_json_best_effort()),
@@ -99,7 +103,7 @@ def _from_file(name: str, source: str) -> tuple[ml_collections.ConfigDict, step.
   meta = network['meta']
   config, made = run_folder.completed(meta['config']), meta['model']
   model = models.build(made['name'], num_classes=made['num_classes'], **made['options'])
-  variables = networks.read_weights(name, models.abstract_variables(model, (1, *made['input_size'], 1)))
+  variables = networks.read_weights(name, models.abstract_variables(model, image_shape(meta)))
   state = _initial_state(config, variables, made['num_classes'])
   source = f'{source}: {network["name"]}, step {meta["step"]}'
   return config, state, {**meta, 'total_steps': 0, 'best_dsc': None, 'source': source}
@@ -120,7 +124,7 @@ def _check_untrained(workdir: str, folder: str) -> None:
 def _describe_data(config: ml_collections.ConfigDict, spec: DatasetSpec) -> dict:
   """The entry 'data' of a checkpoint, as training writes it; without the cases, which are not known."""
   window = build.selection_options(config.data).window
-  window = resolve_window(window, spec.window_hu, in_hu=spec.in_hu, dataset=spec.name)
+  window = resolve_windows(window, spec.window_hu, in_hu=spec.in_hu, dataset=spec.name, channels=spec.channels)
   options = json.loads(json.dumps({**build.store_options(config.data).to_json(spec), 'window': window}))
   return {
     'name': spec.name,
@@ -142,9 +146,9 @@ def _read(path: str, name: str, num_classes: int, options: dict) -> dict:
     raise InputError(path, f'{error.where}: {error.problem}', error.cure) from error
 
 
-def _fit(path: str, name: str, model, variables: dict, size: tuple[int, ...]) -> dict:
-  """Resizes position embeddings for images (*size, 1); raises InputError for any other leaf of another shape."""
-  needed = models.abstract_variables(model, (1, *size, 1))
+def _fit(path: str, name: str, model, variables: dict, image: tuple[int, ...]) -> dict:
+  """Resizes position embeddings for images of this shape; raises InputError for any other leaf of another shape."""
+  needed, size = models.abstract_variables(model, image), image[1:-1]
   flat, differing = traverse_util.flatten_dict(variables), []
   for key, leaf in traverse_util.flatten_dict(needed).items():
     if flat[key].shape == leaf.shape:
@@ -158,9 +162,10 @@ def _fit(path: str, name: str, model, variables: dict, size: tuple[int, ...]) ->
   if differing:
     raise InputError(
       path,
-      f'its weights are not for one-channel images of {" x ".join(map(str, size))}: {"; ".join(differing[:3])}'
+      f'its weights are not for {_CHANNELS.get(image[-1], f"{image[-1]}-channel")} images of '
+      f'{" x ".join(map(str, size))}: {"; ".join(differing[:3])}'
       + (f' and {len(differing) - 3} more' if len(differing) > 3 else ''),
-      'Give the data.size or train.patch_size they were trained on (UNETR++), or model.unet.recipe=released '
-      'or model.unetpp.repeat_to_rgb=True (weights for three channels).',
+      'Give the data.size or train.patch_size they were trained on (UNETR++); for weights of three channels and scans '
+      'of one, model.unet.recipe=released or model.unetpp.repeat_to_rgb=True; else a data set with their channels.',
     )
   return traverse_util.unflatten_dict(flat)

@@ -13,12 +13,12 @@ from afw_jax.data.formats import dicom_seg, itk_files, volumes
 from afw_jax.data.formats import scans as scan_files
 from afw_jax.data.formats.dicom_series import PassedOver
 from afw_jax.data.formats.scans import Scan
-from afw_jax.data.sets import intensities
+from afw_jax.data.sets import channels
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError, InputErrors
-from afw_jax.inference import averaging, batch, ensemble, outputs, record
+from afw_jax.inference import averaging, batch, channel_input, ensemble, outputs, record
 from afw_jax.inference.network import Trained, overlap_of, precision_of
-from afw_jax.inference.trained import load
+from afw_jax.inference.trained import load, meta_of
 from afw_jax.model_file.networks import names
 
 
@@ -67,7 +67,7 @@ def predict_volume(
 
   Args:
     trained: from `load`; or from `load_all`, to average their probabilities.
-    scan: in the internal orientation.
+    scan: in the internal orientation; of several channels from `volumes.read_channels`.
     batch_size: slices or sliding windows per call of the network; None: eval.batch_size of the run.
     overlap: of neighbouring sliding windows, as a share of their side; None: eval.overlap of the run.
     largest_component: keep only the largest connected component of each organ.
@@ -145,7 +145,8 @@ def predict_all(
   Args:
     workdir: of the trained run, or a model file; window, grid and organ names come from its checkpoint. Of several
       runs the probabilities are averaged on the grid of the scan, each with its own window and working grid.
-    input_path: a file with one scan, or a folder, with files and DICOM series at any depth.
+    input_path: a file with one scan, or a folder, with files and DICOM series at any depth. Of several channels
+      NAME_0000, NAME_0001, ... are one scan, NAME; as a file any of them is given.
     output: a folder, or a .nii.gz file (.dcm: dicom_seg) where the input is one scan. Tables of all label maps in the
       folder are volumes.csv and volumes.json; the latter also names what failed and what was passed over.
     which, mirror_axes, largest_component, batch_size, overlap, matmul_precision: as in `load` and `predict_volume`.
@@ -159,13 +160,16 @@ def predict_all(
     What became of the scans, in every process of all of them.
 
   Raises:
-    InputError: no scan was found, `output` cannot be used, the network cannot be loaded, or the machine is at its end
-      (disk, memory). What was predicted before is kept, and the same call goes on from there.
+    InputError, InputErrors: no scan was found, a channel is missing, `output` cannot be used, the network
+      cannot be loaded, or the machine is at its end (disk, memory). What was predicted before is kept, and the same
+      call goes on from there.
   """
   workdirs = networks_at([workdir] if isinstance(workdir, str | os.PathLike) else workdir)
   input_path, output = (os.path.expanduser(path) for path in (input_path, output))
   folder, to_file = outputs.destination(output, file_format)
-  scans, passed_over = _find(input_path)
+  found, passed_over = _find(input_path)
+  options = meta_of(workdirs[0], which)['data']['options']
+  scans = channel_input.grouped(found, channels.of(options), input_path)
   if file_format == 'dicom_seg':
     dicom_seg.check_possible(input_path, scans)
   if file_format in ('nrrd', 'mha'):
@@ -202,7 +206,7 @@ def predict_all(
       largest_component=largest_component,
       keep_probabilities=save_probabilities,
     ),
-    in_hu=intensities.is_hu(trained.meta['data']['options']),
+    measured=channels.measured(options),
     as_segments=functools.partial(dicom_seg.opened, organs=trained.organs, checkpoint=checkpoint['sha256'])
     if file_format == 'dicom_seg'
     else None,
@@ -221,4 +225,6 @@ def _find(path: str) -> tuple[list[Scan], list[PassedOver]]:
     return [[dataclasses.astuple(scan) for scan in found.scans], found.passed_over]
 
   scans, passed_over = runtime.from_process_zero(find)
-  return [Scan(name, path, tuple(files)) for name, path, files in scans], [PassedOver(*entry) for entry in passed_over]
+  return [Scan(name, path, tuple(files)) for name, path, files, _ in scans], [
+    PassedOver(*entry) for entry in passed_over
+  ]

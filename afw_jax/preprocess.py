@@ -12,13 +12,15 @@ def apply_window(image, window):
   """Maps raw intensities to [0, 1]: clip((image - low) / (high - low), 0, 1).
 
   Args:
-    image: (B, *S, 1), any real dtype (HU for CT).
-    window: (B, 2) low and high end of each sample's window, low < high.
+    image: (B, *S, channels), any real dtype (HU for CT).
+    window: (B, 2) low and high end of each sample's window, low < high; of several channels (B, channels, 2).
 
   Returns:
-    (B, *S, 1) float32.
+    (B, *S, channels) float32.
   """
-  low, high = jnp.moveaxis(jnp.asarray(window, jnp.float32).reshape(-1, 2, *[1] * (image.ndim - 1)), 1, 0)
+  window = jnp.asarray(window, jnp.float32)
+  ends, channels = (window, 1) if window.ndim == 2 else (window.swapaxes(1, 2), window.shape[1])
+  low, high = jnp.moveaxis(ends.reshape(-1, 2, *[1] * (image.ndim - 2), channels), 1, 0)
   return jnp.clip((image.astype(jnp.float32) - low) / (high - low), 0.0, 1.0)
 
 

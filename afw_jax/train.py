@@ -17,6 +17,7 @@ from afw_jax.config import build, initial
 from afw_jax.config.program import Program, make_program
 from afw_jax.data import pipeline, resources, run_record, store, usual
 from afw_jax.data.selection import Selection, scored_split
+from afw_jax.data.sets import channels
 from afw_jax.data.sets.case_files import abbreviate
 from afw_jax.distributed import runtime, sharding, signals
 from afw_jax.errors import InputError
@@ -77,7 +78,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, store_dir: str) -> di
       'data.fractions, or choose another split with --config.eval.split',
       config.eval.split,
     )
-  program = make_program(config, build.mesh(config), data.class_names, data.steps_per_epoch)
+  several = channels.count(data.description['options'])
+  program = make_program(config, build.mesh(config), data.class_names, data.steps_per_epoch, channels=several)
   init_key, run_key = jax.random.split(jax.random.key(config.seed))
 
   fresh = lambda: initial.initial_state(config, program, data.class_names[1:], init_key)

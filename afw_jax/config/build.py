@@ -181,7 +181,9 @@ def selection(config: ml_collections.ConfigDict, index: dict, checkpoint_meta: d
   return recorded or select(index, selection_options(config.data))
 
 
-def _window(text: str) -> str | tuple[float, ...] | None:
+def _window(text: str) -> str | tuple | None:
+  if ';' in text:
+    return tuple(_window(part.strip()) for part in text.split(';'))
   try:
     return tuple(float(v) for v in text.strip('()[]').split(',')) if ',' in text else text or None
   except ValueError as error:

@@ -65,7 +65,7 @@ def check_config(config: ml_collections.ConfigDict, *, fresh: bool = True) -> No
     cure = 'Give one of them: the other run has its own encoder.'
     raise InputError('model.init_from', 'is given, and model.pretrained too', cure)
   if config.model.init_from and fresh:
-    from_run.check(config.model.init_from, from_run.Network(config.model.name, options, size))
+    from_run.check(config.model.init_from, from_run.Network(config.model.name, options, size, channels=None))
   if config.model.pretrained and fresh:
     pretrained.check(config.model.name, config.model.pretrained, encoder=options.get('encoder', 'r50'))
   models.abstract_variables(model, (1, *size, 1))

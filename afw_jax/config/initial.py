@@ -32,7 +32,7 @@ def initial_state(
   """
   state = program.initial_state(key)
   if config.model.init_from:
-    network = from_run.Network(config.model.name, program.model_options, program.input_size)
+    network = from_run.Network(config.model.name, program.model_options, program.input_size, program.channels)
     params, batch_stats, meta = from_run.load(
       config.model.init_from, network, organs, jax.device_get(state.params), jax.device_get(state.batch_stats)
     )

@@ -24,8 +24,9 @@ class Program:
     model: the Linen module.
     model_options: the options it was built with, as plain JSON.
     input_size: spatial shape of a sample.
+    channels: of a sample.
     schedule: step -> learning rate.
-    init: (key, image (1, *S, 1)) -> fresh state; not jitted.
+    init: (key, image (1, *S, channels)) -> fresh state; not jitted.
     train_step: jitted, (state, batch, key) -> (state, aux); the state is donated.
   """
 
@@ -33,15 +34,19 @@ class Program:
   model: Any
   model_options: dict
   input_size: tuple[int, ...]
+  channels: int
   schedule: Callable
   init: Callable[..., step.TrainState]
   train_step: Callable
+
+  def _image_shape(self) -> tuple[int, ...]:
+    return 1, *self.input_size, self.channels
 
   def abstract_state(self) -> step.TrainState:
     """Shapes, dtypes and shardings of the state: every device holds all of it."""
     everywhere = sharding.replicated(self.mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(self.init, key, image=jax.ShapeDtypeStruct((1, *self.input_size, 1), jnp.float32))
+    state = jax.eval_shape(self.init, key, image=jax.ShapeDtypeStruct(self._image_shape(), jnp.float32))
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), state)
 
   def initial_state(self, key: jax.Array) -> step.TrainState:
@@ -54,7 +59,7 @@ class Program:
     # level of optimisation may round the last bit otherwise.
     init = jax.jit(self.init, compiler_options={'xla_backend_optimization_level': 0})
     with jax.default_device(_cpu()):
-      state = init(key, image=jnp.zeros((1, *self.input_size, 1), jnp.float32))
+      state = init(key, image=jnp.zeros(self._image_shape(), jnp.float32))
     return sharding.replicate(jax.device_get(state), self.mesh)
 
 
@@ -72,6 +77,7 @@ def make_program(
   class_names: tuple[str, ...],
   steps_per_epoch: int,
   *,
+  channels: int = 1,
   micro_batches: int | None = None,
   unroll: bool | None = None,
   attend: Callable | None = None,
@@ -83,6 +89,7 @@ def make_program(
     mesh: data x spatial; its devices need not be there as long as nothing is run.
     class_names: background included.
     steps_per_epoch: for the learning rate.
+    channels: of the scans.
     micro_batches: instead of train.micro_batches.
     unroll: of `accumulation.value_and_grad`.
     attend: computes self-attention, instead of `layers.attention.attend`.
@@ -113,6 +120,7 @@ def make_program(
     model=model,
     model_options=model_options,
     input_size=input_size,
+    channels=channels,
     schedule=schedule,
     init=functools.partial(step.init_state, model, tx, num_classes=len(class_names)),
     train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(everywhere, everywhere)),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from afw_jax.data import resources, store
+from afw_jax.data.sets.window import plain
 from afw_jax.errors import InputError
 
 _OTHER_FILES = 256  # that a process may need beside the arrays, each of which holds a file descriptor
@@ -19,13 +20,13 @@ class Cases:
   Args:
     store_dir: a prepared store.
     case_ids: ids of cases in the store.
-    windows: case id -> (low, high) of its intensity window.
+    windows: case id -> (low, high) of its intensity window, or one for each of several channels.
     needs: names of the arrays that every case must have.
     contents: case id -> the `store.content_digest` that it must have; None: the one that it has now.
 
   Attributes:
     ids: the case ids.
-    windows: case id -> (low, high).
+    windows: case id -> the same as tuples of floats.
     shapes: case id -> (D, H, W) of the working grid.
     dtype: common dtype of the images in a batch: int16, or float32 if any scan is float32.
     open: case id -> `store.Case` with the arrays `needs`, cached.
@@ -43,7 +44,7 @@ class Cases:
     contents: Mapping[str, str] | None = None,
   ):
     self.store_dir, self.ids, self.needs = str(store_dir), tuple(case_ids), tuple(needs)
-    self.windows = {case_id: tuple(map(float, windows[case_id])) for case_id in self.ids}
+    self.windows = {case_id: plain(windows[case_id]) for case_id in self.ids}
     if not self.ids:
       raise InputError(store_dir, 'there is no case to train on', 'Put at least one case into the training split')
     self.open = functools.lru_cache(_most_open(len(self.needs)))(self._read)
@@ -51,7 +52,7 @@ class Cases:
     for case_id in self.ids:
       case = self.open(case_id)
       self._contents[case_id] = store.content_digest(case.meta)
-      self.shapes[case_id] = case.arrays['image'].shape
+      self.shapes[case_id] = case.arrays['image'].shape[:3]
       dtypes.add(case.arrays['image'].dtype)
     self.dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 

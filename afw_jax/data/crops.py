@@ -7,6 +7,7 @@ import numpy as np
 
 from afw_jax.data.cases import Cases
 from afw_jax.data.sets.spec import IGNORED
+from afw_jax.data.sets.window import is_of_channels
 from afw_jax.errors import InputError
 
 VOXELS_PER_CLASS = 500  # stored per case: enough positions to crop around, in little space
@@ -36,28 +37,30 @@ def foreground_voxels(label: np.ndarray, case_id: str) -> np.ndarray:
   return np.concatenate(rows)
 
 
-def read_crop(array: np.ndarray, start: Sequence[int], size: Sequence[int], fill: float) -> np.ndarray:
+def read_crop(array: np.ndarray, start: Sequence[int], size: Sequence[int], fill: float | np.ndarray) -> np.ndarray:
   """Copies array[start:start + size]; of a memory map, only these elements are read.
 
   Args:
     array: of any rank.
-    start: first element along each axis; may be negative.
-    size: shape of the crop.
-    fill: value of elements outside the array.
+    start: first element along each of the first axes; may be negative.
+    size: of the crop along these; other axes (the channels) are taken whole.
+    fill: value of elements outside the array, or one for each channel.
 
   Returns:
-    An array of shape `size`.
+    An array of shape `size`, and the other axes.
   """
   source = tuple(slice(max(s, 0), min(s + n, m)) for s, n, m in zip(start, size, array.shape))
   if all(part.stop - part.start == n for part, n in zip(source, size)):
     return np.array(array[source])
-  out = np.full(size, fill, array.dtype)
+  out = np.full((*size, *array.shape[len(size) :]), fill, array.dtype)
   out[tuple(slice(part.start - s, part.stop - s) for part, s in zip(source, start))] = array[source]
   return out
 
 
-def darkest(window: Sequence[float], dtype: np.dtype) -> float:
-  """The value of this dtype that fills the outside of a scan: one that the intensity window maps to 0."""
+def darkest(window: Sequence, dtype: np.dtype) -> float | np.ndarray:
+  """The value of this dtype that fills the outside of a scan, or of each channel: the window maps it to 0."""
+  if is_of_channels(window):
+    return np.array([darkest(one, dtype) for one in window], dtype)
   if np.issubdtype(dtype, np.floating):
     return float(window[0])
   limits = np.iinfo(dtype)
@@ -118,7 +121,7 @@ class CropSource:
     """A crop of the case of a record; a pure function of its number and the state of the generator."""
     case = self.cases.open(self.records[int(index)][0])
     size = np.array(self.patch_size)
-    spare = np.array(case.arrays['image'].shape) - size
+    spare = np.array(self.cases.shapes[case.id]) - size
     low, high = np.where(spare < 0, -(-spare // 2), 0), np.where(spare < 0, -(-spare // 2), spare)
     voxels = np.asarray(case.arrays['foreground'])
     if len(voxels) and rng.random() < self.foreground:
@@ -129,7 +132,7 @@ class CropSource:
     fill = darkest(self.cases.windows[case.id], case.arrays['image'].dtype)
     image = read_crop(case.arrays['image'], start, self.patch_size, fill)
     return {
-      'image': image.astype(self.cases.dtype, copy=False)[..., None],
+      'image': image.astype(self.cases.dtype, copy=False).reshape(*self.patch_size, -1),
       'label': read_crop(case.arrays['label'], start, self.patch_size, 0),
       'window': np.asarray(self.cases.windows[case.id], np.float32),
       'index': np.int32(index),

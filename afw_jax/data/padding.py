@@ -4,7 +4,11 @@ Interpolation and percentiles take padding for tissue: beside -32768 a cubic spl
 becomes air, so that a scan gives the same result whatever it was padded with.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
+
+from afw_jax.data.sets.channels import Channel, stacked
 
 AIR_HU = -1000
 HU_RANGE = (-1024, 3071)  # of 12 bits
@@ -12,6 +16,16 @@ _BORDER = 0.2  # share of the border of a slice; noise that meets a limit of the
 _APART = 0.05  # share of the range; saturated tissue is not apart from the other values
 _EQUAL = 0.5  # share of neighbours in tissue; noise of 5 HU leaves one of twenty equal
 _SOLID = 0.8  # share of neighbours in padding
+
+
+def without_padding_of(scan: np.ndarray, channels: Iterable[Channel]) -> np.ndarray:
+  """`without_padding` of each channel of a scan.
+
+  Args:
+    scan: (D, H, W), or (D, H, W, channels).
+    channels: from `channels.of`.
+  """
+  return stacked([without_padding(channel.voxels(scan), in_hu=channel.in_hu) for channel in channels])
 
 
 def without_padding(scan: np.ndarray, *, in_hu: bool) -> np.ndarray:

@@ -94,9 +94,9 @@ def _read(cases: Cases, parts: Sequence[tuple], indices: Sequence[int]) -> dict[
     arrays = cases.open(case_id).arrays
     image, label = arrays['image'][part], arrays['label'][part]
     if not row:
-      batch['image'] = np.empty((len(parts), *image.shape, 1), cases.dtype)
+      batch['image'] = np.empty((len(parts), *label.shape, image.size // label.size), cases.dtype)
       batch['label'] = np.empty((len(parts), *label.shape), label.dtype)
-    batch['image'][row, ..., 0], batch['label'][row] = image, label
+    batch['image'][row], batch['label'][row] = image.reshape(*label.shape, -1), label
   return batch
 
 
@@ -166,9 +166,9 @@ def train_batches(
     prefetch: batches kept ready in memory (each worker process adds one).
 
   Returns:
-    An iterator over dicts: image (B / world, *S, 1) int16 or float32 raw intensities; label (B / world, *S) uint8;
-    window (B / world, 2) float32 (low, high); index (B / world,) int32 into `source.records`. S is (H, W) or (D, H, W).
-    It prefetches from the start; close() ends it.
+    An iterator over dicts: image (B / world, *S, channels) int16 or float32 raw intensities; label (B / world, *S)
+    uint8; window (B / world, 2) float32 (low, high), of several channels (B / world, channels, 2); index (B / world,)
+    int32 into `source.records`. S is (H, W) or (D, H, W). It prefetches from the start; close() ends it.
 
   Raises:
     InputError: batch_size is not a multiple of `world`, or a number is out of range.

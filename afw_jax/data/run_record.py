@@ -3,6 +3,7 @@
 A run that has begun keeps the split of its checkpoint, and is refused data that is no longer what it was trained on.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 
 from afw_jax.data.selection import Selection, find_leaks, windows_of
@@ -24,7 +25,7 @@ def data_record(index: Mapping, selection: Selection) -> dict:
     ('' without folds), and for each case digests of its 'scans' (the voxels) and 'contents' (everything that is
     prepared).
   """
-  window = selection.window if isinstance(selection.window, str) else list(selection.window)
+  window = json.loads(json.dumps(selection.window))
   digest = lambda key: {case_id: index['cases'][case_id][key][:_DIGITS] for case_id in selection.ids}
   return {
     **{key: index[key] for key in ('name', 'modality', 'organs', 'output_ids')},

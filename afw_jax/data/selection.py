@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from afw_jax.data.sets.case_files import abbreviate, normal_name
 from afw_jax.data.sets.given_folds import FILE, split_given
 from afw_jax.data.sets.split import parse_fold, split_cases, split_fold
-from afw_jax.data.sets.window import Window, resolve_window
+from afw_jax.data.sets.window import Windows, recorded_window, resolve_windows
 from afw_jax.errors import InputError, InputErrors
 
 _WITHOUT = {
@@ -28,7 +28,7 @@ class SelectionOptions:
 
   Attributes:
     window: intensity window: None (the default of the data set), 'paper', 'transunet', 'percentile' or (low, high); see
-      `window.resolve_window`.
+      `window.resolve_windows`, also for one for each channel.
     fractions: of (train, val, test) for cases whose part is neither published nor given; None: the default of the data
       set. If given, they also divide a published train part into train and val where no val part is published.
     seed: of the split and the folds, and of the draw if `cases` is a number.
@@ -38,7 +38,7 @@ class SelectionOptions:
       (`split.split_fold`); '': no folds.
   """
 
-  window: str | Sequence[float] | None = None
+  window: str | Sequence | None = None
   fractions: Sequence[float] | None = None
   seed: int = 0
   cases: Sequence[str] | int | None = None
@@ -59,14 +59,14 @@ class Choice:
 
   Attributes:
     splits: 'train', 'val' and 'test' -> sorted case ids.
-    window: (low, high), or 'percentile' of each scan.
+    window: (low, high), or 'percentile' of each scan; of several channels one for each.
     excluded: case id -> reason.
     notes: remarks for the user.
     fold: that is held out, as in `SelectionOptions`.
   """
 
   splits: dict[str, list[str]]
-  window: Window
+  window: Windows
   excluded: dict[str, str]
   notes: list[str]
   fold: str
@@ -82,11 +82,11 @@ class Selection(Choice):
   """A choice of prepared cases.
 
   Attributes:
-    windows: case id -> (low, high) of its intensity window.
+    windows: case id -> (low, high) of its intensity window, or one for each of several channels.
     contents: case id -> `store.content_digest` of the prepared case.
   """
 
-  windows: dict[str, tuple[float, float]]
+  windows: dict[str, tuple]
   contents: dict[str, str]
 
 
@@ -103,7 +103,7 @@ def choose(listing: Mapping, options: SelectionOptions) -> Choice:
   Raises:
     InputError: no usable case, unknown case ids, an invalid window or fractions, or more folds than subjects.
   """
-  window = resolve_window(options.window, listing['window'], in_hu=listing['in_hu'], dataset=listing['name'])
+  window = window_of(listing, options.window)
   scans = {case_id: scan for case_id, scan in sorted(listing['scans'].items()) if scan['labelled']}
   usable, excluded, notes = _usable(listing, scans, options.keep_defective)
   ids = _drawn(usable, options)
@@ -254,7 +254,12 @@ def _case_notes(organs: Sequence[str], cases: Mapping[str, Mapping], train: Sequ
   return notes
 
 
-def windows_of(index: Mapping, ids: Sequence[str], window: Window) -> dict[str, tuple[float, float]]:
-  """Case id -> (low, high) of its intensity window, for `window` as in a `Choice`."""
-  low_high = lambda i: index['cases'][i]['percentile_window'] if window == 'percentile' else window
-  return {case_id: (float(low_high(case_id)[0]), float(low_high(case_id)[1])) for case_id in ids}
+def window_of(listing: Mapping, window: str | Sequence | None) -> Windows:
+  """The intensity window of a run, as in a `Choice`, for its option `window` and the listing of the data set."""
+  of = {key: listing[key] for key in ('in_hu', 'channels') if key in listing}
+  return resolve_windows(window, listing['window'], dataset=listing['name'], **of)
+
+
+def windows_of(index: Mapping, ids: Sequence[str], window: Windows) -> dict[str, tuple]:
+  """Case id -> (low, high) of its intensity window or one for each channel, for `window` as in a `Choice`."""
+  return {case_id: recorded_window(index['cases'][case_id]['percentile_window'], window) for case_id in ids}

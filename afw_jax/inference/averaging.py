@@ -8,9 +8,10 @@ import numpy as np
 
 from afw_jax.data import resample, usual, working_grid
 from afw_jax.data.formats.volume import Volume
-from afw_jax.data.padding import without_padding
+from afw_jax.data.padding import without_padding_of
 from afw_jax.data.sets import intensities
 from afw_jax.data.sets.window import scan_window
+from afw_jax.errors import InputError
 from afw_jax.inference import segmentation
 from afw_jax.inference.forward import PredictStep
 from afw_jax.inference.network import Trained, overlap_of
@@ -77,10 +78,13 @@ def scan_notes(networks: Sequence[Trained], scan: Volume) -> list[str]:
 
 def _cleaned(trained: Trained, scan: Volume) -> Volume:
   """The scan without padding."""
-  in_hu = intensities.is_hu(trained.meta['data']['options'])
-  return dataclasses.replace(scan, array=without_padding(scan.array, in_hu=in_hu))
+  wanted, found = len(trained.channels), scan.array.shape[3] if scan.array.ndim == 4 else 1
+  if found != wanted:
+    names = f' ({", ".join(channel.name for channel in trained.channels)})' if wanted > 1 else ''
+    what = f'has {found} channel{"s" if found > 1 else ""}, and the network takes {wanted}{names}'
+    raise InputError(scan.source, what, 'Read all channels of its training, and no other (volumes.read_channels).')
+  return dataclasses.replace(scan, array=without_padding_of(scan.array, trained.channels))
 
 
-def _notes(trained: Trained, scan: Volume, window: tuple[float, float]) -> list[str]:
-  data = trained.meta['data']
-  return usual.notes_on(intensities.describe(scan.array, intensities.is_hu(data['options'])), window, data)
+def _notes(trained: Trained, scan: Volume, window: Sequence) -> list[str]:
+  return usual.notes_on(intensities.describe_channels(scan.array, trained.channels), window, trained.meta['data'])

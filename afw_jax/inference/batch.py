@@ -15,6 +15,7 @@ import numpy as np
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.dicom_series import PassedOver
 from afw_jax.data.formats.scans import Scan
+from afw_jax.data.sets.channels import Channel
 from afw_jax.distributed import runtime
 from afw_jax.errors import InputError
 from afw_jax.inference import outputs, record, statistics
@@ -53,7 +54,7 @@ class Job:
     ids: organ -> its id in the label maps, in the order of the classes 1, 2, ...
     file_ids: class ids -> those of the label maps.
     segment: scan -> what becomes of it.
-    in_hu: whether the intensities of the scans are HU.
+    measured: the channel that organs are measured in.
     as_segments: opens a scan for a DICOM segmentation of it, and returns the function (path, class ids) that writes
       that; None: the label maps are NIfTI.
     probabilities: whether these are to be written.
@@ -69,7 +70,7 @@ class Job:
   ids: dict[str, int]
   file_ids: Callable[[np.ndarray], np.ndarray]
   segment: Callable[[volumes.Volume], Segmented]
-  in_hu: bool = True
+  measured: Channel = Channel(None, '', True)
   as_segments: Callable[[volumes.Volume], Callable[[str, np.ndarray], None]] | None = None
   probabilities: bool = False
   overwrite: bool = False
@@ -105,7 +106,8 @@ def run(job: Job, passed_over: Sequence[PassedOver] = ()) -> Outcome:
   if there and runtime.process_index() == 0:
     _log.warning('%d of %d scans have their label map already (--overwrite makes it again)', len(there), len(job.scans))
   slices = (os.path.join(scan.path, name) for scan in job.scans for name in scan.files)
-  taken = {os.path.realpath(path) for path in (*(scan.path for scan in job.scans), *slices)}
+  channels = (path for scan in job.scans for path in (scan.path, *scan.others))
+  taken = {os.path.realpath(path) for path in (*channels, *slices)}
   rows, failed = {}, {}
   for scan in terminal.progress_bar(
     runtime.local_items([scan for scan in job.scans if scan.name not in there]),
@@ -166,7 +168,7 @@ def _make(job: Job, scan: Scan, taken: Container[str]) -> dict:
     if outputs.ends_everything(error, writing=False):
       raise
     raise _ScanError(error) from error
-  found = statistics.of_organs(labels, image.array, image.geometry, tuple(job.ids))
+  found = statistics.of_organs(labels, job.measured.voxels(image.array), image.geometry, tuple(job.ids))
   ids = job.ids
   if job.as_segments:  # these are numbered without gaps
     ids = {organ: n for n, organ in enumerate((organ for organ in ids if found[organ].voxels), 1)}
@@ -179,10 +181,11 @@ def _make(job: Job, scan: Scan, taken: Container[str]) -> dict:
     'bytes': outputs.size(scan),
     'stamp': stamp,
     'sha256': image.sha256,
+    **({'others': [os.path.abspath(path) for path in scan.others]} if scan.others else {}),
     'label_ids': ids,
     'volume_ml': {organ: round(one.volume_ml, 3) for organ, one in found.items()},
     'statistics': {organ: one.to_json() for organ, one in found.items()},
-    'intensity_unit': 'HU' if job.in_hu else 'raw',
+    'intensity_unit': 'HU' if job.measured.in_hu else 'raw',
     'notes': notes,
     'made_at': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'seconds': round(time.monotonic() - began, 3),
@@ -227,6 +230,8 @@ def _memory_of(scan: Scan) -> Iterator[None]:
 def _read(scan: Scan, resample_dicom: bool) -> volumes.Volume:
   """Reads a scan; whatever its damage makes a library raise becomes an InputError."""
   try:
+    if scan.others:
+      return volumes.read_channels((scan.path, *scan.others))
     return volumes.read_image(scan.path, scan.files, resample_dicom=resample_dicom)
   except (InputError, MemoryError):
     raise

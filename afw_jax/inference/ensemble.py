@@ -24,7 +24,7 @@ def alike(loaded: Mapping[str, Trained], mirror_axes: Sequence[int] = ()) -> lis
     The networks; those of the same kind share one program, which is compiled once.
 
   Raises:
-    InputError: runs of other organs (by name), another modality or another scale of intensities, the same checkpoint
+    InputError: runs of other organs (by name), another modality, scale of intensities or channels, the same checkpoint
       twice, or axes to mirror for networks of slices and of volumes.
   """
   (where, first), *others = loaded.items()
@@ -34,7 +34,11 @@ def alike(loaded: Mapping[str, Trained], mirror_axes: Sequence[int] = ()) -> lis
     if unlike := sorted(set(trained.organs) ^ set(first.organs)):
       what = f'has other organs than {where}: {", ".join(unlike)} only in one of them'
       raise InputError(workdir, what, 'Average runs of the same organs.')
-    for name, of in (('modality', lambda t: t.meta['data'].get('modality')), ('scale of intensities', _scale)):
+    for name, of in (
+      ('modality', lambda t: t.meta['data'].get('modality')),
+      ('scale of intensities', _scale),
+      ('list of channels', _channels),
+    ):
       if of(trained) != of(first):
         what = f'was trained on another {name} ({of(trained)}) than {where} ({of(first)})'
         raise InputError(workdir, what, 'Average runs that can predict the same scans.')
@@ -57,6 +61,10 @@ def _digest(trained: Trained) -> str:
 
 def _scale(trained: Trained) -> str:
   return 'HU' if intensities.is_hu(trained.meta['data']['options']) else 'not in HU'
+
+
+def _channels(trained: Trained) -> str:
+  return ', '.join(f'{c.name} {"in HU" if c.in_hu else "not in HU"}'.strip() for c in trained.channels)
 
 
 def _program(trained: Trained) -> str:

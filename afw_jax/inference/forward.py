@@ -12,7 +12,7 @@ from afw_jax.preprocess import apply_window
 
 Array = jax.Array
 PyTree = Any
-# (variables, image (B, *S, 1) raw intensities, window (B, 2)) -> probabilities (B, *S, C)
+# (variables, image (B, *S, channels) raw intensities, window (B, 2) or (B, channels, 2)) -> probabilities (B, *S, C)
 PredictStep = Callable[[PyTree, Any, Any], Array]
 
 
@@ -21,10 +21,10 @@ def make_predict_step(model, window: Callable[[Array, Array], Array] = apply_win
 
   Args:
     model: a Linen module.
-    window: (raw intensities (B, *S, 1), (low, high) (B, 2)) -> float image in [0, 1].
+    window: (raw intensities (B, *S, channels), (low, high) (B, 2) or (B, channels, 2)) -> float image in [0, 1].
 
   Returns:
-    predict_step(variables, image (B, *S, 1) raw, window (B, 2)) -> float32 probabilities (B, *S, C).
+    predict_step(variables, image (B, *S, channels) raw, window) -> float32 probabilities (B, *S, C).
   """
 
   def predict_step(variables: PyTree, image: Array, bounds: Array) -> Array:

@@ -1,10 +1,13 @@
 """The network of a trained run, with what its checkpoint says about it."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from afw_jax.data.sets import channels
+from afw_jax.data.sets.channels import Channel
 from afw_jax.inference import forward
 
 
@@ -13,7 +16,7 @@ class Trained:
   """The network of a trained run, with everything that is needed to segment a scan.
 
   Attributes:
-    predict_step: jitted, (variables, raw image (B, *S, 1), window (B, 2)) -> probabilities (B, *S, C).
+    predict_step: jitted, (variables, raw image (B, *S, channels), window) -> probabilities (B, *S, C); see `forward`.
     variables: of the network.
     meta: of the checkpoint: config, model, data (organs, window, options of the working grid).
   """
@@ -37,10 +40,20 @@ class Trained:
     """Spatial shape the network was trained on: (h, w) of slices, (d, h, w) of volumes or crops."""
     return tuple(self.meta['model']['input_size'])
 
+  @property
+  def channels(self) -> tuple[Channel, ...]:
+    """The channels of the scans that it takes."""
+    return channels.of(self.meta['data']['options'])
+
   def file_ids(self, labels: np.ndarray) -> np.ndarray:
     """Class ids -> the ids in the label files of the data set; uint8 of the same shape, uint16 if one exceeds 255."""
     ids = [0, *(self.meta['data']['output_ids'][organ] for organ in self.organs)]
     return np.array(ids, np.min_scalar_type(max(ids)))[labels]
+
+
+def image_shape(meta: Mapping) -> tuple[int, ...]:
+  """(1, *S, channels), the shape of one sample of a network, by the meta of its checkpoint."""
+  return 1, *meta['model']['input_size'], channels.count(meta['data']['options'])
 
 
 def overlap_of(trained: Trained) -> float:

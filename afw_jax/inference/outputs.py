@@ -5,7 +5,7 @@ import hashlib
 import os
 from collections.abc import Callable, Container, Iterable
 
-from afw_jax.data.formats import dicom_seg, volumes
+from afw_jax.data.formats import channel_scans, dicom_seg, volumes
 from afw_jax.data.formats.scans import Scan
 from afw_jax.errors import InputError
 from afw_jax.inference import record
@@ -62,8 +62,8 @@ def stamp(scan: Scan) -> list:
   """What changes when the files of a scan are changed: sizes and times. [] where a file cannot be found."""
   try:
     if not scan.files:
-      status = os.stat(scan.path)
-      return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+      each = [os.stat(path) for path in (scan.path, *scan.others)]
+      return [number for one in each for number in (one.st_size, one.st_mtime_ns, one.st_ctime_ns)]
     digest = hashlib.sha256()
     for name in scan.files:
       status = os.stat(os.path.join(scan.path, name))
@@ -75,7 +75,7 @@ def stamp(scan: Scan) -> list:
 
 def size(scan: Scan) -> int | None:
   """Bytes of the files of a scan; None where one cannot be found."""
-  files = [os.path.join(scan.path, name) for name in scan.files] or [scan.path]
+  files = [os.path.join(scan.path, name) for name in scan.files] or [scan.path, *scan.others]
   try:
     return sum(os.path.getsize(path) for path in files)
   except OSError:
@@ -218,10 +218,14 @@ def _digest(scan: Scan) -> str:
   try:
     if scan.files:
       return volumes.read_image(scan.path, scan.files, resample_dicom=True).sha256
-    with open(scan.path, 'rb') as file:
-      return hashlib.file_digest(file, 'sha256').hexdigest()
+    return channel_scans.digest(map(_file_digest, (scan.path, *scan.others)))
   except (InputError, OSError):
     return ''
+
+
+def _file_digest(path: str) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _hidden(path: str) -> str:

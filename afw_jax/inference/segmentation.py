@@ -43,18 +43,19 @@ def predict_slices(
   Args:
     predict_step: jitted.
     variables: of the network.
-    image: (D, h, w) raw intensities on the working grid.
-    window: (low, high) intensities of this scan.
+    image: (D, h, w) or (D, h, w, channels) raw intensities on the working grid.
+    window: (low, high) intensities of this scan, or one for each channel.
     batch_size: slices per call; the last call is padded, so there is one compilation.
 
   Yields:
     (first slice, probabilities (n, h, w, C)) on the device.
   """
-  bounds = np.broadcast_to(np.asarray(window, np.float32), (batch_size, 2))
+  bounds = np.asarray(window, np.float32)
+  bounds = np.broadcast_to(bounds, (batch_size, *bounds.shape))
   for start in range(0, len(image), batch_size):
     part = np.asarray(image[start : start + batch_size])
     padded = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part), 0)]) if len(part) < batch_size else part
-    yield start, predict_step(variables, padded[..., None], bounds)[: len(part)]
+    yield start, predict_step(variables, padded.reshape(*padded.shape[:3], -1), bounds)[: len(part)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +65,8 @@ class View:
   Attributes:
     predict_step: jitted.
     variables: of the network.
-    image: (d, h, w) raw intensities on the working grid of the network.
-    window: (low, high) intensities of this scan.
+    image: (d, h, w) or (d, h, w, channels) raw intensities on the working grid of the network.
+    window: (low, high) intensities of this scan, or one for each channel.
     matrices: (D, d), (H, h) and (W, w), working grid -> scan's grid, from `resample.restore_matrices`.
     options: how the volume is put through the network.
   """
@@ -73,7 +74,7 @@ class View:
   predict_step: PredictStep
   variables: PyTree
   image: np.ndarray
-  window: Sequence[float]
+  window: Sequence
   matrices: Matrices
   options: Options
 
@@ -83,7 +84,7 @@ def _slabs(view: View) -> Iterator[tuple[slice, restoration.Slab]]:
   size, options = view.options.input_size, view.options
   if len(size) not in (2, 3):
     raise InputError(f'input_size {tuple(size)}', 'is not a valid size', 'Give (h, w) or (d, h, w).')
-  if tuple(size) == view.image.shape[1:]:
+  if tuple(size) == view.image.shape[1:3]:
     working = predict_slices(view.predict_step, view.variables, view.image, view.window, batch_size=options.batch_size)
   else:
     working = predict_windows(
@@ -182,8 +183,8 @@ def segment_volume(
   Args:
     predict_step: jitted.
     variables: of the network.
-    image: (d, h, w) raw intensities on the working grid.
-    window: (low, high) intensities of this scan.
+    image: (d, h, w) or (d, h, w, channels) raw intensities on the working grid.
+    window: (low, high) intensities of this scan, or one for each channel.
     resampling: how the scan was brought to the working grid.
     options: how the volume is put through the network.
     name: as in `segment_views`.

@@ -58,11 +58,11 @@ def predict_windows(
   """Runs a 3D network over a volume of any size.
 
   Args:
-    predict_step: jitted, (variables, image (B, d, h, w, 1) raw, window (B, 2)) -> probabilities (B, d, h, w, C).
+    predict_step: jitted, (variables, image (B, d, h, w, channels) raw, window) -> probabilities (B, d, h, w, C).
     variables: of the network.
-    image: (D, H, W) raw intensities on the working grid, may be memory-mapped. Where it is smaller than a window it is
-      padded evenly at both ends with the low end of the intensity window.
-    window: (low, high) intensities of this scan.
+    image: (D, H, W) or (D, H, W, channels) raw intensities on the working grid, may be memory-mapped.
+      Where it is smaller than a window it is padded evenly at both ends with the low end of the intensity window.
+    window: (low, high) intensities of this scan, or one for each channel.
     window_size: (d, h, w) voxels of the sliding window.
     overlap: of neighbouring windows along each axis, in [0, 1).
     batch_size: windows per call; the last call is padded, so there is one compilation.
@@ -128,7 +128,8 @@ def _predicted(
   """(corners of some windows, their probabilities on the device), z slowest; computes one call ahead."""
   corners = list(itertools.product(*starts))
   batch_size = min(batch_size, len(corners))
-  bounds = np.broadcast_to(np.asarray(window, np.float32), (batch_size, 2))
+  bounds = np.asarray(window, np.float32)
+  bounds = np.broadcast_to(bounds, (batch_size, *bounds.shape))
   outside = darkest(window, image.dtype)
   pending = None
   with terminal.progress_bar(
@@ -143,7 +144,7 @@ def _predicted(
       part = corners[i : i + batch_size]
       crops = [read_crop(image, [c - b for c, b in zip(corner, before)], size, outside) for corner in part]
       crops += crops[-1:] * (batch_size - len(part))
-      coming = (part, predict_step(variables, np.stack(crops)[..., None], bounds))
+      coming = (part, predict_step(variables, np.stack(crops).reshape(batch_size, *size, -1), bounds))
       if pending:
         yield pending
         jax.block_until_ready(pending[1])  # never more than two calls under way: their results take memory

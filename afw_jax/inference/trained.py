@@ -12,7 +12,7 @@ from afw_jax.distributed import runtime, sharding
 from afw_jax.errors import InputError
 from afw_jax.inference import forward
 from afw_jax.inference.forward import PyTree
-from afw_jax.inference.network import Trained, precision_of
+from afw_jax.inference.network import Trained, image_shape, precision_of
 from afw_jax.model_file import networks
 from afw_jax.training import checkpoint
 
@@ -85,7 +85,7 @@ def load(
   model = models.build(
     network['name'], num_classes=network['num_classes'], constrain=sharding.make_constrain(mesh), **network['options']
   )
-  abstract = models.abstract_variables(model, (1, *network['input_size'], 1))
+  abstract = models.abstract_variables(model, image_shape(meta))
   everywhere = sharding.replicated(mesh)
   abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), abstract)
   variables, meta = restore(abstract)
@@ -111,7 +111,7 @@ def read_variables(workdir: str | os.PathLike, which: str = 'best') -> tuple[PyT
   meta, restore = _find(workdir, which)
   network = meta['model']
   model = models.build(network['name'], num_classes=network['num_classes'], **network['options'])
-  abstract = models.abstract_variables(model, (1, *network['input_size'], 1))
+  abstract = models.abstract_variables(model, image_shape(meta))
   if not networks.is_in_file(os.path.expanduser(workdir)):
     abstract['log_sigma_sq'] = jax.ShapeDtypeStruct((network['num_classes'],), np.float32)
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -18,7 +18,7 @@ def validate(
   variables: PyTree,
   store_dir: str,
   case_ids: Sequence[str],
-  windows: Mapping[str, tuple[float, float]],
+  windows: Mapping[str, Sequence],
   *,
   contents: Mapping[str, str],
   organs: Sequence[str],
@@ -32,7 +32,7 @@ def validate(
     variables: of the network, on this process's devices.
     store_dir: the prepared data.
     case_ids: cases to score.
-    windows: case id -> (low, high) of its intensity window.
+    windows: case id -> (low, high) of its intensity window, or one for each channel.
     contents: case id -> the `store.content_digest` that the case must have.
     organs: names of the classes 1..C-1.
     options: how a volume is put through the network.

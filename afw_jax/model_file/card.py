@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from afw_jax.data.sets import channels
+from afw_jax.data.sets.window import is_of_channels
 from afw_jax.report.blocks import table_markdown
 from afw_jax.report.stats import Summary
 from afw_jax.report.tables import COLUMNS, cell
@@ -17,7 +19,7 @@ _RUN = """\
 With this file, jax and nibabel alone (`pip install jax nibabel`), on a CPU, an NVIDIA GPU (`jax[cuda12]`) or a TPU:
 
 ```bash
-python model.zip scan.nii.gz labels.nii.gz
+python model.zip SCANS labels.nii.gz
 python model.zip --check
 ```
 
@@ -61,7 +63,7 @@ def text(meta: Mapping, where: Mapping[str, str]) -> str:
     *(['Of each network by itself; the average of all is not scored here.'] if len(networks) > 1 else []),
     *(_scores(i, network['scores']) for i, network in enumerate(networks, 1)),
     '## How to run it',
-    _RUN.strip(),
+    _RUN.strip().replace('SCANS', _scans(first)),
     '## Licence and versions',
     'The program in this file is under the Apache License 2.0, as is its copy of flatbuffers (Google). The weights '
     'were trained on the data above, whose terms may bind their use: ask whoever gave you this file.',
@@ -72,6 +74,12 @@ def text(meta: Mapping, where: Mapping[str, str]) -> str:
   return '\n\n'.join(parts) + '\n'
 
 
+def _scans(meta: Mapping) -> str:
+  """The files of a scan on a command line, one for each channel."""
+  several = channels.count(meta['data']['options'])
+  return 'scan.nii.gz' if several == 1 else ' '.join(f'scan_{i:04d}.nii.gz' for i in range(several))
+
+
 def _count(n: int) -> str:
   return f'{n} networks' if n > 1 else 'One network'
 
@@ -79,7 +87,10 @@ def _count(n: int) -> str:
 def _network_rows(networks: Sequence[Mapping]) -> list[list[str]]:
   metas = [network['meta'] for network in networks]
   numbers = lambda values: ' x '.join('any' if v is None else f'{v:g}' for v in values)
-  window = lambda value: 'percentiles of the scan' if value == 'percentile' else f'{value[0]:g} to {value[1]:g}'
+  one = lambda value: 'percentiles of the scan' if value == 'percentile' else f'{value[0]:g} to {value[1]:g}'
+  window = lambda value: '; '.join(map(one, value)) if is_of_channels(value) else one(value)
+  named = lambda meta: ', '.join(_plain(channel.name) for channel in channels.of(meta['data']['options']))
+  several = {'channels': [named(meta) for meta in metas]} if any(map(named, metas)) else {}
   columns = {
     'run': [_plain(network['name']) for network in networks],
     'network': [_plain(meta['model']['name']) for meta in metas],
@@ -87,6 +98,7 @@ def _network_rows(networks: Sequence[Mapping]) -> list[list[str]]:
     'loss': [_plain(meta['config'].get('loss', {}).get('name', '')) for meta in metas],
     'trained steps': [str(meta['step']) for meta in metas],
     'fold': [_plain(meta['data'].get('fold') or '-') for meta in metas],
+    **several,
     'intensity window': [window(meta['data']['window']) for meta in metas],
     'working grid (voxels)': [numbers(meta['data']['options']['size']) or 'as the spacing gives' for meta in metas],
     'spacing (mm)': [numbers(meta['data']['options']['spacing_mm']) for meta in metas],

@@ -76,7 +76,17 @@ def networks_of(path: str, meta: Mapping) -> list[dict]:
       raise _refused(path, f'networks[{i}].meta.model.num_classes', network['meta']['model']['num_classes'])
     if set(data['output_ids']) != set(data['organs']):
       raise _refused(path, f'networks[{i}].meta.data.output_ids', data['output_ids'])
+    _check_channels(path, i, data)
   return networks
+
+
+def _check_channels(path: str, i: int, data: Mapping) -> None:
+  """Raises InputError unless the window and the usual intensities are of as many channels as the options name."""
+  channels, usual = data['options'].get('channels'), (data.get('usual') or {}).get('intensities')
+  for key, value, is_one in (('window', data['window'], _window), ('usual.intensities', usual, _intensities)):
+    valid = is_one(value) if channels is None else value is None or _sides(len(channels), len(channels), is_one)(value)
+    if not valid or (value is None and key == 'window'):
+      raise _refused(path, f'networks[{i}].meta.data.{key}', value)
 
 
 def _refused(path: str, key: str, value: Any) -> InputError:
@@ -117,24 +127,30 @@ def _window(value: Any) -> bool:
   return value == 'percentile' or (_sides(2, 2, _number)(value) and value[0] < value[1])
 
 
+def _intensities(value: Any) -> bool:
+  return value is None or (
+    isinstance(value, dict)
+    and _sides(2, 2, _number)(value.get('minimum'))
+    and _sides(2, 2, _sides(4, 4, _number))(value.get('percentiles'))
+  )
+
+
+def _channels(value: Any) -> bool:
+  one = lambda c: isinstance(c, list) and len(c) == 2 and _text(c[0]) and c[1] in ('CT', 'MR')
+  return value is None or _sides(2, 9999, one)(value)
+
+
 def _usual(value: Any) -> bool:
-  """How far bodies reach beyond the grid, see `data.field_of_view.Usual`, and the usual intensities."""
+  """How far bodies reach beyond the grid, see `data.field_of_view.Usual`; the intensities are checked by channel."""
   if value is None:
     return True
   if not isinstance(value, dict):
     return False
-  position, intensities = value.get('position'), value.get('intensities')
+  position = value.get('position')
   axis = lambda a: (
     isinstance(a, list) and len(a) == 2 and _sides(1, 1 << 16, _sides(2, 2, _number))(a[0]) and _number(a[1])
   )
-  if position is not None and not _sides(3, 3, axis)(position):
-    return False
-  rows = intensities is None or (
-    isinstance(intensities, dict)
-    and _sides(2, 2, _number)(intensities.get('minimum'))
-    and _sides(2, 2, _sides(4, 4, _number))(intensities.get('percentiles'))
-  )
-  return rows
+  return position is None or _sides(3, 3, axis)(position)
 
 
 # Keys of an entry in `networks` that are used unasked, and what they may be.
@@ -154,7 +170,6 @@ _RULES: dict[str, Callable[[Any], bool]] = {
   'meta.data.organs': _organs,
   'meta.data.output_ids': _ids,
   **dict.fromkeys((f'meta.data.{key}' for key in _OF_CASES), lambda value: value is None),
-  'meta.data.window': _window,
   'meta.data.usual': _usual,
   'meta.data.options.size': _sides(0, 3, lambda side: side is None or _whole(1, _SIDE)(side)),
   'meta.data.options.spacing_mm': _sides(3, 3, lambda mm: mm is None or (_number(mm) and 0 < mm < 1000)),
@@ -162,6 +177,7 @@ _RULES: dict[str, Callable[[Any], bool]] = {
   'meta.data.options.order': lambda value: type(value) is int and value in (0, 1, 3),
   'meta.data.options.modality': lambda value: value in ('CT', 'MR'),
   'meta.data.options.source': _text,
+  'meta.data.options.channels': _channels,
   **dict.fromkeys((f'meta.config.{key}' for key in _SECTIONS), lambda value: isinstance(value, dict | None)),
   'meta.config.mesh.spatial': lambda value: value is None or _whole(1, 1 << 16)(value),
   'meta.config.eval.batch_size': _whole(1, 1 << 16),

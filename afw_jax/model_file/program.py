@@ -10,7 +10,7 @@ from jax import export
 
 from afw_jax import models
 from afw_jax.inference import forward
-from afw_jax.inference.network import precision_of
+from afw_jax.inference.network import image_shape, precision_of
 from afw_jax.models.layers.attention import plain_attend
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -19,9 +19,9 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 def serialised(meta: Mapping) -> bytes:
   """The forward pass of prediction, for `jax.export.deserialize`.
 
-  The program takes (weights {name: array}, raw intensities (B, *S, 1) float32, windows (B, 2) float32) and gives
-  probabilities (B, *S, C) float32. B is any number, S the size that the network was trained on. The names of the
-  weights are those of `flat`.
+  The program takes (weights {name: array}, raw intensities (B, *S, channels) float32, windows (B, 2) or for several
+  channels (B, channels, 2) float32) and gives probabilities (B, *S, C) float32. B is any number, S the size that the
+  network was trained on. The names of the weights are those of `flat`.
 
   Args:
     meta: of a checkpoint.
@@ -29,14 +29,14 @@ def serialised(meta: Mapping) -> bytes:
   network = meta['model']
   attend = {'attend': plain_attend} if models.takes(network['name'], 'attend') else {}  # of this machine otherwise
   model = models.build(network['name'], num_classes=network['num_classes'], **network['options'], **attend)
-  size = tuple(network['input_size'])
-  abstract = models.abstract_variables(model, (1, *size, 1))
+  _, *size, several = shape = image_shape(meta)
+  abstract = models.abstract_variables(model, shape)
   step = models.at_precision(precision_of(dict(meta)), forward.make_predict_step(model))
   (batch,) = export.symbolic_shape('batch')
   arguments = (
     flat(abstract),
-    jax.ShapeDtypeStruct((batch, *size, 1), jnp.float32),
-    jax.ShapeDtypeStruct((batch, 2), jnp.float32),
+    jax.ShapeDtypeStruct((batch, *size, several), jnp.float32),
+    jax.ShapeDtypeStruct((batch, 2) if several == 1 else (batch, several, 2), jnp.float32),
   )
   function = lambda weights, image, window: step(nested(weights, abstract), image, window)
   with _without_source_files():

@@ -19,7 +19,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from jax import export  # noqa: E402
 
-from afw_jax.data.formats import nifti  # noqa: E402
+from afw_jax.data.formats import channel_scans, nifti  # noqa: E402
 from afw_jax.data.formats.volume import Volume  # noqa: E402
 from afw_jax.errors import InputError  # noqa: E402
 from afw_jax.inference import averaging  # noqa: E402
@@ -32,7 +32,7 @@ _FAR = 0.02  # of a probability; bfloat16 and the products of TPUs and GPUs are 
 
 
 def main(model: str, *arguments: str) -> int:
-  """The program: (model, scan, label map), or (model, '--check'). Returns the exit code."""
+  """The program: (model, a file for each channel, label map), or (model, '--check'). Returns the exit code."""
   try:
     print(check(model) if arguments == ('--check',) else segment(model, *arguments))
   except InputError as error:
@@ -41,8 +41,12 @@ def main(model: str, *arguments: str) -> int:
   return 0
 
 
-def segment(model: str, scan: str, labels: str) -> str:
+def segment(model: str, *paths: str) -> str:
   """Writes the label map of a NIfTI scan, on the grid and with the label ids of `predict`.
+
+  Args:
+    model: the model file.
+    *paths: the scan, or a file for each of its channels in their order; and the label map.
 
   Returns:
     Text: what is unusual about the scan, the volume of each organ, and where the label map is.
@@ -50,19 +54,40 @@ def segment(model: str, scan: str, labels: str) -> str:
   Raises:
     InputError: a damaged model file or scan, or a label map that cannot be written or is there already.
   """
+  *scans, labels = paths
   if not labels.endswith(('.nii', '.nii.gz')):
     raise InputError(labels, 'does not end in .nii or .nii.gz', 'Choose such a name for the label map.')
   if os.path.lexists(labels):
     raise InputError(labels, 'is there already', 'Choose another name, or move it away.')
   networks = load(model)
-  array, geometry, sha256 = nifti.read_image(scan)
-  made = _segmented(networks, Volume(array, geometry, scan, sha256))
-  nifti.write(labels, networks[0].file_ids(made.labels), geometry)
-  voxel_ml = float(np.prod(geometry.spacing_mm)) / 1000
+  _check_count(networks[0], scans)
+  scan = channel_scans.joined([Volume(*_read_image(path)) for path in scans])
+  made = _segmented(networks, scan)
+  nifti.write(labels, networks[0].file_ids(made.labels), scan.geometry)
+  voxel_ml = float(np.prod(scan.spacing_mm)) / 1000
   counts = np.bincount(made.labels.ravel(), minlength=len(networks[0].organs) + 1)
   lines = [f'note: {note}' for note in made.notes]
   lines += [f'{organ}: {counts[c] * voxel_ml:.1f} mL' for organ, c in networks[0].labels.items()]
   return '\n'.join([*lines, f'label map: {labels}'])
+
+
+def _check_count(network: Trained, scans: list[str]) -> None:
+  if len(scans) == len(network.channels):
+    return
+  wanted = ' '.join(channel.name or 'SCAN' for channel in network.channels)
+  what = f'takes {len(network.channels)} file(s) of a scan ({wanted}), and {len(scans)} are given'
+  raise InputError(' '.join(scans), what, 'Give each channel in this order, then the label map.')
+
+
+def _read_image(path: str) -> tuple:
+  array, geometry, sha256 = nifti.read_image(path)
+  return array, geometry, path, sha256
+
+
+def scan_names(network: Trained) -> list[str]:
+  """The members with the scan of the example, one for each channel."""
+  several = len(network.channels)
+  return [SCAN] if several == 1 else [f'example/scan_{i:04d}.nii.gz' for i in range(several)]
 
 
 def check(model: str) -> str:
@@ -72,7 +97,8 @@ def check(model: str) -> str:
     InputError: they differ.
   """
   meta, networks = archive.read_meta(model), load(model)
-  made = _segmented(networks, _volume(model, meta, SCAN), keep_probabilities=True)
+  scan = channel_scans.joined([_volume(model, meta, name) for name in scan_names(networks[0])])
+  made = _segmented(networks, scan, keep_probabilities=True)
   wanted = _volume(model, meta, LABELS).array
   shares = np.load(io.BytesIO(archive.read(model, meta, SHARES)), allow_pickle=False)
   same = float(np.mean(networks[0].file_ids(made.labels) == wanted))
@@ -132,5 +158,5 @@ def _volume(model: str, meta: dict, name: str) -> Volume:
     path = os.path.join(folder, os.path.basename(name))
     with open(path, 'wb') as file:
       file.write(archive.read(model, meta, name))
-    array, geometry, sha256 = nifti.read_image(path) if name == SCAN else nifti.read_label(path)
+    array, geometry, sha256 = nifti.read_label(path) if name == LABELS else nifti.read_image(path)
   return Volume(array, geometry, name, sha256)

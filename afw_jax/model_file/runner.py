@@ -1,6 +1,7 @@
 """Runs this model on a scan, without the package that it was trained with: `pip install jax nibabel` is enough.
 
 python runner.py MODEL.zip SCAN.nii.gz LABELS.nii.gz    label map of a scan
+python runner.py MODEL.zip CT.nii.gz PET.nii.gz LABELS.nii.gz    the same for a network of several channels
 python runner.py MODEL.zip --check                      compares the example in the file with what this machine gives
 python MODEL.zip SCAN.nii.gz LABELS.nii.gz              the same without unpacking this program; so for --check
 """
@@ -14,7 +15,7 @@ def main(arguments: list[str]) -> int:
   inside = os.path.dirname(os.path.abspath(__file__))  # of `python MODEL.zip`: the file itself
   if os.path.isfile(inside):
     arguments = [inside, *arguments]
-  if not (len(arguments) == 3 or arguments[1:] == ['--check']):
+  if not (len(arguments) >= 3 or arguments[1:] == ['--check']):
     print(__doc__, file=sys.stderr)
     return 2
   model = os.path.abspath(arguments[0])

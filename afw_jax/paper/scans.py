@@ -12,6 +12,7 @@ from afw_jax import workdir as run_folder
 from afw_jax.config import build
 from afw_jax.data import resample, store, usual, working_grid
 from afw_jax.data.formats.geometry import Geometry
+from afw_jax.data.sets import channels
 from afw_jax.data.sets.spec import without_ignored
 from afw_jax.errors import InputError
 from afw_jax.inference import trained
@@ -147,6 +148,7 @@ def _scan(table: Table, case_id: str, standing: str, runs: dict[str, Run], score
     return Scan(case_id, standing, geometry.spacing_mm, geometry.has_mm, truth, maps, made)
   grid, image = working_grid.prepared_case(case, usual.overhang_of(meta['data']))
   window = build.selection(run.config, index, meta).windows[case_id]
+  image, window = channels.shown(image, window)
   image = preprocess.apply_window(np.asarray(image)[None, ..., None], np.asarray([window]))
   on_grid = lambda labels: resample.to_working(labels, grid, 0)
   return Scan(

@@ -9,6 +9,7 @@ import ml_collections
 
 from afw_jax.config import build
 from afw_jax.config.program import make_program
+from afw_jax.data.sets.spec import DatasetSpec
 from afw_jax.distributed import sharding
 from afw_jax.models.layers import attention
 from afw_jax.planning import accelerators, collectives
@@ -94,23 +95,26 @@ def program(
     mesh,
     ('background', *spec.organs),
     max(config.train.steps_per_epoch, 1),
+    channels=len(spec.channels) or 1,
     micro_batches=micro_batches,
     unroll=unroll,
     attend=attend,
   )
   key = jax.eval_shape(lambda: jax.random.key(0))
   key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
-  return made.train_step, (made.abstract_state(), _batch(config, spec.modality, mesh), key)
+  return made.train_step, (made.abstract_state(), _batch(config, spec, mesh), key)
 
 
-def _batch(config: ml_collections.ConfigDict, modality: str, mesh: jax.sharding.Mesh) -> dict:
+def _batch(config: ml_collections.ConfigDict, spec: DatasetSpec, mesh: jax.sharding.Mesh) -> dict:
   """A batch as the pipeline makes it, without values."""
   batch_size, size = config.train.batch_size, build.input_size(config)
-  image_dtype = jnp.int16 if modality == 'CT' else jnp.float32  # scans with fractional intensities are float32
+  several = [kind for _, kind in spec.channels]
+  only_ct = set(several or [spec.modality]) == {'CT'}
+  image_dtype = jnp.int16 if only_ct else jnp.float32  # scans with fractional intensities are float32
   arrays = {
-    'image': ((batch_size, *size, 1), image_dtype),
+    'image': ((batch_size, *size, len(several) or 1), image_dtype),
     'label': ((batch_size, *size), jnp.uint8),
-    'window': ((batch_size, 2), jnp.float32),
+    'window': ((batch_size, *([len(several)] if several else []), 2), jnp.float32),
   }
   shardings = sharding.batch_shardings(mesh, arrays)
   return {key: jax.ShapeDtypeStruct(*arrays[key], sharding=shardings[key]) for key in arrays}

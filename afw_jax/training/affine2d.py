@@ -1,5 +1,7 @@
 """Geometry of 2D augmentation: rotations in the plane of a slice, and resampling of a sample by an affine map."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 
 
@@ -13,7 +15,7 @@ def resample(image, label, matrix, shift=(0.0, 0.0), *, order: int = 1):
   """Resamples one sample through an in-plane affine map about the image centre.
 
   Args:
-    image: (*S, 1) float; the last two axes of S are the plane, any before them (depth) share the map.
+    image: (*S, channels) float; the last two axes of S are the plane, any before them (depth) share the map.
     label: (*S) integer.
     matrix: (2, 2), offset from the centre (row, column) of an output pixel -> offset of its source.
     shift: (2,) pixels added to the source position.
@@ -35,13 +37,22 @@ def resample(image, label, matrix, shift=(0.0, 0.0), *, order: int = 1):
 
   nearest = [jnp.floor(position + 0.5).astype(jnp.int32) for position in (source_row, source_col)]
   label = pick(label, *nearest)
-  plane = image[..., 0]
   if order == 0:
-    return pick(plane, *nearest)[..., None], label
+    return each_channel(lambda plane: pick(plane, *nearest), image), label
   row, col = jnp.floor(source_row), jnp.floor(source_col)
   right, down = source_col - col, source_row - row
   row, col = row.astype(jnp.int32), col.astype(jnp.int32)
-  plane = (1 - down) * ((1 - right) * pick(plane, row, col) + right * pick(plane, row, col + 1)) + down * (
-    (1 - right) * pick(plane, row + 1, col) + right * pick(plane, row + 1, col + 1)
-  )
-  return plane[..., None].astype(image.dtype), label
+
+  def linear(plane):
+    return (1 - down) * ((1 - right) * pick(plane, row, col) + right * pick(plane, row, col + 1)) + down * (
+      (1 - right) * pick(plane, row + 1, col) + right * pick(plane, row + 1, col + 1)
+    )
+
+  return each_channel(linear, image).astype(image.dtype), label
+
+
+def each_channel(function: Callable, image):
+  """Applies a function of (*S) arrays to each channel of a sample (*S, channels)."""
+  if image.shape[-1] == 1:
+    return function(image[..., 0])[..., None]
+  return jnp.stack([function(image[..., c]) for c in range(image.shape[-1])], -1)

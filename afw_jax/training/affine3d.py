@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from afw_jax.training.affine2d import each_channel
+
 
 def rotation(angles_deg, voxel_aspect: Sequence[float] = (1.0, 1.0, 1.0)):
   """Rotation about the three axes as an output-to-source matrix on (z, y, x) offsets from the centre, in voxels.
@@ -37,7 +39,7 @@ def resample(image, label, matrix):
   is held in memory.
 
   Args:
-    image: (D, H, W, 1) float.
+    image: (D, H, W, channels) float.
     label: (D, H, W) integer.
     matrix: (3, 3), offset from the centre (z, y, x) of an output voxel -> offset of its source.
 
@@ -61,17 +63,17 @@ def resample(image, label, matrix):
     return padded.reshape(-1).at[index].get(mode='promise_in_bounds')
 
   label = pick(jnp.pad(label, 1), flat([jnp.floor(p + 0.5) for p in position]))
-  padded = jnp.pad(image[..., 0], 1)
   low = [jnp.minimum(jnp.floor(p), n) for p, n in zip(position, shape)]
   fraction, corner = [p - i for p, i in zip(position, low)], flat(low)
 
-  def linear(axis, index):
+  def linear(padded, axis, index):
     if axis == 3:
       return pick(padded, index)
     step = strides[axis]
-    return (1 - fraction[axis]) * linear(axis + 1, index) + fraction[axis] * linear(axis + 1, index + step)
+    below, above = linear(padded, axis + 1, index), linear(padded, axis + 1, index + step)
+    return (1 - fraction[axis]) * below + fraction[axis] * above
 
-  return linear(0, corner)[..., None].astype(image.dtype), label
+  return each_channel(lambda one: linear(jnp.pad(one, 1), 0, corner), image).astype(image.dtype), label
 
 
 def mirror(image, label, flips):

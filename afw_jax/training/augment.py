@@ -120,8 +120,9 @@ def _extended(
     angle = jax.random.uniform(keys[0], (), minval=-max_angle_deg, maxval=max_angle_deg)
     zoom = _log_uniform(keys[1], scale)
     shift = jax.random.uniform(keys[2], (2,), minval=-max_shift, maxval=max_shift) * jnp.array(label.shape[-2:])
-    exponent, gain = _log_uniform(keys[3], gamma), _log_uniform(keys[4], contrast)
-    offset = jax.random.uniform(keys[5], (), minval=-brightness, maxval=brightness)
+    of = _draws(image)
+    exponent, gain = _log_uniform(keys[3], gamma, of), _log_uniform(keys[4], contrast, of)
+    offset = jax.random.uniform(keys[5], of, minval=-brightness, maxval=brightness)
     image = _intensity(image, exponent, gain, offset)
     matrix = _signs(keys[6], axes, p_mirror)[:, None] * affine2d.rotation(angle) / zoom
     return affine2d.resample(image, label, matrix, shift)
@@ -169,8 +170,9 @@ def _volume(
       )
     keys = jax.random.split(key, 7)
     if gamma != (1.0, 1.0) or contrast != (1.0, 1.0) or brightness:
-      offset = jax.random.uniform(keys[6], (), minval=-brightness, maxval=brightness)
-      image = _intensity(image, _log_uniform(keys[4], gamma), _log_uniform(keys[5], contrast), offset)
+      of = _draws(image)
+      offset = jax.random.uniform(keys[6], of, minval=-brightness, maxval=brightness)
+      image = _intensity(image, _log_uniform(keys[4], gamma, of), _log_uniform(keys[5], contrast, of), offset)
     flips = _flips(keys[0], mirror_axes, p_mirror, 3)
     if mirrors_only:
       return affine3d.mirror(image, label, flips)
@@ -188,8 +190,13 @@ def _intensity(image, exponent, gain, offset):
   return jnp.clip(gain * power + offset, 0.0, 1.0)
 
 
-def _log_uniform(key, bounds: tuple[float, float]):
-  return jnp.exp(jax.random.uniform(key, (), minval=math.log(bounds[0]), maxval=math.log(bounds[1])))
+def _draws(image) -> tuple[int, ...]:
+  """Shape of the random numbers of intensities: one for the sample, or one for each of several channels."""
+  return () if image.shape[-1] == 1 else image.shape[-1:]
+
+
+def _log_uniform(key, bounds: tuple[float, float], shape: tuple[int, ...] = ()):
+  return jnp.exp(jax.random.uniform(key, shape, minval=math.log(bounds[0]), maxval=math.log(bounds[1])))
 
 
 _VARIANTS = {'none': _none, 'paper': _paper, 'released': _released, 'extended': _extended, 'volume': _volume}
@@ -220,8 +227,9 @@ def make_augment(name: str, **options) -> Augment:
       Axis 0 of a slice is front-back, axis 1 left-right.
 
   Returns:
-    (key, batch) -> batch with 'image' (B, *S, 1) float32 in [0, 1] and 'label' (B, *S) integer changed alike, shapes,
-    dtypes and other entries kept. With S = (D, H, W) every slice of a volume gets the volume's one map.
+    (key, batch) -> batch with 'image' (B, *S, channels) float32 in [0, 1] and 'label' (B, *S) integer changed alike,
+    shapes, dtypes and other entries kept. With S = (D, H, W) every slice of a volume gets the volume's one map. All
+    channels get the same map; gamma, contrast and brightness are drawn for each channel.
 
   Raises:
     InputError: unknown name or option, or a value out of range.

@@ -9,6 +9,7 @@ import numpy as np
 from flax import traverse_util
 
 from afw_jax import models
+from afw_jax.data.sets import channels
 from afw_jax.errors import InputError
 from afw_jax.inference import trained
 from afw_jax.model_file import archive, networks
@@ -25,11 +26,13 @@ class Network(NamedTuple):
     name: of the network.
     options: that it is built with.
     input_size: spatial shape of its input.
+    channels: of its input; None: not known yet.
   """
 
   name: str
   options: Mapping[str, Any]
   input_size: Sequence[int]
+  channels: int | None = 1
 
   def variables(self, num_classes: int) -> dict:
     """Path -> shape and dtype of each variable, and the axis of the classes where it has one (else None)."""
@@ -38,7 +41,7 @@ class Network(NamedTuple):
 
   def _shapes(self, num_classes: int) -> dict:
     model = models.build(self.name, num_classes, **self.options)
-    return traverse_util.flatten_dict(models.abstract_variables(model, (1, *self.input_size, 1)))
+    return traverse_util.flatten_dict(models.abstract_variables(model, (1, *self.input_size, self.channels or 1)))
 
 
 def _class_axis(shape: tuple[int, ...], wider: tuple[int, ...]) -> int | None:
@@ -146,6 +149,11 @@ def _match(path: str, network: Network, meta: dict, num_classes: int, *, heads: 
     what = f'is a run of {there["name"]}, and this one trains {network.name}'
     raise InputError(path, what, 'Set model.name to that of the run, or leave model.init_from out.')
   ours = network.variables(num_classes)
+  several = channels.count(meta['data']['options'])
+  if network.channels not in (None, several):
+    what = f'its scans have {several} channel(s), and those of this run {network.channels}'
+    cure = 'Start from a run with as many channels, or leave model.init_from out.'
+    raise InputError(path, what, cure)
   theirs = Network(there['name'], there['options'], there['input_size']).variables(there['num_classes'])
   if not heads:
     new = ['/'.join(key[1:]) for key, (_, axis) in ours.items() if axis is not None]

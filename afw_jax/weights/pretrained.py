@@ -46,6 +46,12 @@ VIT_NAMES = (
 VIT_DECODER = re.compile(r'^(conv_more|decoder\d|head)/')  # variables of TransUNet that the file does not have
 VIT_UNUSED = re.compile(r'^(cls$|pre_logits/|head/)')  # keys of the file's classifier
 VAN_PREFIX = 'van.'  # of the encoder in VATransUNet
+# The first convolution of each encoder, which the published weights have for the three channels of a photograph.
+STEMS = {
+  'r50': ('params', 'resnet', 'root', 'conv', 'kernel'),
+  'vit': ('params', 'patch_embeddings', 'kernel'),
+  'vatransunet': ('params', 'van', 'patch_embed1', 'proj', 'kernel'),
+}
 VAN_UNUSED = re.compile(r'^head\.|num_batches_tracked$')
 
 # Key in the file -> (path of the Linen variable, shape in the file with None for any length).
@@ -110,6 +116,8 @@ def load(name: str, path: str, variables: dict, *, image_shape: tuple[int, ...] 
     needed, unused = vit_shapes(flat, model.heads), VIT_UNUSED
   else:
     needed, unused = van_shapes(flat, models.module_of(name).TORCH_NAMES), VAN_UNUSED
+  stem = STEMS[name if name == 'vatransunet' else options.get('encoder', 'r50')]
+  needed = {k: (v, _of_rgb(shape, name) if v == stem else shape) for k, (v, shape) in needed.items()}
   arrays = files.read(path)
   used = {key: value for key, value in arrays.items() if not unused.search(key)}
   _check_keys(path, name, used, needed, published)
@@ -121,6 +129,8 @@ def load(name: str, path: str, variables: dict, *, image_shape: tuple[int, ...] 
       array = _fit_positions(path, array[:, 1:], flat[variable].shape[1], image_shape, model.position_grid)
     elif name == 'vatransunet' and variable[-1] in convert.CHANNEL_AXES:
       array = np.moveaxis(array, convert.CHANNEL_AXES[variable[-1]], (-2, -1))
+    if variable == stem:
+      array = _for_channels(array, flat[stem].shape[-2])
     new[variable] = jnp.asarray(array.reshape(flat[variable].shape))
   _log.info(
     'pretrained weights %s: %d arrays with %d numbers initialise the encoder of %s; %d arrays of the network are not '
@@ -133,6 +143,25 @@ def load(name: str, path: str, variables: dict, *, image_shape: tuple[int, ...] 
     ', '.join(key for key in sorted(set(arrays) - set(used)) if not re.search(convert.IGNORED, key)) or 'none',
   )
   return traverse_util.unflatten_dict(new)
+
+
+def _of_rgb(shape: tuple[int | None, ...], name: str) -> tuple[int | None, ...]:
+  """The shape of the first convolution in the file."""
+  return (shape[0], 3, *shape[2:]) if name == 'vatransunet' else (*shape[:-2], 3, shape[-1])
+
+
+def _for_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+  """The first convolution, (*size, 3, out), for images of another number of channels.
+
+  The three channels are repeated in turn, and scaled by 3 / channels, which keeps the size of the output: the usual
+  practice, as in timm.
+  """
+  if channels == 3:
+    return kernel
+  _log.info(
+    'the first convolution is for 3 channels: repeated in turn for %d, and scaled by 3 / %d', channels, channels
+  )
+  return kernel[..., np.arange(channels) % 3, :] * np.float32(3 / channels)
 
 
 def vit_shapes(flat: Mapping, heads: int) -> Needed:

@@ -11,6 +11,7 @@ from afw_jax import train
 from afw_jax import workdir as run_folder
 from afw_jax.config import build
 from afw_jax.config.program import make_program
+from afw_jax.data.sets import channels
 from afw_jax.training import checkpoint_writer
 
 
@@ -35,7 +36,8 @@ def make_run(config, workdir, *, total_steps=0, change=lambda state: state):
     store_dir = prepare_run(config, workdir)
     last = os.path.join(workdir, 'checkpoints', 'last')
     data = train._read_data(config, store_dir, last)
-    program = make_program(config, build.mesh(config), data.class_names, data.steps_per_epoch)
+    several = channels.count(data.description['options'])
+    program = make_program(config, build.mesh(config), data.class_names, data.steps_per_epoch, channels=several)
     state = change(program.initial_state(jax.random.key(config.seed)))
     meta = {**train._meta(config, data, program), 'best_dsc': None, 'total_steps': total_steps}
     with checkpoint_writer.opened(last, keep=2) as manager:

@@ -45,17 +45,19 @@ _NOT_READ = {
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-  """A scan that was found; `volumes.read_image(path, files)` reads it.
+  """A scan that was found; `volumes.read_image(path, files)` reads it, or its first channel.
 
   Attributes:
     name: unique among the scans found: its path below the folder searched, without the ending.
     path: the file, or the folder of the DICOM series.
     files: names of the slices of a DICOM series; () for a file.
+    others: paths of its second and further channels, where it has several.
   """
 
   name: str
   path: str
   files: tuple[str, ...] = ()
+  others: tuple[str, ...] = ()
 
 
 class Found(NamedTuple):

@@ -12,7 +12,8 @@ class Volume:
   """A scan or a label map in the internal orientation.
 
   Attributes:
-    array: (D, H, W); a scan as int16 (HU) or float32, a label map as uint8 or uint16.
+    array: (D, H, W); a scan as int16 (HU) or float32, a label map as uint8 or uint16. Of a scan of several channels
+      (D, H, W, channels).
     geometry: voxel grid of the source file.
     source: path of the source.
     sha256: of the source file; for a folder, of its files in slice order.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from afw_jax.data.formats import dicom, itk_files, nifti, png_masks, transunet_files
+from afw_jax.data.formats import channel_scans, dicom, itk_files, nifti, png_masks, transunet_files
 from afw_jax.data.formats.dicom_series import is_dicom_file
 from afw_jax.data.formats.geometry import MAX_DISPLACEMENT, NOTED_DISPLACEMENT, Geometry, displacement
 from afw_jax.data.formats.volume import Volume
@@ -48,6 +48,22 @@ def read_image(path: str | os.PathLike, files: Sequence[str] = (), *, resample_d
   if kind == 'itk':
     return _volume(path, itk_files.read_image(path))
   return _volume(path, transunet_files.read_image(path))
+
+
+def read_channels(paths: Sequence[str | os.PathLike], *, resample_dicom: bool = False) -> Volume:
+  """Reads a scan of several channels.
+
+  Args:
+    paths: as `read_image` takes them, one for each channel in their order.
+    resample_dicom: see `read_image`.
+
+  Returns:
+    A `Volume` with the array (D, H, W, channels); of one path as `read_image`.
+
+  Raises:
+    InputError: as `read_image`; or a channel is not on the grid of the first one.
+  """
+  return channel_scans.joined([read_image(path, resample_dicom=resample_dicom) for path in paths])
 
 
 def read_label(path: str | os.PathLike, *, geometry: Geometry | None = None) -> Volume:
@@ -119,10 +135,10 @@ def check_pair(image: Volume, label: Volume) -> list[str]:
   Raises:
     InputError: they differ in shape, or a corner of the label map is more than 0.1 voxels from that of the scan.
   """
-  if image.array.shape != label.array.shape:
+  if image.array.shape[:3] != label.array.shape:
     raise InputError(
       label.source,
-      f'its shape {label.array.shape} (z, y, x) differs from that of the scan {image.source}, {image.array.shape}',
+      f'its shape {label.array.shape} (z, y, x) differs from that of the scan {image.source}, {image.array.shape[:3]}',
       'Use the label map drawn on this scan, or resample it to the grid of the scan.',
     )
   voxels, mm = displacement(image.geometry, label.geometry)

@@ -14,11 +14,12 @@ def make_listing(spec: DatasetSpec, files: Iterable[CaseFiles]) -> dict:
     files: its cases, from `layouts.find_cases`.
 
   Returns:
-    'name', 'layout', 'in_hu', 'window' and 'fractions' (the defaults of the data set), 'num_training', 'notes' (about
-    its description), 'published' (ids of a published split), 'explicit_split' (whether dataset.json has a split),
-    'explicit_val' (whether that has a part val, be it empty), 'folds' (given ones: 'train' and 'val' of each), and
-    'scans': case id -> 'subject', 'part', 'labelled', 'defect'.
+    'name', 'layout', 'in_hu', 'window' and 'fractions' (the defaults of the data set), 'channels' (where there are
+    several), 'num_training', 'notes' (about its description), 'published' (ids of a published split), 'explicit_split'
+    (whether dataset.json has a split), 'explicit_val' (whether that has a part val, be it empty), 'folds' (given ones:
+    'train' and 'val' of each), and 'scans': case id -> 'subject', 'part', 'labelled', 'defect'.
   """
+  several = {'channels': [list(channel) for channel in spec.channels]} if spec.channels else {}
   explicit = spec.source == 'nifti'  # dataset.json of the user's own folder
   return {
     'name': spec.name,
@@ -31,6 +32,7 @@ def make_listing(spec: DatasetSpec, files: Iterable[CaseFiles]) -> dict:
     'published': [] if explicit else sorted(i for ids in spec.splits.values() for i in ids),
     'explicit_split': explicit and bool(spec.splits),
     'explicit_val': explicit and 'val' in spec.splits,
+    **several,
     'folds': [{part: list(ids) for part, ids in fold.items()} for fold in spec.folds],
     'scans': {
       case.id: {

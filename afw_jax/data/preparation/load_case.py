@@ -6,8 +6,9 @@ import os
 
 import numpy as np
 
-from afw_jax.data.formats import organ_masks, volumes
-from afw_jax.data.padding import without_padding
+from afw_jax.data.formats import channel_scans, organ_masks, volumes
+from afw_jax.data.padding import without_padding_of
+from afw_jax.data.sets import channels
 from afw_jax.data.sets.case_files import CaseFiles, abbreviate
 from afw_jax.data.sets.lookup import NAMES
 from afw_jax.data.sets.spec import IGNORED, DatasetSpec, class_table
@@ -34,7 +35,7 @@ class LoadedCase:
 
 
 def load_and_validate(case: CaseFiles, spec: DatasetSpec, *, resample_dicom: bool = False) -> LoadedCase:
-  """Decodes both files of a case completely and validates them.
+  """Decodes the files of a case completely and validates them.
 
   Args:
     case: files of the case, with a label map.
@@ -45,12 +46,14 @@ def load_and_validate(case: CaseFiles, spec: DatasetSpec, *, resample_dicom: boo
     A `LoadedCase`.
   """
   problems: list[InputError] = []
-  image = _read(lambda path: volumes.read_image(path, resample_dicom=resample_dicom), case.image, problems)
+  read = lambda path: volumes.read_image(path, resample_dicom=resample_dicom)
+  scans = [_read(read, path, problems) for path in (case.image, *case.others)]
+  image = _joined(scans, problems) if all(scans) else None
   is_png = os.path.isdir(case.label) and not spec.overlapping
   if image is None and is_png:  # PNG masks cannot be read without their scan
     return LoadedCase(None, None, {}, problems, [])
   if image is not None:
-    image = dataclasses.replace(image, array=without_padding(image.array, in_hu=spec.in_hu))
+    image = dataclasses.replace(image, array=without_padding_of(image.array, channels.of_spec(spec)))
   geometry = None if image is None else image.geometry
   remarks: list[str] = [image.resampled] if image is not None and image.resampled else []
   label = _read(lambda path: _read_label(path, spec, geometry, remarks), case.label, problems)
@@ -131,6 +134,12 @@ def _counts(array: np.ndarray) -> np.ndarray:
   """(largest id + 1,) voxels of each id; plane by plane, because bincount converts its input to int64."""
   size = int(array.max()) + 1
   return sum((np.bincount(plane.ravel(), minlength=size) for plane in array), np.zeros(size, np.int64))
+
+
+def _joined(scans, problems):
+  found = []
+  _collect(lambda: found.append(channel_scans.joined(scans)), problems, scans[0].source)
+  return found[0] if found else None
 
 
 def _read(read, path, problems):

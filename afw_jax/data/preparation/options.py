@@ -70,7 +70,9 @@ class StoreOptions:
       'raw_ids': dict(spec.raw_ids),
       'ignored_ids': spec.ignored_ids,
     }
-    if spec.unlabelled_id is not None:  # not otherwise, so that stores without it keep their digest; nor others
+    if spec.channels:  # not otherwise, so that stores without it keep their digest; so for the others
+      labels['channels'] = spec.channels
+    if spec.unlabelled_id is not None:
       labels['unlabelled_id'] = spec.unlabelled_id
     if spec.overlapping:
       labels['overlapping'] = spec.overlapping

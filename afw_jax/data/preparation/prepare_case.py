@@ -6,7 +6,7 @@ import numpy as np
 
 from afw_jax.data import crops, field_of_view, resample, store, working_grid
 from afw_jax.data.preparation import load_case, publish, sources
-from afw_jax.data.sets import intensities
+from afw_jax.data.sets import channels, intensities
 from afw_jax.data.sets.window import percentile_window
 from afw_jax.errors import InputError
 
@@ -40,7 +40,7 @@ def prepare_case(job: dict) -> dict:
   scan = loaded.image.array
   body = working_grid.find_body(loaded.image, centre, job['options'])
   complete, whole = field_of_view.complete(centre), field_of_view.covering(centre, body)
-  whole_image = resample.to_working(np.ascontiguousarray(scan), whole, job['options']['order'])
+  whole_image = working_grid.resampled(scan, whole, job['options'])
   whole_label = resample.to_working(loaded.classes, complete, 0)
   voxels = load_case.count_organs(whole_label, spec.organs)
   kept = lambda grid: load_case.count_organs(field_of_view.crop(whole_label, complete, grid), spec.organs)
@@ -65,14 +65,16 @@ def prepare_case(job: dict) -> dict:
     arrays['whole'] = whole_image
   working_voxels = load_case.count_organs(label, spec.organs)
   cut_off = field_of_view.cut_off(voxels, working_voxels)
-  described, window = intensities.describe(scan, spec.in_hu), percentile_window(scan)
+  of = channels.of_spec(spec)
+  described = intensities.describe_channels(scan, of)
+  window = channels.joined([list(percentile_window(channel.voxels(scan))) for channel in of])
   meta = dict(
     options_hash=job['options_hash'],
-    source={'image': case.image, 'label': case.label},
+    source={'image': case.image, 'label': case.label, **({'others': list(case.others)} if case.others else {})},
     source_sha256=digests,
     source_stamps=job['stamps'],
     voxels_sha256=load_case.voxels_digest(scan),
-    notes=loaded.notes + intensities.notes(described, window, spec.in_hu) + _cut_off_note(cut_off),
+    notes=loaded.notes + intensities.notes_on_channels(described, window, of) + _cut_off_note(cut_off),
     intensities=described,
     shape=list(resampling.working),
     spacing_mm=list(resampling.spacing_mm),
@@ -84,7 +86,7 @@ def prepare_case(job: dict) -> dict:
     body=body,
     overhang=field_of_view.overhang(resampling, body),
     cut_off=cut_off,
-    percentile_window=list(window),
+    percentile_window=window,
     voxels=loaded.voxels,
     working_voxels=working_voxels,
   )

@@ -30,7 +30,7 @@ def digests(case: CaseFiles) -> dict[str, str]:
   """SHA-256 of the files of a case; for a folder, of the names and digests of its files.
 
   Returns:
-    {'image': digest, 'label': digest}.
+    {'image': digest, 'label': digest}; and 'channel_1', ... of further channels.
 
   Raises:
     InputError: a file is missing or cannot be read.
@@ -42,7 +42,7 @@ def stamps(case: CaseFiles) -> dict[str, str]:
   """Digests of the names, sizes and modification times of the files of a case; reads none of them.
 
   Returns:
-    {'image': digest, 'label': digest}.
+    As `digests`.
 
   Raises:
     InputError: a file is missing.
@@ -81,14 +81,19 @@ def compare(
       before, after = store.read_case(store_dir, case_id).meta['source_sha256'], digests(case)
       other = next((kind for kind in after if after[kind] != before[kind]), None)
       if other:
-        changed[case_id] = getattr(case, other)
+        changed[case_id] = _paths(case)[other]
       else:
         touched[case_id] = now
   return Changes(touched, changed, gone)
 
 
 def _of_files(case: CaseFiles, describe: Callable[[str], str]) -> dict[str, str]:
-  return {kind: _of_path(path, describe) for kind, path in (('image', case.image), ('label', case.label))}
+  return {kind: _of_path(path, describe) for kind, path in _paths(case).items()}
+
+
+def _paths(case: CaseFiles) -> dict[str, str]:
+  others = {f'channel_{i}': path for i, path in enumerate(case.others, 1)}
+  return {'image': case.image, 'label': case.label, **others}
 
 
 def _of_path(path: str, describe: Callable[[str], str]) -> str:

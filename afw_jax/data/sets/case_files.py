@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from afw_jax.data.sets.spec import DatasetSpec
 from afw_jax.errors import InputError
@@ -21,6 +21,7 @@ class CaseFiles:
     label: path for `volumes.read_label`; None for a scan without labels.
     split: 'train', 'val' or 'test' where that is published or given, else None.
     subject: the patient; the scans of one subject stay in one part.
+    others: paths of the second and further channels, where a scan has several.
   """
 
   id: str
@@ -28,6 +29,7 @@ class CaseFiles:
   label: str | None
   split: str | None = None
   subject: str = ''
+  others: Sequence[str] = ()
 
 
 def normal_name(name: str) -> str:

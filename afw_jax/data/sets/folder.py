@@ -4,18 +4,13 @@ import pathlib
 
 from afw_jax.data.sets import given_folds
 from afw_jax.data.sets.case_files import ENDINGS, normal_name
+from afw_jax.data.sets.folder_channels import read_channels
 from afw_jax.data.sets.folder_labels import read_labels
-from afw_jax.data.sets.modality import modality_of
 from afw_jax.data.sets.public import FOLDER_WHERE
 from afw_jax.data.sets.spec import PARTS, DatasetSpec
 from afw_jax.data.sets.window import NAMED_HU
 from afw_jax.errors import InputError
 from afw_jax.system.atomic_files import read_json
-
-_UNKNOWN_CHANNEL = (
-  'the channel name {!r} in dataset.json is neither of CT nor of MR: the scans are treated as MR, with a window from '
-  'the percentiles of each (write "CT" if their intensities are HU)'
-)
 
 
 def read_folder_spec(root: str) -> DatasetSpec:
@@ -38,14 +33,7 @@ def read_folder_spec(root: str) -> DatasetSpec:
   )
   labels = read_labels(path, description)
   ids = labels.ids
-  channel = _channel(path, description)
-  try:
-    modality = modality_of(channel)
-  except ValueError as error:
-    raise InputError(
-      path, f'the channel name {error}', 'Write "CT" if the intensities of the scans are HU, else "MR"'
-    ) from error
-  ct = modality == 'CT'
+  channels = read_channels(path, description)
   ending = description.get('file_ending', '.nii.gz')
   if ending not in ENDINGS:
     raise InputError(path, f'"file_ending" is {ending!r}', f'Convert the scans to one of {", ".join(ENDINGS)}')
@@ -59,19 +47,21 @@ def read_folder_spec(root: str) -> DatasetSpec:
   return DatasetSpec(
     name=name if isinstance(name, str) and name else 'my data',
     source='nifti',
-    modality='CT' if ct else 'MR',
+    modality=channels.modality,
+    channels=channels.several,
     organs=tuple(ids),
     raw_ids={organ: (i,) for organ, i in ids.items()},
     output_ids=ids,
     ignored_ids='all' if description.get('other_labels') == 'background' else (),
     unlabelled_id=labels.unlabelled,
     regions=labels.regions,
-    window_hu=NAMED_HU['transunet'] if ct else None,  # the paper's is narrow: made for the organs of its data
+    # The paper's is narrow: made for the organs of its data.
+    window_hu=NAMED_HU['transunet'] if channels.modality == 'CT' else None,
     fractions=(4.0, 1.0, 0.0),
     splits=_splits(path, description.get('split')),
     folds=given_folds.read_folds(root),
     num_training=number if isinstance(number, int) else None,
-    notes=() if modality else (_UNKNOWN_CHANNEL.format(channel),),
+    notes=channels.notes,
     licence=_licence(description),
     **FOLDER_WHERE,
   )
@@ -81,20 +71,6 @@ def _licence(description: dict) -> str:
   """What it says about the licence of the data, in either spelling; '' where it says nothing."""
   found = description.get('licence') or description.get('license')
   return found.strip() if isinstance(found, str) else ''
-
-
-def _channel(path, description: dict) -> str:
-  """The name of the one channel."""
-  channels = description.get('channel_names', description.get('modality'))
-  if not isinstance(channels, dict) or not channels or not all(isinstance(c, str) for c in channels.values()):
-    raise InputError(path, 'has no "channel_names"', 'Write "channel_names": {"0": "CT"}, or another name for MR')
-  if len(channels) > 1:
-    raise InputError(
-      path,
-      f'has {len(channels)} channels ({", ".join(channels.values())})',
-      'Only one channel is supported: make a data set of one of them',
-    )
-  return next(iter(channels.values())).strip()
 
 
 def _splits(path, split) -> dict[str, tuple[str, ...]]:

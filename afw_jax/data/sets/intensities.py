@@ -5,9 +5,11 @@ The same rules serve preparation, evaluation and prediction. A note is a warning
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from afw_jax.data.sets.channels import Channel, joined
 from afw_jax.data.sets.spec import holds_hu
 from afw_jax.data.sets.window import percentile_window
 
@@ -29,7 +31,7 @@ _SAMPLE = 1 << 19  # voxels that statistics are computed from
 
 
 def is_hu(options: Mapping) -> bool:
-  """Whether the scans of a data set have Hounsfield units.
+  """Whether the scans of a data set, or one of their channels, have Hounsfield units.
 
   Args:
     options: of its store, in the index of the store and in checkpoints.
@@ -91,6 +93,29 @@ def notes(described: Mapping, window: Sequence[float], in_hu: bool, usual: Mappi
       + ('denser than air: is there a body in it?' if in_hu else 'brighter than a tenth of its range')
     )
   return found + (_unlike(described, window, in_hu, usual) if usual else [])
+
+
+def describe_channels(scan: np.ndarray, channels: Sequence[Channel]) -> dict | list[dict]:
+  """`describe` of a scan; of several channels one for each.
+
+  Args:
+    scan: (D, H, W), or (D, H, W, channels).
+    channels: from `channels.of`.
+  """
+  return joined([describe(channel.voxels(scan), channel.in_hu) for channel in channels])
+
+
+def notes_on_channels(described: Any, window: Sequence, channels: Sequence[Channel], usual: Any = None) -> list[str]:
+  """`notes` on a scan; those on one of several channels name it.
+
+  Args:
+    described: from `describe_channels`.
+    window: (low, high), or one for each channel.
+    channels: from `channels.of`.
+    usual: from `usual_of`, or one for each channel; None: only the rules that need none.
+  """
+  of_one = lambda c: notes(c.of(described), c.of(window), c.in_hu, c.of(usual) if usual else None)
+  return [channel.said(note) for channel in channels for note in of_one(channel)]
 
 
 def usual_of(cases: Iterable[tuple[Mapping, Sequence[float]]], in_hu: bool) -> dict | None:

@@ -3,7 +3,9 @@
 import dataclasses
 import pathlib
 import re
+from collections.abc import Container, Iterator
 
+from afw_jax.data.sets import channel_files
 from afw_jax.data.sets.case_files import CaseFiles, normal_name, pairs, stem, where_to_get
 from afw_jax.data.sets.spec import DatasetSpec
 from afw_jax.errors import InputError
@@ -27,20 +29,38 @@ def find_folders(spec: DatasetSpec, root: Path, problems: list[InputError]) -> l
   if not (root / names[1]).is_dir():
     raise InputError(root / names[1], 'no such folder', where_to_get(spec))
   labels = _scans(root / names[1], problems, labels=())
-  cases = pairs(_scans(root / names[0], problems, labels=labels), labels, problems)
+  cases = _paired(spec, root / names[0], labels, problems)
   if (root / 'imagesTs').is_dir():
     labels = _scans(root / 'labelsTs', problems, labels=()) if (root / 'labelsTs').is_dir() else {}
-    scans = _scans(root / 'imagesTs', problems, labels=labels)
     if labels:
-      cases += [dataclasses.replace(case, split='test') for case in pairs(scans, labels, problems)]
+      cases += [dataclasses.replace(c, split='test') for c in _paired(spec, root / 'imagesTs', labels, problems)]
     else:
-      cases += [CaseFiles(name, str(files[0]), None, subject=name) for name, files in scans.items()]
+      scans, others = _images(spec, root / 'imagesTs', labels, problems)
+      cases += [
+        CaseFiles(name, str(files[0]), None, subject=name, others=others.get(name, ())) for name, files in scans.items()
+      ]
   return cases
 
 
-def _scans(folder: Path, problems: list, *, labels) -> dict[str, list[Path]]:
-  """Case name -> files. NAME_0000 is nnU-Net's file name for the channel of case NAME, unless a label is NAME_0000."""
-  found: dict[str, list[Path]] = {}
+def _paired(spec: DatasetSpec, folder: Path, labels: dict[str, list[Path]], problems: list) -> list[CaseFiles]:
+  """The cases of a folder of scans that have label maps."""
+  scans, others = _images(spec, folder, labels, problems)
+  return [dataclasses.replace(case, others=others.get(case.id, ())) for case in pairs(scans, labels, problems)]
+
+
+def _images(
+  spec: DatasetSpec, folder: Path, labels: Container[str], problems: list
+) -> tuple[dict[str, list[Path]], dict[str, tuple[str, ...]]]:
+  """(case name -> files of its first or only channel, case name -> paths of its other channels)."""
+  if not spec.channels:
+    return _scans(folder, problems, labels=labels), {}
+  grouped = channel_files.group(_named(folder, problems), [name for name, _ in spec.channels], problems)
+  first = {name: files[:1] for name, files in grouped.items()}
+  return first, {name: tuple(map(str, files[1:])) for name, files in grouped.items()}
+
+
+def _named(folder: Path, problems: list) -> Iterator[tuple[str, Path]]:
+  """(name without ending, path) of each scan or label map in a folder."""
   for path in sorted(folder.iterdir()):
     if path.name.startswith('.') or path.name.lower().endswith(_NOT_SCANS):
       continue
@@ -51,14 +71,21 @@ def _scans(folder: Path, problems: list, *, labels) -> dict[str, list[Path]]:
         InputError(path, 'is not a scan (.nii.gz, .nii, .nrrd, .mha or .mhd)', 'Convert it to NIfTI or move it away')
       )
       continue
-    channel = re.fullmatch(r'(.+)_(\d{4})', name)
+    yield name, path
+
+
+def _scans(folder: Path, problems: list, *, labels: Container[str]) -> dict[str, list[Path]]:
+  """Case name -> files. NAME_0000 is nnU-Net's file name for the channel of case NAME, unless a label is NAME_0000."""
+  found: dict[str, list[Path]] = {}
+  for name, path in _named(folder, problems):
+    channel = channel_files.split_name(name)
     if channel and name not in labels and folder.name.startswith('images'):
-      if channel[2] != '0000' and (channel[1] in labels or channel[1] in found):
-        problems.append(
-          InputError(path, f'is a second channel of case {channel[1]}', 'Only one channel is supported: keep NAME_0000')
-        )
+      case, number = channel
+      if number and (case in labels or case in found):
+        cure = 'Keep NAME_0000 alone, or name all channels in dataset.json, under "channel_names"'
+        problems.append(InputError(path, f'is a second channel of case {case}', cure))
         continue
-      name = channel[1] if channel[2] == '0000' else name
+      name = case if not number else name
     found.setdefault(name, []).append(path)
   return found
 

@@ -18,11 +18,12 @@ class DatasetSpec:
     name: of the data set.
     source: layout of its files: 'btcv', 'transunet', 'chaos_ct', 'chaos_mr', 'abdomenct1k',
       'totalsegmentator', 'amos', 'flare22' or 'nifti'.
-    modality: 'CT' or 'MR'.
+    modality: 'CT' or 'MR'; of several channels 'CT' if one of them is.
     organs: names; class c is organs[c - 1], class 0 is the background.
     raw_ids: organ -> its ids in the label files.
     output_ids: organ -> its id in predicted label files.
-    window_hu: default (low, high) of the intensity window; None: percentiles of each scan.
+    window_hu: default (low, high) of the intensity window, of several channels that of CT; None: percentiles of each
+      scan.
     fractions: default fractions of (train, val, test) for cases without a published part.
     how_to_get, layout: how to download the data set and its folders, for the error when nothing is found.
     ignored_ids: other ids that the label files may contain, treated as background; 'all': every other id.
@@ -33,6 +34,7 @@ class DatasetSpec:
     splits: part -> case ids, as published or given.
     folds: 'train' and 'val' -> case ids, of each fold of a cross-validation, where they are given.
     defects: case id -> known defect, as the end of a sentence that starts with 'it'.
+    channels: (name, 'CT' or 'MR') of each channel where a scan has several; () where it has one.
     series: (images, masks), subfolders of a patient's folder in CHAOS MR.
     num_training: number of labelled cases that the data set declares, if it does.
     notes: remarks for the user about its description.
@@ -56,6 +58,7 @@ class DatasetSpec:
   splits: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   folds: tuple[Mapping[str, tuple[str, ...]], ...] = ()
   defects: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  channels: tuple[tuple[str, Literal['CT', 'MR']], ...] = ()
   series: tuple[str, str] | None = None
   num_training: int | None = None
   notes: tuple[str, ...] = ()
@@ -68,7 +71,7 @@ class DatasetSpec:
 
   @property
   def in_hu(self) -> bool:
-    """Whether the intensities of its scans are Hounsfield units."""
+    """Whether the intensities of its scans, or of one of their channels, are Hounsfield units."""
     return holds_hu(self.modality, self.source)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,6 +12,59 @@ NAMED_HU = {'paper': (50.0, 350.0), 'transunet': (-125.0, 275.0)}
 PERCENTILES = (0.5, 99.5)
 
 Window = tuple[float, float] | Literal['percentile']
+Windows = Window | tuple[Window, ...]  # of several channels one for each
+
+
+def is_of_channels(window: Any) -> bool:
+  """Whether a window, as an option or as resolved, is one for each of several channels."""
+  return isinstance(window, Sequence) and not isinstance(window, str) and any(_is_window(part) for part in window)
+
+
+def _is_window(part: Any) -> bool:
+  return part is None or isinstance(part, str | Sequence)
+
+
+def plain(window: Sequence) -> tuple:
+  """(low, high), or one for each channel, as tuples of floats."""
+  return tuple(plain(part) if isinstance(part, Sequence) else float(part) for part in window)
+
+
+def resolve_windows(
+  window: Any,
+  default: Sequence[float] | None,
+  *,
+  in_hu: bool,
+  dataset: str,
+  channels: Sequence[Sequence[str]] = (),
+) -> Windows:
+  """The intensity windows of a run, one for each channel where there are several.
+
+  Args:
+    window: as in `resolve_window`, which is then that of the channels in HU, while the others have their percentiles;
+      or one for each channel.
+    default: of the data set, see `DatasetSpec.window_hu`.
+    in_hu: whether the intensities of the data set, or of one of the channels, are HU.
+    dataset: its name, for errors.
+    channels: (name, modality) of each where there are several.
+
+  Raises:
+    InputError: as `resolve_window`; or another number of windows than of channels.
+  """
+  own = is_of_channels(window)
+  if own and len(window) != (len(channels) or 1):
+    cure = 'Give one window for the channels of CT, or one for each channel with ";" between them'
+    raise InputError('data.window', f'has {len(window)} windows, and {dataset} {len(channels) or 1} channel(s)', cure)
+  if not channels:
+    return resolve_window(window[0] if own else window, default, in_hu=in_hu, dataset=dataset)
+  hu = [kind == 'CT' for _, kind in channels]
+  if not own and not in_hu and window not in (None, 'percentile'):
+    cure = 'Give one for each channel with ";" between them, or leave it empty: percentiles of each scan'
+    raise InputError(f'window {window!r}', f'is that of CT, and no channel of {dataset} is CT', cure)
+  wanted = window if own else [window if is_hu else None for is_hu in hu]
+  return tuple(
+    resolve_window(one, default if is_hu else None, in_hu=is_hu, dataset=f'channel {i} of {dataset}')
+    for i, (one, is_hu) in enumerate(zip(wanted, hu))
+  )
 
 
 def resolve_window(
@@ -113,11 +166,20 @@ def _percentile(values, counts, percent):
   return low + (high - low) * t if t < 0.5 else high - (high - low) * (1 - t)
 
 
-def scan_window(scan: np.ndarray, window: Sequence[float] | str) -> tuple[float, float]:
-  """(low, high) for one scan.
+def scan_window(scan: np.ndarray, window: Sequence | str) -> tuple:
+  """(low, high) for one scan, or one for each of its channels.
 
   Args:
-    scan: intensities, any shape.
-    window: from `resolve_window`, or its JSON.
+    scan: intensities, any shape; several channels are the last axis.
+    window: from `resolve_windows`, or its JSON.
   """
-  return percentile_window(scan) if window == 'percentile' else (float(window[0]), float(window[1]))
+  if is_of_channels(window):
+    return tuple(scan_window(scan[..., i], one) for i, one in enumerate(window))
+  return percentile_window(scan) if window == 'percentile' else plain(window)
+
+
+def recorded_window(percentiles: Sequence, window: Sequence | str) -> tuple:
+  """As `scan_window`, of a scan whose `percentile_window` (or one for each channel) is known."""
+  if is_of_channels(window):
+    return tuple(recorded_window(known, one) for known, one in zip(percentiles, window, strict=True))
+  return plain(percentiles) if window == 'percentile' else plain(window)

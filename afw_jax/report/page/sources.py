@@ -3,7 +3,7 @@
 import dataclasses
 import glob
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import ml_collections
 import numpy as np
@@ -11,15 +11,16 @@ import numpy as np
 from afw_jax import workdir as run_folder
 from afw_jax.config import build
 from afw_jax.data import resample, store, working_grid
+from afw_jax.data.formats import channel_scans, volumes
 from afw_jax.data.formats import scans as scan_files
-from afw_jax.data.formats import volumes
 from afw_jax.data.formats.geometry import Geometry
-from afw_jax.data.padding import without_padding
+from afw_jax.data.padding import without_padding_of
 from afw_jax.data.preparation.load_case import voxels_digest
-from afw_jax.data.selection import windows_of
-from afw_jax.data.sets import intensities
+from afw_jax.data.selection import window_of, windows_of
+from afw_jax.data.sets import channels
+from afw_jax.data.sets.channels import Channel
 from afw_jax.data.sets.spec import without_ignored
-from afw_jax.data.sets.window import percentile_window, resolve_window
+from afw_jax.data.sets.window import percentile_window
 from afw_jax.errors import InputError
 from afw_jax.inference import record
 from afw_jax.report import label_maps
@@ -65,9 +66,7 @@ def of_run(run: Run) -> Source:
   if not isinstance(config.data, ml_collections.ConfigDict):
     raise InputError(run.workdir, 'its config.json says nothing of its data', 'Evaluate the run again.')
   store_dir, index = _store_of(run, config)
-  window = resolve_window(
-    build.selection_options(config.data).window, index['listing']['window'], in_hu=_in_hu(index), dataset=index['name']
-  )
+  window = window_of(index['listing'], build.selection_options(config.data).window)
   windows = windows_of(index, run.cases, window)
   order = ranked(run)
   dsc = 100 * run.mean_over_organs('dsc')
@@ -77,7 +76,7 @@ def of_run(run: Run) -> Source:
     case_id = run.cases[order[place]]
     case = store.read_case(store_dir, case_id, content=run.contents[order[place]])
     labels = label_maps.read(run, case, index['output_ids'])
-    return _scene(case, labels, windows[case_id], in_hu=_in_hu(index), whole=whole)
+    return _scene(case, labels, windows[case_id], channels.of(index['options']), whole=whole)
 
   return Source(
     run.classes,
@@ -119,30 +118,28 @@ def _scored(run: Run) -> list[tuple[str, str | None]]:
   return list(zip(run.cases, run.contents))
 
 
-def _in_hu(index: Mapping) -> bool:
-  return intensities.is_hu(index['options'])
-
-
-def _scene(case: store.Case, labels: np.ndarray, window: tuple[float, float], *, in_hu: bool, whole: bool) -> Scene:
+def _scene(case: store.Case, labels: np.ndarray, windows: Sequence, of: Sequence[Channel], *, whole: bool) -> Scene:
+  """The first channel of a case, with its label maps."""
+  channel = of[0]
   geometry, truth = Geometry.from_json(case.meta['geometry']), without_ignored(case.arrays['native_label'])
-  about = {'has_mm': geometry.has_mm, 'window': window, 'in_hu': in_hu}
+  about = {'has_mm': geometry.has_mm, 'window': channel.of(windows), 'in_hu': channel.in_hu}
   reason = 'the page holds the prepared scan'
   if whole:
     try:
-      image = _scan_of(case, in_hu=in_hu)
+      image = channel.voxels(_scan_of(case, of))
       return Scene(image, {'truth': truth, 'prediction': labels}, geometry.internal_affine, **about)
     except InputError as error:
       reason = str(error)
   grid, image = working_grid.prepared_case(case)
   masks = {name: resample.to_working(one, grid, 0) for name, one in (('truth', truth), ('prediction', labels))}
   note = f'On the working grid, not that of the scan: {reason}'
-  return Scene(np.asarray(image), masks, working_affine(geometry, grid), **about, note=note)
+  return Scene(np.asarray(channel.voxels(image)), masks, working_affine(geometry, grid), **about, note=note)
 
 
-def _scan_of(case: store.Case, *, in_hu: bool) -> np.ndarray:
-  """The scan of a case as its file has it; InputError where that is not there, or no longer the one of the case."""
-  path = case.meta['source']['image']
-  scan = without_padding(volumes.read_image(path, resample_dicom=True).array, in_hu=in_hu)
+def _scan_of(case: store.Case, of: Sequence[Channel]) -> np.ndarray:
+  """The scan of a case as its files have it; InputError where they are not there, or no longer those of the case."""
+  path, others = case.meta['source']['image'], case.meta['source'].get('others', ())
+  scan = without_padding_of(volumes.read_channels((path, *others), resample_dicom=True).array, of)
   if voxels_digest(scan) != case.meta['voxels_sha256']:
     raise InputError(path, 'has changed since it was prepared', 'Run --mode=prepare and evaluate again.')
   return scan
@@ -194,9 +191,10 @@ def of_predictions(folder: str) -> Source:
 
 
 def _predicted_scan(row: Mapping) -> volumes.Volume:
-  """The scan of a label map; InputError where it is not there, or no longer the one that was segmented."""
+  """The scan of a label map, or its first channel; InputError where it is gone, or not the one that was segmented."""
   for scan in scan_files.find_scans(row['source']).scans if os.path.isdir(row['source']) else [None]:
     image = volumes.read_image(row['source'], scan.files if scan else (), resample_dicom=True)
-    if image.sha256 == row['sha256']:
+    others = [volumes.read_image(path).sha256 for path in row.get('others', ())]
+    if channel_scans.digest([image.sha256, *others]) == row['sha256']:
       return image
   raise InputError(row['source'], 'is no longer the scan that was segmented', 'Predict it again.')

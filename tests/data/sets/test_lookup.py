@@ -136,7 +136,8 @@ def test_every_editor_may_have_written_the_description(tmp_path, encoding, line_
 @pytest.mark.parametrize(
   'changes, message',
   [
-    (dict(channel_names={'0': 'CT', '1': 'PET'}), '2 channels'),
+    (dict(channel_names={'1': 'CT', '2': 'PET'}), 'numbers its channels 1, 2'),
+    (dict(channel_names={'0': 'CT', '1': 'T1 CT'}), 'several modalities'),
     (dict(channel_names={'0': 'PET/CT'}), "'PET/CT' names several modalities.*Write .CT. if"),
     (dict(channel_names={'0': 'T1 CT'}), 'several modalities'),
     (dict(channel_names=None), 'no "channel_names"'),
