@@ -15,6 +15,7 @@ from tiny_dataset import geometry, scan
 
 from afw_jax.data.formats import volumes
 from afw_jax.data.formats.scans import Scan
+from afw_jax.data.sets.channels import Channel
 from afw_jax.errors import InputError
 from afw_jax.inference import outputs, record
 
@@ -49,7 +50,7 @@ def test_the_tables_and_the_names(scans, folder):
 
 def test_a_row_says_what_it_was_made_of_and_when_and_measures_the_organs(scans, folder):
   began = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
-  run(scans, folder, in_hu=False)
+  run(scans, folder, measured=Channel(None, '', False))
   row = tables(folder)[0]['scans'][0]
   image = volumes.read_image(scans / 'a.nii.gz')
   inside = image.array[image.array > 100]

@@ -105,3 +105,33 @@ def test_no_networks(networks):
 def test_entries_that_no_export_writes(key, value):
   with pytest.raises(InputError, match='m.zip: '):
     content.networks_of('m.zip', changed(key, value))
+
+
+CHANNELS = [['CT', 'CT'], ['PET', 'MR']]
+WINDOWS = [[-125, 275], 'percentile']
+
+
+def of_two_channels(channels=CHANNELS, window=WINDOWS, intensities=None):
+  meta = changed('meta.data.window', window)
+  data = meta['networks'][0]['meta']['data']
+  data['options']['channels'], data['usual'] = channels, {**data['usual'], 'intensities': intensities}
+  return meta
+
+
+def test_windows_and_usual_intensities_of_several_channels():
+  one = {'minimum': [0, 1], 'percentiles': [[0] * 4, [1] * 4]}
+  for intensities in (None, [one, one], [one, None]):
+    assert content.networks_of('m.zip', of_two_channels(intensities=intensities))
+
+
+@pytest.mark.parametrize('changes', [
+  {'channels': None}, {'channels': CHANNELS[:1]}, {'channels': []}, {'channels': 'CT'},
+  {'channels': [['CT', 'PET']] * 2},
+  {'channels': [['', 'CT']] * 2}, {'channels': CHANNELS * 2}, {'window': WINDOWS[:1]}, {'window': [-125, 275]},
+  {'window': 'percentile'}, {'window': [[275, -125], 'percentile']}, {'window': None},
+  {'intensities': {'minimum': [0, 1], 'percentiles': [[0] * 4, [1] * 4]}}, {'intensities': [{}, None]},
+  {'intensities': [None]},
+])  # fmt: skip
+def test_channels_that_no_export_writes(changes):
+  with pytest.raises(InputError, match='m.zip: '):
+    content.networks_of('m.zip', of_two_channels(**changes))

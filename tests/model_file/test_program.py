@@ -24,7 +24,7 @@ SIZES = {
 
 def meta_of(name, **options):
   model = {'name': name, 'num_classes': 3, 'options': {'size': 'testing', **options}, 'input_size': list(SIZES[name])}
-  return {'model': model, 'config': {'runtime': {}}}
+  return {'model': model, 'config': {'runtime': {}}, 'data': {'options': {}}}
 
 
 @SLOW  # two of them are exported, called and compared for every other test of model files

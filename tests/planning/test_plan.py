@@ -1,5 +1,6 @@
 """--mode=plan: the table, the smallest mesh that fits, and choices of devices."""
 
+import json
 import math
 from pathlib import Path
 
@@ -29,6 +30,17 @@ def test_what_one_device_holds_is_the_state_and_the_batch(one):
   assert one['traffic'] == []
   forward = sum(2 * 4 * math.prod(k.shape) * (32 >> level) ** 2 for level, k in _convolutions(state.params['net']))
   assert 2.5 * forward < one['flops'] < 4 * forward
+
+
+def test_a_program_for_scans_of_several_channels(tmp_path):
+  described = {'channel_names': {'0': 'CT', '1': 'PET', '2': 'T1'}, 'labels': {'background': 0, 'liver': 1}}
+  (tmp_path / 'dataset.json').write_text(json.dumps(described), encoding='utf-8')
+  config = small(**{'data.dataset': 'folder', 'data.root': str(tmp_path)})
+  mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+  step, (state, batch, key) = measure.program(config, mesh, micro_batches=1, unroll=True)
+  assert (batch['image'].shape, batch['image'].dtype) == ((4, 32, 32, 3), 'float32')
+  assert batch['window'].shape == (4, 3, 2)
+  jax.eval_shape(step, state, batch, key)  # the step takes them
 
 
 def _convolutions(net):

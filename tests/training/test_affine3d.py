@@ -244,3 +244,14 @@ def test_bad_options_are_one_clear_line(options, words):
   with pytest.raises(InputError) as e:
     make_augment('volume', **options)
   assert '\n' not in str(e.value) and all(word in str(e.value) for word in words)
+
+
+def test_channels_move_together():
+  one = a_batch()
+  two = {**one, 'image': np.concatenate([one['image'], one['image'][:, ::-1]], -1)}
+  augment, key = jax.jit(make_augment('volume')), jax.random.key(2)
+  found = augment(key, two)
+  for channel in (0, 1):
+    alone = augment(key, {**one, 'image': two['image'][..., channel : channel + 1]})
+    np.testing.assert_array_equal(found['label'], alone['label'])
+    np.testing.assert_allclose(found['image'][..., channel], alone['image'][..., 0], atol=1e-6)

@@ -258,3 +258,30 @@ def test_bad_names_and_options_are_one_clear_line(name, options, words):
 def test_released_refuses_oblong_slices():
   with pytest.raises(InputError, match='squares'):
     make_augment('released')(jax.random.key(0), a_batch(1, (16, 20)))
+
+
+@pytest.mark.parametrize('name', ['paper', 'released', 'extended'])
+def test_channels_move_together_and_their_intensities_apart(name):
+  one = a_batch(n=6, shape=(24, 24))
+  two = {**one, 'image': jnp.concatenate([one['image'], one['image'][:, ::-1]], -1)}
+  key = jax.random.key(5)
+  augment = jax.jit(make_augment(name, **({'gamma': (1, 1), 'brightness': 0} if name == 'extended' else {})))
+  found = augment(key, two)
+  for channel in (0, 1):  # contrast is one factor for each sample and channel
+    alone = augment(key, {**one, 'image': two['image'][..., channel : channel + 1]})
+    np.testing.assert_array_equal(found['label'], alone['label'])
+    a, b = np.asarray(found['image'][..., channel]), np.asarray(alone['image'][..., 0])
+    if name == 'extended':
+      assert ((a == 0) == (b == 0)).all()  # outside of the scan
+    else:
+      np.testing.assert_allclose(a, b, atol=1e-6)
+  if name == 'extended':
+    same = {**one, 'image': jnp.repeat(one['image'], 2, -1)}
+    image = np.asarray(augment(key, same)['image'])
+    assert (np.abs(image[..., 0] - image[..., 1]).max((1, 2)) > 1e-3).all()
+
+
+def test_each_channel_is_windowed_by_its_own_ends():
+  image = jnp.array([[[0.0, 10.0]], [[5.0, 30.0]]])  # (B, W, channels)
+  window = [[(0, 10), (10, 20)], [(0, 10), (20, 40)]]
+  np.testing.assert_allclose(apply_window(image, window), [[[0, 0]], [[0.5, 0.5]]])

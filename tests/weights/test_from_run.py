@@ -248,3 +248,12 @@ def test_loss_and_optimizer_are_read_only_where_they_are_wanted(other):
   network = trained.load(other)
   assert network.variables.keys() == {'params', 'batch_stats'}
   assert os.path.isdir(other) and checkpoint.steps_in(os.path.join(other, 'checkpoints', 'last')) == [0]
+
+
+def test_a_run_of_another_number_of_channels_is_refused(data, other, tmp_path):
+  network = from_run.Network('unet', build.network(small_run(data), 3)[1], (32, 32), channels=2)
+  with pytest.raises(
+    InputError, match=r'its scans have 1 channel\(s\), and those of this run 2. Start from a run with as'
+  ):
+    from_run.load(other, network, ORGANS, *fresh(data, 3))
+  from_run.check(other, network._replace(channels=None))  # before the data is known

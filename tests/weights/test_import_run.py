@@ -7,8 +7,9 @@ import safetensors.numpy
 from flax import traverse_util
 from marks import SLOW
 
-from afw_jax import models, predict
+from afw_jax import import_run, models, predict
 from afw_jax.data.formats import volumes
+from afw_jax.errors import InputError
 from afw_jax.models import unet
 from afw_jax.training import metric_writer
 from afw_jax.weights import convert
@@ -128,3 +129,15 @@ def test_positions_are_resized_and_other_image_sizes_or_channels_refused(demo, r
       check=2,
     )
     assert said in done.stderr and not (tmp_path / name).exists()
+
+
+def test_weights_and_scans_of_two_channels():
+  model, options = models.build('unet', 9, features=(2, 3)), {'features': (2, 3)}
+  read = lambda channels: convert.from_torch('unet', state_dict('unet', (1, 8, 8, channels), **options), **options)
+  fit = lambda channels, variables: import_run._fit('w.pth', 'unet', model, variables, (1, 8, 8, channels))
+  two = read(2)
+  jax.tree.map(np.testing.assert_array_equal, fit(2, two), two)
+  with pytest.raises(InputError, match='not for two-channel images of 8 x 8: .*a data set with their channels'):
+    fit(2, read(1))
+  with pytest.raises(InputError, match='not for one-channel images'):
+    fit(1, two)

@@ -228,3 +228,15 @@ def test_the_error_for_a_network_without_an_encoder_names_those_that_have_one(tm
     pretrained.load('unet', str(tmp_path / 'x.npz'), {'params': {}})
   with pytest.raises(InputError, match='no network has this name'):
     pretrained.load('resnet', str(tmp_path / 'x.npz'), {'params': {}})
+
+
+@pytest.mark.parametrize('channels', [2, 3, 4])
+def test_the_first_convolution_is_repeated_for_other_numbers_of_channels(google_file, channels, caplog):
+  arrays, path = google_file
+  fresh = models.init(transunet.make(3, size='testing'), jax.random.key(0), (1, 32, 32, channels))
+  with caplog.at_level('INFO', logger='afw_jax'):
+    variables = pretrained.load('transunet', path, fresh, size='testing')
+  kernel, rgb = variables['params']['resnet']['root']['conv']['kernel'], arrays['conv_root/kernel']
+  wanted = np.stack([rgb[:, :, c % 3] for c in range(channels)], 2) * (3 / channels)
+  np.testing.assert_allclose(kernel, wanted, rtol=1e-6)
+  assert ('repeated in turn for' in caplog.text) == (channels != 3)

@@ -51,6 +51,17 @@ def van_file(state):
   return {**file, **counters, 'head.weight': np.zeros((10, 8), np.float32), 'head.bias': np.zeros(10, np.float32)}
 
 
+def test_the_first_convolution_is_repeated_for_two_channels(van, tmp_path):
+  _, other, state = van
+  np.savez(tmp_path / 'van.npz', **{k.removeprefix('van.'): v for k, v in state.items() if k.startswith('van.')})
+  model = vatransunet.make(3, size='testing')
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 2), jnp.float32))
+  fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+  found = pretrained.load('vatransunet', str(tmp_path / 'van.npz'), fresh, size='testing')
+  kernel, rgb = (v['params']['van']['patch_embed1']['proj']['kernel'] for v in (found, other))
+  np.testing.assert_allclose(kernel, rgb[:, :, :2] * 1.5, rtol=1e-6)
+
+
 def test_van_weights_go_into_vatransunet(van, tmp_path):
   fresh, other, state = van
   np.savez(tmp_path / 'van_tiny_754.npz', **van_file(state))

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afw_jax.data.sets.window import PERCENTILES, percentile_window, resolve_window, scan_window
+from afw_jax.data.sets.window import (
+  PERCENTILES,
+  percentile_window,
+  recorded_window,
+  resolve_window,
+  resolve_windows,
+  scan_window,
+)
 from afw_jax.errors import InputError
 
 CT = dict(default=(50, 350), in_hu=True, dataset='synapse')
@@ -33,6 +40,45 @@ def test_windows_by_name_and_by_numbers():
 def test_invalid_windows(window, data_set, said):
   with pytest.raises(InputError, match=said):
     resolve_window(window, **data_set)
+
+
+PET_CT = dict(default=(-125, 275), in_hu=True, dataset='mine', channels=[['PET', 'MR'], ['CT', 'CT']])
+T1_T2 = dict(default=None, in_hu=False, dataset='mine', channels=[['T1', 'MR'], ['T2', 'MR']])
+
+
+def test_one_window_is_that_of_the_channels_of_ct_and_several_are_one_for_each():
+  assert resolve_windows(None, **PET_CT) == ('percentile', (-125, 275))
+  assert resolve_windows('paper', **PET_CT) == ('percentile', (50, 350))
+  assert resolve_windows((0, 100), **PET_CT) == ('percentile', (0, 100))
+  assert resolve_windows('percentile', **PET_CT) == ('percentile', 'percentile')
+  assert resolve_windows(((0, 5), None), **PET_CT) == ((0, 5), (-125, 275))
+  assert resolve_windows(None, **T1_T2) == resolve_windows('percentile', **T1_T2) == ('percentile', 'percentile')
+  assert resolve_windows(((0, 5), 'percentile'), **T1_T2) == ((0, 5), 'percentile')
+  assert resolve_windows(((0, 5),), **CT) == (0, 5) and resolve_windows((0, 5), **CT) == (0, 5)
+
+
+@pytest.mark.parametrize(
+  'window, data_set, said',
+  [
+    ((0, 5), T1_T2, 'no channel of mine is CT'),
+    ('paper', T1_T2, 'no channel of mine is CT'),
+    (((0, 5),) * 3, PET_CT, r'has 3 windows, and mine 2 channel\(s\)'),
+    (((0, 5),) * 2, CT, r'has 2 windows, and synapse 1 channel\(s\)'),
+    (('paper', None), PET_CT, 'in HU, but the intensities of channel 0 of mine are not'),
+    (((5, 0), None), PET_CT, 'low < high'),
+  ],
+)
+def test_windows_that_do_not_fit_the_channels(window, data_set, said):
+  with pytest.raises(InputError, match=said):
+    resolve_windows(window, **data_set)
+
+
+def test_windows_of_a_scan_of_several_channels():
+  scan = np.stack([np.arange(1000.0).reshape(10, 10, 10), np.full((10, 10, 10), 7.0)], -1)
+  window = ('percentile', [-1, 1])  # as JSON gives it
+  known = [list(percentile_window(scan[..., i])) for i in range(2)]
+  assert scan_window(scan, window) == recorded_window(known, window) == (percentile_window(scan[..., 0]), (-1.0, 1.0))
+  assert recorded_window([3, 4], 'percentile') == (3.0, 4.0) and recorded_window([3, 4], [5, 6]) == (5.0, 6.0)
 
 
 @pytest.mark.parametrize('dtype', [np.int16, np.float32])
