@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import two_channels
 from initial_run import make_run, small_run
+from marks import SLOW
 
-from afw_jax import export_model, predict
+from afw_jax import export_model, import_run, predict
 from afw_jax.data import store
 from afw_jax.data.formats import volumes
 from afw_jax.errors import InputError
@@ -106,3 +107,28 @@ def test_a_model_file_of_networks_of_two_channels(run, volumes_run, root, new, t
   np.testing.assert_array_equal(found, predict.load(run).file_ids(expected))
   (row,) = predict.predict([path], new, tmp_path / 'again.nii.gz')
   np.testing.assert_array_equal(volumes.read_label(row['output']).array, found)
+  workdirs = import_run.import_model(path, str(tmp_path / 'imported'))
+  assert [len(predict.load(workdir, which='last').channels) for workdir in workdirs] == [2, 2]
+
+
+def test_a_run_goes_on_and_starts_no_run_of_one_channel(run, root, trained, demo, run_main, tmp_path):
+  arguments = (*demo, f'--config.data.root={root}')
+  done = run_main(*arguments, '--config.train.epochs=1', f'--workdir={run}')
+  assert 'training is finished already (8 steps)' in done.stderr  # its scans and its state are found to be the same
+  done = run_main(*arguments, f'--config.model.init_from={trained}', f'--workdir={tmp_path}/other', check=2)
+  assert 'its scans have 1 channel(s), and those of this run 2' in done.stderr
+  done = run_main(
+    '--mode=predict', f'--workdir={run},{trained}', f'--input={root}/imagesTs', f'--output={tmp_path}/o', check=2
+  )
+  assert 'list of channels' in done.stderr
+
+
+@SLOW
+def test_volumes_are_trained_on_crops(root, demo, run_main, tmp_path):
+  volumes = ('--config.model.name=unet3d', '--config.model.size=testing', '--config.data.size=()')
+  volumes += ('--config.data.spacing_mm=(9.0,8.0,8.0)', '--config.train.patch_size=(16,16,16)')
+  volumes += ('--config.augment.name=volume', '--config.train.batch_size=2', '--config.train.steps_per_epoch=2')
+  more = ('--config.train.epochs=1', f'--config.data.root={root}', f'--workdir={tmp_path}/run')
+  run_main(*demo, *volumes, *more, '--config.data.window=-100,200;percentile')
+  assert predict.load(tmp_path / 'run').meta['data']['window'] == [[-100, 200], 'percentile']
+  assert len(list((tmp_path / 'run' / 'cases').iterdir())) == 2

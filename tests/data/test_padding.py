@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from afw_jax.data import resample
-from afw_jax.data.padding import without_padding
+from afw_jax.data.padding import without_padding, without_padding_of
 from afw_jax.data.phantom.make import make_phantom
+from afw_jax.data.sets.channels import Channel
 from afw_jax.data.sets.window import percentile_window
 
 SHAPE, SPACING = (4, 60, 60), (7.0, 6.0, 6.0)
@@ -125,3 +126,14 @@ def test_the_brightest_tissue_is_no_padding():
   assert without_padding(scan, in_hu=False) is scan
   scan[2, 30:34, 30:34] = 4000  # apart from the rest, but not along the border
   assert without_padding(scan, in_hu=False) is scan
+
+
+def test_each_channel_by_the_rules_of_its_kind(ct):
+  """CT is cut to the range of its scanners, and its padding becomes air; MR may have any value."""
+  pet = ct.astype(np.float32) * 10 + 20000
+  scan = np.stack([padded(ct.copy(), -2000, OUTSIDE['beyond a circle']), pet], -1)
+  cleaned = without_padding_of(scan, (Channel(0, 'CT', True), Channel(1, 'PET', False)))
+  np.testing.assert_array_equal(cleaned[..., 1], pet)
+  assert cleaned[..., 0].min() == -1024 and (cleaned[-1, ..., 0] == -1000).all()
+  one = without_padding_of(scan[..., 0], (Channel(None, '', True),))
+  np.testing.assert_array_equal(one, cleaned[..., 0])

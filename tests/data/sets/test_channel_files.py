@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 
+from afw_jax.data.sets import channel_files
 from afw_jax.data.sets.layouts import find_cases
 from afw_jax.data.sets.lookup import get_spec
 from afw_jax.errors import InputError, InputErrors
@@ -80,3 +81,9 @@ def test_unlabelled_scans_need_every_channel_too(tmp_path):
 def test_one_channel_named_and_two_there(tmp_path):
   with pytest.raises(InputError, match='a_0001.nii.gz: is a second channel of case a.*"channel_names"'):
     cases(tmp_path, *GOOD[:2], 'labels/a.nii.gz', channel_names={'0': 'CT'})
+
+
+def test_the_order_in_which_files_are_found_does_not_matter():
+  problems = []
+  found = channel_files.group([(f'a_{i:04d}', i) for i in (2, 0, 1)], ['T1', 'T2', 'CT'], problems)
+  assert found == {'a': [0, 1, 2]} and not problems
