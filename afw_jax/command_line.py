@@ -28,8 +28,9 @@ afw-jax: abdominal organ segmentation with the Asymmetric Focal Weighted Dice lo
 modes, each with an example
   all        prepare, train, evaluate and report (the default); the same command again resumes
              afw-jax --config=synapse --config.data.root=data/synapse --workdir=runs/synapse
-  prepare    check and resample raw scans into a store that several runs share [--resample_dicom]
-             afw-jax --mode=prepare --config=folder --config.data.root=data/mine --workdir=runs/mine
+  check      problems and a fingerprint of a data set, and what spacing, size and batch to train with
+             afw-jax --mode=check --config=folder --config.data.root=data/mine [--memory_gib=16]
+  prepare    afw-jax --mode=prepare --config=folder --config.data.root=data/mine --workdir=runs/mine
   train      afw-jax --mode=train --config=synapse --workdir=runs/short --config.train.epochs=10
   evaluate   score a checkpoint on the test cases, each as a volume on the grid of its scan
              afw-jax --mode=evaluate --config=synapse --workdir=runs/synapse --config.eval.split=val
@@ -43,8 +44,8 @@ modes, each with an example
              afw-jax --mode=predict --workdir=runs/synapse --input=scan.nii.gz --output=labels.nii.gz
              the average of several networks: --workdir=runs/fold1,runs/fold2
              options: --checkpoint=last --largest_component --probabilities --mirror_axes=0,1 --overlap=0.7
-                      --overwrite (make again what is there) --strict (exit code 2 if a file was passed over)
-                      --page (index.html) --format=dicom_seg (DICOM-SEG) --resample_dicom (uneven slices)
+                      --overwrite --strict (exit code 2 if a file was passed over) --page --format=dicom_seg
+                      --resample_dicom (uneven slices; also check, prepare)
   export     one file to hand over, which predict takes as a run, and which predicts without this package
              afw-jax --mode=export --workdir=runs/fold1,runs/fold2 --output=model.zip
   import     afw-jax --mode=import --input=model.zip --workdir=runs/imported

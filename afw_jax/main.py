@@ -28,6 +28,7 @@ from absl import logging as absl_logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from afw_jax import (  # noqa: E402
+  check,
   command_line,
   cross_validation,
   evaluate,
@@ -100,7 +101,7 @@ def _dispatch() -> None:
       cure = f'A model file becomes a run by --mode=import --input={workdir} --workdir=FOLDER.'
       raise InputError(workdir, f'is a file, and --mode={mode} takes the folder of a run', cure)
   pools = mode == 'evaluate' and len(workdirs) > 1
-  if config is None and mode in (*_TRAINING_MODES, 'convert', 'plan', 'paper') and not pools:
+  if config is None and mode in (*_TRAINING_MODES, 'check', 'convert', 'plan', 'paper') and not pools:
     raise InputError('--config', 'is not given', f'--mode={mode} needs one, for instance --config=demo.')
   options.check(mode, config)
   if mode == 'paper':
@@ -135,6 +136,10 @@ def _dispatch() -> None:
     _predict([workdir, *others])
   elif mode in ('compare', 'export'):
     runtime.on_process_zero(lambda: {'compare': _compare, 'export': _export}[mode]([workdir, *others]))
+  elif mode == 'check':
+    memory = options.MEMORY.value
+    resampled = options.RESAMPLE.value
+    runtime.on_process_zero(lambda: check.check(config, workdir, options.TARGET.value, memory, resampled))
   else:
     alone = {'report': _report, 'convert': _convert, 'import': _import, 'view': _view}[mode]
     runtime.on_process_zero(lambda: alone(workdir))

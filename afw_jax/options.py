@@ -9,6 +9,7 @@ from afw_jax.system import terminal
 
 MODES = (
   'all',
+  'check',
   'prepare',
   'train',
   'evaluate',
@@ -58,15 +59,17 @@ MIRROR = flags.DEFINE_list(
 RESAMPLE = flags.DEFINE_bool(
   'resample_dicom',
   False,
-  'predict, prepare: interpolate DICOM slices that are tilted or unevenly spaced to an even grid.',
+  'predict, check, prepare: interpolate DICOM slices that are tilted or unevenly spaced to an even grid.',
 )
 TARGET = flags.DEFINE_string(
-  'target', 'cpu', 'plan: the accelerator to compile for: cpu, a100_40, a100, h100, h200 or v5e.'
+  'target', 'cpu', 'plan, check: the accelerator to compile for: cpu, a100_40, a100, h100, h200 or v5e.'
 )
 DEVICES = flags.DEFINE_string(
   'devices', '', 'plan: numbers of devices, or meshes data x spatial: 1,8,4x2. Default: 1 to 16.'
 )
-MEMORY = flags.DEFINE_float('memory_gib', None, 'plan: memory of one device, where it differs from the usual one.')
+MEMORY = flags.DEFINE_float(
+  'memory_gib', None, 'plan, check: memory of one device; plan: where it differs from the usual one.'
+)
 SEEDS = flags.DEFINE_list('seeds', ['0'], 'paper: the seeds of each run.')
 DRY_RUN = flags.DEFINE_bool('dry_run', False, 'paper: say what is missing and what it needs, and train nothing.')
 COLLECT = flags.DEFINE_bool('collect', False, 'paper: write the tables from what is there, and train nothing.')
@@ -102,8 +105,8 @@ def check(mode: str, config: ml_collections.ConfigDict | None) -> None:
       f'is an option of --mode=prepare and --mode=paper, and this is --mode={mode}',
       'Prepare the shards first, then train without --shard.',
     )
-  if RESAMPLE.present and mode not in ('predict', 'prepare', 'all'):
-    what = f'is an option of --mode=predict and --mode=prepare, and this is --mode={mode}'
+  if RESAMPLE.present and mode not in ('predict', 'check', 'prepare', 'all'):
+    what = f'is an option of --mode=predict, check and prepare, and this is --mode={mode}'
     raise InputError('--resample_dicom', what, 'Leave it out: what was prepared with it is used as it is.')
   if PAGE.value and FORMAT.value != 'nifti':
     cure = 'Predict once more without --format, or look at the segmentations with a DICOM viewer.'

@@ -56,6 +56,7 @@ LAYERS = {
   'composition': (
     'config',
     'workdir',
+    'check',
     'prepare',
     'train',
     'evaluate',

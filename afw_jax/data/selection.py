@@ -166,7 +166,7 @@ def select(index: Mapping, options: SelectionOptions) -> Selection:
   cases = {case_id: index['cases'][case_id] for case_id in choice.ids}
   if leaks := find_leaks(cases, choice.splits):
     raise InputErrors(leaks) if len(leaks) > 1 else leaks[0]
-  notes = choice.notes + _case_notes(index['organs'], cases, choice.splits['train'])
+  notes = choice.notes + notes_on_cases(index['organs'], cases, choice.splits['train'])
   windows = windows_of(index, choice.ids, choice.window)
   contents = {case_id: case['content_sha256'] for case_id, case in cases.items()}
   return Selection(choice.splits, choice.window, choice.excluded, notes, choice.fold, windows, contents)
@@ -241,8 +241,8 @@ def _drawn(usable: Sequence[str], options: SelectionOptions) -> list[str]:
   return sorted(wanted)
 
 
-def _case_notes(organs: Sequence[str], cases: Mapping[str, Mapping], train: Sequence[str]) -> list[str]:
-  """Remarks about the prepared cases."""
+def notes_on_cases(organs: Sequence[str], cases: Mapping[str, Mapping], train: Sequence[str]) -> list[str]:
+  """Remarks about the prepared cases, by what the index of a store has of each."""
   notes = [f'{case_id}: {note}' for case_id, case in cases.items() for note in case['notes']]
   for case_id, case in cases.items():
     lost = [organ for organ in organs if case['voxels'][organ] and not case['working_voxels'][organ]]

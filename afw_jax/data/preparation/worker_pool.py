@@ -21,7 +21,9 @@ _BYTES_PER_WORKER = 2 << 30  # several copies of a 512 x 512 x 600 scan and its 
 _BLAS = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
 
 
-def run_jobs(function: Callable[[dict], dict], jobs: list[dict], *, workers: int | None, progress: bool) -> list[dict]:
+def run_jobs(
+  function: Callable[[dict], dict], jobs: list[dict], *, workers: int | None, progress: bool, doing: str = 'prepare'
+) -> list[dict]:
   """Maps an idempotent function over jobs.
 
   A worker that dies (out of memory, a crash in a decoder) breaks its whole pool. The unfinished jobs are then repeated
@@ -32,6 +34,7 @@ def run_jobs(function: Callable[[dict], dict], jobs: list[dict], *, workers: int
     jobs: dicts with 'id' and 'case'.
     workers: processes; None: as many as CPUs and memory allow; 0: run in this process.
     progress: show a progress bar.
+    doing: the word beside it.
 
   Returns:
     The results in the order of completion; {'id', 'problems': [InputError]} for a job that was given up.
@@ -43,7 +46,7 @@ def run_jobs(function: Callable[[dict], dict], jobs: list[dict], *, workers: int
     workers = default_workers()
   workers = min(workers, len(jobs))
   results = []
-  with progress_bar(total=len(jobs), unit='case', desc='prepare', disable=not progress) as bar:
+  with progress_bar(total=len(jobs), unit='case', desc=doing, disable=not progress) as bar:
 
     def done(result):
       results.append(result)

@@ -8,6 +8,7 @@ its own there, such as two organs with one label, gets one of the private scheme
 import hashlib
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import NamedTuple
 
 SNOMED, PRIVATE = 'SCT', '99AFWJAX'
@@ -105,13 +106,29 @@ def find(organ: str) -> OrganCode:
     A code of SNOMED CT where the name is one of the table, else one of the private scheme, whose meaning is the name.
     One that names a side of an organ that is not one of a pair ('left liver') is not of the table.
   """
-  words = re.findall(r'[^\W_]+', re.sub(r'(?<=[a-z])(?=[A-Z])', ' ', organ).casefold())
-  sides = {_SIDES[word] for word in words if word in _SIDES}
-  known = _BY_NAME.get(' '.join(word for word in words if word not in _SIDES))
+  rest, sides = _without_side(organ)
+  known = _BY_NAME.get(' '.join(rest))
   if known and len(sides) <= known[1]:
     return OrganCode(ANATOMICAL, known[0], *sides)
-  lesion = any(_LESIONS.fullmatch(word) for word in words)
+  lesion = any(_LESIONS.fullmatch(word) for word in rest)
   return OrganCode(ABNORMAL if lesion else ANATOMICAL, Code(_private_value(organ), text(organ), PRIVATE))
+
+
+def pairs(organs: Iterable[str]) -> list[tuple[str, str]]:
+  """The (left, right) organs of one kind, by their names: left_kidney and right_kidney, 'Lung L' and 'Lung R'."""
+  found: dict[tuple[str, ...], dict[Code, list[str]]] = {}
+  for organ in organs:
+    rest, sides = _without_side(organ)
+    if rest and len(sides) == 1:
+      found.setdefault(rest, {}).setdefault(next(iter(sides)), []).append(organ)
+  both = [(sides.get(LEFT, []), sides.get(RIGHT, [])) for sides in found.values()]
+  return [(left[0], right[0]) for left, right in both if len(left) == len(right) == 1]
+
+
+def _without_side(organ: str) -> tuple[tuple[str, ...], set[Code]]:
+  """The words of a name in lower case that name no side, and the sides that the others name."""
+  words = re.findall(r'[^\W_]+', re.sub(r'(?<=[a-z])(?=[A-Z])', ' ', organ).casefold())
+  return tuple(word for word in words if word not in _SIDES), {_SIDES[word] for word in words if word in _SIDES}
 
 
 def text(name: str) -> str:

@@ -65,3 +65,13 @@ def test_private_values_differ_and_texts_are_what_dicom_takes():
 def test_the_organs_of_the_public_data_sets_have_codes():
   names = {*public._BTCV_IDS, *public._CHAOS_MR_ORGANS, *public._ABDOMEN_IDS}
   assert {name for name in names if organ_codes.find(name).kind.scheme != 'SCT'} == {'portal_and_splenic_vein'}
+
+
+def test_pairs_of_organs_by_their_names():
+  names = ['liver', 'right_kidney', 'left_kidney', 'Lung L', 'lungR', 'left_thing', 'thing_rt', 'left_liver', 'left']
+  assert organ_codes.pairs(names) == [
+    ('left_kidney', 'right_kidney'),
+    ('Lung L', 'lungR'),
+    ('left_thing', 'thing_rt'),
+  ]
+  assert organ_codes.pairs(['kidney_left', 'left_kidney', 'right_kidney']) == []  # which of them?
