@@ -44,8 +44,7 @@ modes, each with an example
              afw-jax --mode=predict --workdir=runs/synapse --input=scan.nii.gz --output=labels.nii.gz
              the average of several networks: --workdir=runs/fold1,runs/fold2
              options: --checkpoint=last --largest_component --probabilities --mirror_axes=0,1 --overlap=0.7
-                      --overwrite --strict (exit code 2 if a file was passed over) --page --format=dicom_seg
-                      --resample_dicom (uneven slices; also check, prepare)
+                      --overwrite --strict --page --format=dicom_seg --resample_dicom (check, prepare, too)
   export     one file to hand over, which predict takes as a run, and which predicts without this package
              afw-jax --mode=export --workdir=runs/fold1,runs/fold2 --output=model.zip
   import     afw-jax --mode=import --input=model.zip --workdir=runs/imported
