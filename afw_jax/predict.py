@@ -168,12 +168,12 @@ def predict_all(
   input_path, output = (os.path.expanduser(path) for path in (input_path, output))
   folder, to_file = outputs.destination(output, file_format)
   found, passed_over = _find(input_path)
-  options = meta_of(workdirs[0], which)['data']['options']
-  scans = channel_input.grouped(found, channels.of(options), input_path)
   if file_format == 'dicom_seg':
-    dicom_seg.check_possible(input_path, scans)
+    dicom_seg.check_possible(input_path, found)
   if file_format in ('nrrd', 'mha'):
     itk_files.simple_itk(f'--format={file_format}')
+  options = meta_of(workdirs[0], which)['data']['options']
+  scans = channel_input.grouped(found, channels.of(options), input_path)
   if to_file and len(scans) > 1:
     raise InputError(output, f'{len(scans)} scans cannot go into one file', 'Give a folder as --output.')
   record.check(folder)
