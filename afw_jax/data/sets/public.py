@@ -176,5 +176,5 @@ FOLDER_WHERE = dict(
   how_to_get='Give the folder of your own scans',
   layout='ROOT/images/NAME.nii.gz with ROOT/labels/NAME.nii.gz (or nnU-Net: imagesTr/NAME_0000.nii.gz, '
   'labelsTr/NAME.nii.gz) and ROOT/dataset.json such as {"channel_names": {"0": "CT"}, '
-  '"labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"}; several channels are NAME_0000, NAME_0001, ...',
+  '"labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"}',
 )
