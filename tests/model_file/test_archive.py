@@ -97,7 +97,7 @@ HARMS = {
   'a drive': (lambda p: rewrite(p, extra=[('C:evil', b'')]), 'would lie outside'),
   'a zero': (lambda p: rewrite(p, extra=[('meta.json\0.txt', b'')]), 'would lie outside|two members'),
   'twice': (lambda p: rewrite(p, extra=[('README.md', b'')]), 'two members of one name'),
-  'bomb': (lambda p: rewrite(p, extra=[('zeros', bytes(6 << 20))]), 'zeros claims 6291456 bytes'),
+  'bomb': (lambda p: rewrite(p, extra=[('zeros', bytes(6 << 20))]), "'zeros' claims 6291456 bytes"),
   'claims more': (lambda p: set_sizes(p, 'networks/1/weights.safetensors', 1 << 31), 'claims 2147483648 bytes'),
   'claims less': (lambda p: set_sizes(p, 'README.md', 5), 'is not a complete model file|has not the 5 bytes'),
   'large meta': (lambda p: rewrite(p, more='x' * (2 << 20)), 'its meta.json claims 2'),
