@@ -48,4 +48,4 @@ def test_the_page_shows_the_grid_of_the_label_map(trained, scans, tmp_path):
 
 def test_other_modes_do_not_take_it(run_main, tmp_path):
   done = run_main('--mode=train', '--config=demo', '--resample_dicom', f'--workdir={tmp_path}/run', check=2)
-  assert '--resample_dicom: is an option of --mode=predict and --mode=prepare' in done.stderr
+  assert '--resample_dicom: is an option of --mode=predict, check and prepare' in done.stderr
