@@ -54,6 +54,7 @@ def check(
     'root': config.data.root,
     'modality': found.spec.modality,
     'organs': list(found.spec.organs),
+    'measured_channel': found.measured_channel,
     'splits': found.choice.splits,
     'excluded': found.choice.excluded,
     'problems': [str(problem) for problem in found.problems],

@@ -8,8 +8,10 @@ import ml_collections
 
 from afw_jax.config.program import Program
 from afw_jax.data import run_record
+from afw_jax.data.sets import channels
 from afw_jax.data.sets.case_files import abbreviate
 from afw_jax.distributed import runtime, sharding
+from afw_jax.errors import InputError
 from afw_jax.training import checkpoint, step
 from afw_jax.weights import from_run, pretrained
 
@@ -66,12 +68,16 @@ def seen_before(config: ml_collections.ConfigDict, recorded: Mapping | None, dat
 
   Returns:
     {'seen_before': as from `run_record.seen_scans`}, or {} where the run starts from no other.
+
+  Raises:
+    InputError: the other run has the same channels in another order.
   """
   if recorded is not None:
     return {key: recorded['data'][key] for key in ('seen_before',) if key in recorded['data']}
   if not config.model.init_from:
     return {}
   other = from_run.trained.meta_of(config.model.init_from)['data']
+  _compare_channels(config.model.init_from, other['options'], data['options'])
   if other['splits'] is None:
     _log.warning(
       '%s does not say which scans it was trained with: if scans to validate or to test here were among them, their '
@@ -87,3 +93,17 @@ def seen_before(config: ml_collections.ConfigDict, recorded: Mapping | None, dat
         *(config.model.init_from, len(known), part, abbreviate(known)),
       )
   return {'seen_before': seen}
+
+
+def _compare_channels(path: str, theirs: Mapping, ours: Mapping) -> None:
+  """Refuses the channels of another run in another order, and warns of others: the first layer takes them by place."""
+  there, here = ([(channel.name, channel.in_hu) for channel in channels.of(options)] for options in (theirs, ours))
+  if there == here:
+    return
+  text = lambda of: ', '.join(name or 'one channel' for name, _ in of)
+  if sorted(there) == sorted(here):
+    what = f'has the channels {text(there)}, and this run has them as {text(here)}'
+    raise InputError(
+      f'model.init_from={path}', what, 'Number them in dataset.json, and in the names of the files, alike.'
+    )
+  _log.warning('%s was trained on other channels: %s there, %s here', path, text(there), text(here))

@@ -196,7 +196,8 @@ def _check(pred: np.ndarray, true: np.ndarray, spacing: tuple, labels: Mapping, 
     raise InputError('labels', 'names no organ', "Give a mapping such as {'liver': 1}.")
   ids = [_ids(value) for value in labels.values()]
   valid = all(isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < 65536 for of in ids for i in of)
-  if not valid or not all(ids) or len(set(ids)) < len(ids):
+  double = len({frozenset(of) for of in ids}) < len(ids) or any(len(set(of)) < len(of) for of in ids)
+  if not valid or not all(ids) or double:
     cure = 'Give each organ an integer of its own, 0 to 65535, or several.'
     raise InputError('labels', f'{dict(labels)} does not map organs to distinct ids', cure)
 

@@ -57,6 +57,7 @@ class Filled:
     organs: the columns beside the means.
     convention, unit, split, checkpoint: of all scores; '' while there are none.
     cases: the largest number of cases of a row.
+    classes: names of the classes 1, 2, ... of label maps: the organs, unless these are regions.
   """
 
   part: Part
@@ -67,6 +68,7 @@ class Filled:
   split: str
   checkpoint: object
   cases: int
+  classes: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,7 @@ def collect(table: Table, members: Sequence[Member], done: Collection[str]) -> l
     organs = first.organs if first else tuple(o for o in part.rows[0].published if o not in MEANS)
     facts = (first.convention, first.unit, first.split, first.settings.get('checkpoint')) if first else ('', '', '', '')
     cases = max((cell.n for line in lines for name, cell in line.cells.items() if name == 'dsc'), default=0)
-    filled.append(Filled(part, lines, organs, *facts, cases))
+    filled.append(Filled(part, lines, organs, *facts, cases, first.classes if first else organs))
   return filled
 
 

@@ -37,7 +37,7 @@ def sheet(
   if not shown.scans:
     return empty(path, title, NO_RUN)
   classes = sorted({int(c) for scan in shown.scans for one in scan.seen for c in np.unique(one)} - {0})
-  names = {c: label(f'{c} {shown.filled.organs[c - 1].replace("_", " ")}') for c in classes}
+  names = {c: label(f'{c} {shown.filled.classes[c - 1].replace("_", " ")}') for c in classes}
   width = panel[0] * (len(columns) + 1) + 0.5
   entry = max([0, *(_PATCH + _CHARACTER * len(name) for name in names.values())])
   legend_rows = -(-len(names) // max(1, int(width / max(entry, 1))))

@@ -30,6 +30,7 @@ def blocks(content: Mapping) -> list[Block]:
     content: of check.json.
   """
   problems, notes = content['problems'], [*content['notes'], *content['standing_out']]
+  channel = content['measured_channel']
   found: list[Block] = [
     Heading(f'Check of {content["name"]}', 1),
     f'{_counts(content)}. **{len(problems)} problem(s), {len(notes)} note(s).**',
@@ -49,7 +50,7 @@ def blocks(content: Mapping) -> list[Block]:
       Heading('Organ volumes (mL)'),
       _volume_table(content),
       *_left_out(content),
-      RULES,
+      RULES + (f' Intensities are those of the channel {_line(channel)}.' if channel else ''),
     ]
   if content['proposal']:
     found += [Heading('Proposal'), *_proposal(content['proposal'])]
@@ -102,7 +103,8 @@ def _summary(content: Mapping) -> list[list[str]]:
       rows.append([f'{title} {_AXES}', *ends, count])
   names = ('0.5th percentile of the organs', 'median of the organs', '99.5th percentile of the organs')
   for i, name in enumerate(names):
-    rows.append([name, *(f'{found["percentiles"][end][i]:.4g}' for end in ('median', 'lowest', 'highest')), count])
+    if found['percentiles']:
+      rows.append([name, *(f'{found["percentiles"][end][i]:.4g}' for end in ('median', 'lowest', 'highest')), count])
   for organ, one in found['volume_ml'].items():
     rows.append([f'{organ} (mL)', *(_number(one[end]) for end in ('median', 'lowest', 'highest')), str(one['cases'])])
   rows.append(['distinct spacings', str(found['distinct_spacings']), '-', '-', count])
@@ -128,7 +130,7 @@ def _case_table(content: Mapping) -> Table:
       _by(case['shape'], 0),
       _by(case['spacing_mm'], 3),
       _by(case['extent_mm'], 0),
-      *(f'{value:.4g}' for value in case['percentiles']),
+      *((f'{value:.4g}' for value in case['percentiles']) if case['percentiles'] else ('-', '-', '-')),
       ', '.join(case['absent']) or '-',
     ]
     for case_id, case in _shown(content)
@@ -160,7 +162,8 @@ def _proposal(proposed: Mapping) -> list[Block]:
 
 
 def _explained(proposed: Mapping) -> list[str]:
-  said = [f'The median scan has {_by(proposed["median_size"], 0)} voxels at this spacing.']
+  size = proposed['median_size'] if 'train.patch_size' in proposed['options'] else proposed['median_size'][-2:]
+  said = [f'The median {"scan" if len(size) == 3 else "slice"} has {_by(size, 0)} voxels at this spacing.']
   if proposed['needs_gib']:
     said.append(
       f'One training step, compiled for {proposed["target"]}, needs {proposed["needs_gib"]:.3g} of '

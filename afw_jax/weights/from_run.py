@@ -148,13 +148,13 @@ def _match(path: str, network: Network, meta: dict, num_classes: int, *, heads: 
   if there['name'] != network.name:
     what = f'is a run of {there["name"]}, and this one trains {network.name}'
     raise InputError(path, what, 'Set model.name to that of the run, or leave model.init_from out.')
-  ours = network.variables(num_classes)
   several = channels.count(meta['data']['options'])
   if network.channels not in (None, several):
     what = f'its scans have {several} channel(s), and those of this run {network.channels}'
     cure = 'Start from a run with as many channels, or leave model.init_from out.'
     raise InputError(path, what, cure)
-  theirs = Network(there['name'], there['options'], there['input_size']).variables(there['num_classes'])
+  ours = network._replace(channels=several).variables(num_classes)
+  theirs = Network(there['name'], there['options'], there['input_size'], several).variables(there['num_classes'])
   if not heads:
     new = ['/'.join(key[1:]) for key, (_, axis) in ours.items() if axis is not None]
     ours, theirs = ({k: v for k, v in of.items() if v[1] is None} for of in (ours, theirs))

@@ -30,7 +30,9 @@ def test_the_background_may_be_part_of_a_union():
   assert found['dsc'] == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
 
 
-@pytest.mark.parametrize('labels', [{'a': ()}, {'a': (1, 2.5)}, {'a': (1, 2), 'b': (1, 2)}, {'a': (1, -2)}])
+@pytest.mark.parametrize(
+  'labels', [{'a': ()}, {'a': (1, 2.5)}, {'a': (1, 2), 'b': (2, 1)}, {'a': (1, -2)}, {'a': (1, 1)}]
+)
 def test_unions_that_make_no_sense(labels):
   with pytest.raises(InputError, match='does not map organs to distinct ids'):
     score_case(organs(1), organs(2), spacing_mm=(1, 1, 1), labels=labels)

@@ -257,3 +257,28 @@ def test_a_run_of_another_number_of_channels_is_refused(data, other, tmp_path):
   ):
     from_run.load(other, network, ORGANS, *fresh(data, 3))
   from_run.check(other, network._replace(channels=None))  # before the data is known
+
+
+def test_a_run_of_several_channels_starts_from_one_of_as_many(data, monkeypatch):
+  """Its arrays are taken; with the channels in another order it is refused, of other channels there is a warning."""
+  from afw_jax.config import initial
+
+  network = from_run.Network('unet', build.network(small_run(data), 3)[1], (32, 32), channels=2)
+  of = lambda *names: {
+    'modality': 'CT',
+    'source': 'nifti',
+    'channels': [[n, 'CT' if n == 'CT' else 'MR'] for n in names],
+  }
+  model = {'name': 'unet', 'options': network.options, 'input_size': (32, 32), 'num_classes': 3}
+  meta = {'model': model, 'data': {'options': of('CT', 'PET')}}
+  for ours in (network, network._replace(channels=None)):
+    taken, new = from_run._match('run', ours, meta, 3, heads=True)
+    assert not new and set(taken) == set(network.variables(3))
+  said = []
+  monkeypatch.setattr(initial._log, 'warning', lambda text, *values: said.append(text % values))
+  initial._compare_channels('run', of('CT', 'PET'), of('CT', 'PET'))
+  assert not said
+  initial._compare_channels('run', of('CT', 'PET'), of('T1', 'T2'))
+  assert said == ['run was trained on other channels: CT, PET there, T1, T2 here']
+  with pytest.raises(InputError, match='has the channels CT, PET, and this run has them as PET, CT'):
+    initial._compare_channels('run', of('CT', 'PET'), of('PET', 'CT'))

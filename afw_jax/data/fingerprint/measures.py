@@ -23,9 +23,9 @@ def of_case(image: Volume, classes: np.ndarray, organs: Sequence[str]) -> dict:
 
   Returns:
     'shape' (voxels), 'spacing_mm' and 'extent_mm' along (z, y, x), the last two None where the file has no voxel size
-    in mm; 'percentiles' (`PERCENTILES`) of the intensities of all organs; 'organs': organ -> its
-    `statistics.OrganStatistics` as JSON, with a volume of None where there is no voxel size; 'absent': organs without a
-    voxel.
+    in mm; 'percentiles' (`PERCENTILES`) of the intensities of all organs, None where none has a voxel; 'organs':
+    organ -> its `statistics.OrganStatistics` as JSON, with a volume of None where there is no voxel size; 'absent':
+    organs without a voxel.
   """
   labels = without_ignored(classes)
   found = statistics.of_organs(labels, image.array, image.geometry, organs)
@@ -36,7 +36,7 @@ def of_case(image: Volume, classes: np.ndarray, organs: Sequence[str]) -> dict:
     'shape': list(labels.shape),
     'spacing_mm': [float(mm) for mm in image.spacing_mm] if has_mm else None,
     'extent_mm': [n * float(mm) for n, mm in zip(labels.shape, image.spacing_mm)] if has_mm else None,
-    'percentiles': [float(v) for v in np.percentile(values, PERCENTILES)],
+    'percentiles': [float(v) for v in np.percentile(values, PERCENTILES)] if values.size else None,
     'organs': {organ: one.to_json() | unknown for organ, one in found.items()},
     'absent': [organ for organ, one in found.items() if not one.voxels],
   }
@@ -61,7 +61,7 @@ def over_cases(cases: Iterable[Mapping]) -> dict:
     'spacing_mm': _range(spacings),
     'extent_mm': _range([case['extent_mm'] for case in cases if case['extent_mm']]),
     'distinct_spacings': len({tuple(round(mm, 3) for mm in spacing) for spacing in spacings}),
-    'percentiles': _range([case['percentiles'] for case in cases]),
+    'percentiles': _range([case['percentiles'] for case in cases if case['percentiles']]),
     'volume_ml': {
       organ: {
         **(_range([one['volume_ml'] for one in found if one['voxels'] and one['volume_ml'] is not None]) or _NONE),

@@ -65,6 +65,7 @@ def _spacings(cases: Mapping[str, Mapping]) -> Iterator[tuple[str, str]]:
 
 
 def _intensities(cases: Mapping[str, Mapping]) -> Iterator[tuple[str, str]]:
+  cases = {case_id: case for case_id, case in cases.items() if case['percentiles']}
   rows = np.array([case['percentiles'] for case in cases.values()]).reshape(len(cases), len(PERCENTILES))
   width = float(np.median(rows[:, -1] - rows[:, 0])) if len(rows) else 0.0
   least = max(LEAST_INTENSITY * width, math.ulp(1.0))
@@ -99,7 +100,8 @@ def _parts(cases: Mapping[str, Mapping]) -> Iterator[tuple[str, str]]:
 def _same_labels(cases: Mapping[str, Mapping]) -> Iterator[tuple[str, str]]:
   groups = defaultdict(list)
   for case_id, case in cases.items():
-    groups[case['label_sha256']].append(case_id)
+    if case['percentiles']:  # label maps without any organ are alike
+      groups[case['label_sha256']].append(case_id)
   for first, *others in groups.values():
     for case_id in others:
       yield case_id, f'its label map is that of {first}, voxel by voxel: is it the label map of this scan?'

@@ -31,7 +31,8 @@ def joined(scans: Sequence[Volume]) -> Volume:
   array = np.empty((*first.array.shape, len(scans)), np.result_type(*(scan.array for scan in scans)))
   for i, scan in enumerate(scans):
     array[..., i] = scan.array
-  return Volume(array, first.geometry, first.source, digest(scan.sha256 for scan in scans))
+  notes = [f'channel {i}: {scan.resampled}' for i, scan in enumerate(scans) if scan.resampled]
+  return Volume(array, first.geometry, first.source, digest(scan.sha256 for scan in scans), '; '.join(notes))
 
 
 def digest(of_channels) -> str:

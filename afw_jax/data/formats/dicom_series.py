@@ -79,6 +79,8 @@ def is_dicom(start: bytes) -> bool:
 def is_dicom_file(path: str | os.PathLike) -> bool:
   """Whether a path is that of a DICOM file, with any ending or none."""
   try:
+    if not os.path.isfile(path):  # a pipe would wait for a writer
+      return False
     with open(path, 'rb') as file:
       return is_dicom(file.read(132))
   except OSError:

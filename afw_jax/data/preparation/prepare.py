@@ -149,6 +149,7 @@ def differences(store_dir: str | os.PathLike, options: StoreOptions, root: str |
   wanted = {'dataset': options.dataset, **options.grid()}
   if root is not None and os.path.isdir(root) and all(stored[key] == value for key, value in wanted.items()):
     wanted |= options.to_json(options.spec(root))
+    wanted |= dict.fromkeys(stored.keys() - wanted.keys())  # channels, regions and the like, which are gone
   return {key: (stored.get(key), value) for key, value in wanted.items() if stored.get(key) != value}
 
 

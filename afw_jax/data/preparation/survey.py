@@ -35,6 +35,7 @@ class Survey:
     problems: that preparation would refuse the data set for.
     notes: remarks that preparation would make.
     standing_out: remarks on cases that stand out among the others (`outliers.notes`).
+    measured_channel: name of the channel whose intensities are measured; '' where there is one.
   """
 
   spec: DatasetSpec
@@ -43,6 +44,7 @@ class Survey:
   problems: list[InputError]
   notes: list[str]
   standing_out: list[str]
+  measured_channel: str
 
 
 def survey(
@@ -80,7 +82,8 @@ def survey(
   problems = [problem for result in results.values() for problem in result['problems']]
   problems += find_leaks(metas, choice.splits)
   cases = {i: results[i]['measures'] for i in metas}
-  return Survey(spec, choice, cases, problems, _notes(spec, content, choice, metas), outliers.notes(cases))
+  notes = _notes(spec, content, choice, metas)
+  return Survey(spec, choice, cases, problems, notes, outliers.notes(cases), channels.measured(content).name)
 
 
 def survey_case(job: dict) -> dict:

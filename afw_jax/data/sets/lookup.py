@@ -40,6 +40,9 @@ def get_spec(name: str, root: str | None = None, *, organs: Sequence[str] = (), 
   if organs:
     what = f'is given, but the organs of {name} are those of its label maps'
     raise InputError('data.organs', what, 'Leave it empty: only totalsegmentator has masks to choose from.')
+  if overlap != 'error':
+    what = f'is {overlap!r}, but the organs of {name} are in one label map and cannot overlap'
+    raise InputError('data.overlap', what, "Leave it at 'error': only totalsegmentator has masks that may overlap.")
   if name == 'folder':
     if root is None:
       raise InputError("data set 'folder'", 'needs a path', 'Give the folder that holds dataset.json')

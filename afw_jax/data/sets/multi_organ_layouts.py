@@ -41,7 +41,8 @@ def find_totalsegmentator(spec: DatasetSpec, root: Path, problems: list[InputErr
   for organ, without in lacking.items():
     if without and organ in stems:
       what = f'has no {organ}{_ENDING} (and so {len(without)} of {len(cases)} cases: {abbreviate(without)})'
-      problems.append(InputError(root / without[0] / 'segmentations', what, 'Unpack the cases again'))
+      cure = 'Unpack the cases again; for an organ that is not in the scan write an empty mask'
+      problems.append(InputError(root / without[0] / 'segmentations', what, cure))
   return cases
 
 
@@ -57,10 +58,15 @@ def _parts_of(path: Path) -> dict[str, str]:
     raise InputError(path, f'is damaged ({error})', cure) from error
   if not rows or not {'image_id', 'split'} <= rows[0].keys():
     raise InputError(path, 'has no columns image_id and split (divided by semicolons)', cure)
-  unknown = sorted({str(row['split']) for row in rows} - set(PARTS))
-  if unknown:
-    raise InputError(path, f'names the parts {abbreviate(unknown)}; known are {", ".join(PARTS)}', cure)
-  return {row['image_id']: row['split'] for row in rows}
+  parts: dict[str, str] = {}
+  for number, row in enumerate(rows, 2):
+    case, part = row['image_id'], row['split']
+    if not case or part not in PARTS:
+      what = f'has the part {part!r} for the case {case!r} in line {number}; parts are {", ".join(PARTS)}'
+      raise InputError(path, what, cure)
+    if parts.setdefault(normal_name(case), part) != part:
+      raise InputError(path, f'has the case {case} in two parts ({parts[normal_name(case)]} and {part})', cure)
+  return parts
 
 
 def find_amos(spec: DatasetSpec, root: Path, problems: list[InputError]) -> list[CaseFiles]:

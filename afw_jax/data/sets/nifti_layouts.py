@@ -54,7 +54,13 @@ def _images(
   """(case name -> files of its first or only channel, case name -> paths of its other channels)."""
   if not spec.channels:
     return _scans(folder, problems, labels=labels), {}
-  grouped = channel_files.group(_named(folder, problems), [name for name, _ in spec.channels], problems)
+  files = []
+  for name, path in _named(folder, problems):
+    if path.is_dir():
+      problems.append(InputError(path, 'is a DICOM series of one of several channels', 'Convert each channel to NIfTI'))
+    else:
+      files.append((name, path))
+  grouped = channel_files.group(files, [name for name, _ in spec.channels], problems)
   first = {name: files[:1] for name, files in grouped.items()}
   return first, {name: tuple(map(str, files[1:])) for name, files in grouped.items()}
 

@@ -19,7 +19,7 @@ from afw_jax.data.preparation.load_case import voxels_digest
 from afw_jax.data.selection import window_of, windows_of
 from afw_jax.data.sets import channels
 from afw_jax.data.sets.channels import Channel
-from afw_jax.data.sets.spec import without_ignored
+from afw_jax.data.sets.spec import IGNORED, without_ignored
 from afw_jax.data.sets.window import percentile_window
 from afw_jax.errors import InputError
 from afw_jax.inference import record
@@ -122,17 +122,22 @@ def _scene(case: store.Case, labels: np.ndarray, windows: Sequence, of: Sequence
   """The first channel of a case, with its label maps."""
   channel = of[0]
   geometry, truth = Geometry.from_json(case.meta['geometry']), without_ignored(case.arrays['native_label'])
+  ignored = float(np.mean(np.asarray(case.arrays['native_label']) == IGNORED))
+  unlabelled = f'{ignored:.0%} of the scan is not labelled: no score counts it, the truth shows it as background'
+  notes = [unlabelled] if ignored else []
   about = {'has_mm': geometry.has_mm, 'window': channel.of(windows), 'in_hu': channel.in_hu}
   reason = 'the page holds the prepared scan'
   if whole:
     try:
       image = channel.voxels(_scan_of(case, of))
-      return Scene(image, {'truth': truth, 'prediction': labels}, geometry.internal_affine, **about)
+      return Scene(
+        image, {'truth': truth, 'prediction': labels}, geometry.internal_affine, **about, note='. '.join(notes)
+      )
     except InputError as error:
       reason = str(error)
   grid, image = working_grid.prepared_case(case)
   masks = {name: resample.to_working(one, grid, 0) for name, one in (('truth', truth), ('prediction', labels))}
-  note = f'On the working grid, not that of the scan: {reason}'
+  note = '. '.join([f'On the working grid, not that of the scan: {reason}', *notes])
   return Scene(np.asarray(channel.voxels(image)), masks, working_affine(geometry, grid), **about, note=note)
 
 

@@ -64,3 +64,13 @@ def test_median_and_range_over_cases():
   assert found['volume_ml']['liver'] == {'median': 1550, 'lowest': 1500, 'highest': 1600, 'cases': 2}
   assert found['distinct_spacings'] == 3
   assert measures.over_cases([case(0), cases[0]])['distinct_spacings'] == 1
+
+
+def test_a_scan_without_any_organ_has_no_intensities():
+  """As in data sets of the whole body: it counts in everything else."""
+  nothing = measures.of_case(volume(scan(0), geometry()), np.zeros(SHAPE, np.uint8), ('liver',))
+  assert nothing['percentiles'] is None and nothing['absent'] == ['liver']
+  one = measures.of_case(volume(scan(1), geometry()), (label_map(0) == 1).astype(np.uint8), ('liver',))
+  found = measures.over_cases([nothing, one])
+  assert found['percentiles']['median'] == one['percentiles'] and found['volume_ml']['liver']['cases'] == 1
+  assert measures.over_cases([nothing])['percentiles'] is None

@@ -75,3 +75,10 @@ def test_absent_organs_and_files_without_mm_are_no_outliers():
   cases['c2']['organs']['liver']['voxels'] = 10
   (note,) = outliers.notes(cases)
   assert note.startswith('c2: liver has 10 voxels')
+
+
+def test_scans_without_any_organ_are_not_alike():
+  gone = organ(0, centroid_ras_mm=None)
+  empty = {name: gone for name in ('liver', 'left_kidney', 'right_kidney')}
+  cases = several() | {f'e{i}': case(i, **empty) | {'percentiles': None, 'label_sha256': 'zeros'} for i in range(2)}
+  assert outliers.notes(cases) == []

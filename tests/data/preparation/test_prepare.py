@@ -124,6 +124,24 @@ def test_differences_name_the_option(tmp_path):
   assert 'organs' in prepare.differences(tmp_path / 's', same, root)
 
 
+@pytest.mark.parametrize(
+  'labels, key',
+  [
+    ({'background': 0, 'liver': 1, 'spleen': 7, 'ignore': 9}, 'unlabelled_id'),
+    ({'background': 0, 'liver': 1, 'spleen': 7, 'both': [1, 7]}, 'regions'),
+  ],
+)
+def test_what_a_description_gains_or_loses_makes_another_store(tmp_path, labels, key):
+  root, same = make(tmp_path / 'raw'), StoreOptions('folder', size=(32, 32))
+  prepare_store('folder', root, tmp_path / 'without', **SMALL)
+  describe(root, labels=labels)
+  prepare_store('folder', root, tmp_path / 'with', **SMALL)
+  assert prepare.differences(tmp_path / 'with', same, root) == {}
+  assert set(prepare.differences(tmp_path / 'without', same, root)) == {key}
+  describe(root)
+  assert set(prepare.differences(tmp_path / 'with', same, root)) == {key}
+
+
 def test_crop_linear_percentiles_and_a_subset(tmp_path):
   root = make(tmp_path / 'raw', channel_names={'0': 'MRI'})
   index, selection = prepare_and_select(

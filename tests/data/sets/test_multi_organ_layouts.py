@@ -57,6 +57,7 @@ def test_organs_of_totalsegmentator():
     ({'organs': ('liver', '')}, "data.organs: '' is no name"),
     ({'overlap': 'lst'}, "data.overlap: 'lst' is not known. Did you mean 'last'"),
     ({'name': 'flare22', 'organs': ('liver',)}, 'data.organs: is given, but the organs of flare22'),
+    ({'name': 'amos', 'overlap': 'last'}, "data.overlap: is 'last', but the organs of amos are in one label map"),
   ],
 )
 def test_choices_that_cannot_be(options, match):
@@ -88,8 +89,15 @@ def test_missing_masks(tmp_path):
     (b'\xff\xfe\x00', 'meta.csv: is damaged'),
     (b'', 'no columns image_id and split'),
     (b'image_id,split\ns0000,train\n', 'divided by semicolons'),
-    (META.encode() + b's0000;60;m;A;ct;training\r\n', 'names the parts training; known are train, val, test'),
-    (META.encode() + b's0000;60\r\n', 'names the parts None'),
+    (
+      META.encode() + b's0000;60;m;A;ct;training\r\n',
+      "the part 'training' for the case 's0000' in line 2; parts are train",
+    ),
+    (META.encode() + b's0000;60\r\n', "the part None for the case 's0000' in line 2"),
+    (
+      META.encode() + b's0000;60;m;A;ct;train\r\ns0000;60;m;A;ct;test\r\n',
+      r'the case s0000 in two parts \(train and test\)',
+    ),
   ],
 )
 def test_a_damaged_table(tmp_path, content, match):
