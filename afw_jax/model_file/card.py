@@ -54,6 +54,7 @@ def text(meta: Mapping, where: Mapping[str, str]) -> str:
     _INTENDED,
     '## Organs',
     table_markdown(['organ', 'class', 'id in label maps'], rows),
+    *_regions(first['data']),
     '## Networks',
     table_markdown(['', *(str(i) for i in range(1, len(networks) + 1))], _network_rows(networks)),
     f'Working grid and patch are (z, y, x) or (y, x); {meta["axis_order"]}.',
@@ -78,6 +79,16 @@ def _scans(meta: Mapping) -> str:
   """The files of a scan on a command line, one for each channel."""
   several = channels.count(meta['data']['options'])
   return 'scan.nii.gz' if several == 1 else ' '.join(f'scan_{i:04d}.nii.gz' for i in range(several))
+
+
+def _regions(data: Mapping) -> list[str]:
+  """What the scores are of, where a data set has regions."""
+  regions = data['options'].get('regions')
+  if not regions:
+    return []
+  ids = [data['output_ids'][organ] for organ in data['organs']]
+  rows = [[_plain(name), ', '.join(str(ids[c - 1]) for c in classes)] for name, classes in regions]
+  return ['Scores are of regions, which are unions of these:', table_markdown(['region', 'ids in label maps'], rows)]
 
 
 def _count(n: int) -> str:

@@ -74,6 +74,8 @@ def networks_of(path: str, meta: Mapping) -> list[dict]:
     data = network['meta']['data']
     if network['meta']['model']['num_classes'] != len(data['organs']) + 1:
       raise _refused(path, f'networks[{i}].meta.model.num_classes', network['meta']['model']['num_classes'])
+    if any(c > len(data['organs']) for _, classes in data['options'].get('regions') or () for c in classes):
+      raise _refused(path, f'networks[{i}].meta.data.options.regions', data['options']['regions'])
     if set(data['output_ids']) != set(data['organs']):
       raise _refused(path, f'networks[{i}].meta.data.output_ids', data['output_ids'])
     _check_channels(path, i, data)
@@ -135,6 +137,13 @@ def _intensities(value: Any) -> bool:
   )
 
 
+def _regions(value: Any) -> bool:
+  """None, or [name, [classes]] of each region."""
+  classes = _sides(1, 254, _whole(1, 254))
+  is_region = lambda one: isinstance(one, list) and len(one) == 2 and _text(one[0]) and classes(one[1])
+  return value is None or _sides(1, 1 << 16, is_region)(value)
+
+
 def _channels(value: Any) -> bool:
   one = lambda c: isinstance(c, list) and len(c) == 2 and _text(c[0]) and c[1] in ('CT', 'MR')
   return value is None or _sides(2, 9999, one)(value)
@@ -178,6 +187,7 @@ _RULES: dict[str, Callable[[Any], bool]] = {
   'meta.data.options.modality': lambda value: value in ('CT', 'MR'),
   'meta.data.options.source': _text,
   'meta.data.options.channels': _channels,
+  'meta.data.options.regions': _regions,
   **dict.fromkeys((f'meta.config.{key}' for key in _SECTIONS), lambda value: isinstance(value, dict | None)),
   'meta.config.mesh.spatial': lambda value: value is None or _whole(1, 1 << 16)(value),
   'meta.config.eval.batch_size': _whole(1, 1 << 16),

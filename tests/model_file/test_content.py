@@ -8,7 +8,7 @@ import pytest
 from afw_jax import command_line
 from afw_jax.config import default_config
 from afw_jax.errors import InputError
-from afw_jax.model_file import content
+from afw_jax.model_file import card, content
 
 META = {
   'step': 7,
@@ -94,6 +94,9 @@ def test_no_networks(networks):
   ('meta.data.window', [200, -100]), ('meta.data.window', [0, float('nan')]), ('meta.data.window', 'paper'),
   ('meta.data.usual', []), ('meta.data.usual', {'position': [[]]}), ('meta.data.usual', {'intensities': {}}),
   ('meta.data.options.size', [32] * 4), ('meta.data.options.size', None), ('meta.data.options.spacing_mm', [0, 1, 1]),
+  ('meta.data.options.regions', 'both'), ('meta.data.options.regions', []),
+  ('meta.data.options.regions', [['both', [1, 3]]]),
+  ('meta.data.options.regions', [['', [1]]]), ('meta.data.options.regions', [['both', ['liver']]]),
   ('meta.data.options.fit', 'stretch'), ('meta.data.options.order', 2), ('meta.data.options.modality', 'PET'),
   ('meta.data.splits', {'train': []}), ('meta.data.seen_before', {'train': 5}), ('meta.data.scans', 'x'),
   ('meta.model.options', {'constrain': 1}), ('meta.model.options', {'name': 'unet'}), ('meta.config.mesh', 'x'),
@@ -135,3 +138,10 @@ def test_windows_and_usual_intensities_of_several_channels():
 def test_channels_that_no_export_writes(changes):
   with pytest.raises(InputError, match='m.zip: '):
     content.networks_of('m.zip', of_two_channels(**changes))
+
+
+def test_the_card_explains_regions():
+  data = {**META['data'], 'options': {**META['data']['options'], 'regions': [['both | all', [1, 2]], ['spleen', [2]]]}}
+  said = '\n'.join(card._regions(data))
+  assert '| both \\| all | 1, 7 |' in said and '| spleen | 7 |' in said
+  assert card._regions(META['data']) == []
