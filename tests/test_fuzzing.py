@@ -103,6 +103,7 @@ def test_nifti(tmp_path, read, judge, name):
 
 @pytest.mark.parametrize('ending', ['.nrrd', '.mha'])
 def test_files_of_itk(tmp_path, ending):
+  pytest.importorskip('SimpleITK')
   (tmp_path / 'scan.nii').write_bytes(nifti())
   scan, path = volumes.read_image(tmp_path / 'scan.nii'), tmp_path / f'scan{ending}'
   volumes.write_image(path, scan.array, scan.geometry)
