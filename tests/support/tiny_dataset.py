@@ -80,6 +80,19 @@ def add(root, *numbers):
     volumes.write_label(root / 'labels' / f'c{i}.nii.gz', label_map(i), geometry())
 
 
+def damage(root):
+  """Gives the cases c0 to c4 one problem each."""
+  write = lambda i, array, **kw: volumes.write_label(
+    root / 'labels' / f'c{i}.nii.gz', array, geometry(array.shape, **kw)
+  )
+  write(0, label_map(0)[1:])  # a slice is missing
+  write(1, np.where(label_map(1) == 7, 9, label_map(1)), axes='LPS')  # an id nobody named
+  write(2, np.zeros(SHAPE, np.uint8), axes='LAS')  # nothing in it
+  write(3, label_map(3), axes='RPI', origin=(0, 0, 0))  # lies elsewhere
+  packed = (root / 'images' / 'c4.nii.gz').read_bytes()
+  (root / 'images' / 'c4.nii.gz').write_bytes(packed[:-50])  # cut short
+
+
 def describe(root, **changes):
   (root / 'dataset.json').write_text(json.dumps({**DESCRIPTION, **changes}), encoding='utf-8')
 

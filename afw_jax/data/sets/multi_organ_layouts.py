@@ -5,6 +5,7 @@ import pathlib
 import re
 
 from afw_jax.data.sets.case_files import CaseFiles, abbreviate, normal_name, pairs, stem, where_to_get
+from afw_jax.data.sets.nifti_layouts import find_numbered
 from afw_jax.data.sets.spec import PARTS, DatasetSpec
 from afw_jax.errors import InputError, did_you_mean
 
@@ -102,10 +103,4 @@ def _of_amos(folder: Path, spec: DatasetSpec, problems: list[InputError]) -> dic
 
 def find_flare22(spec: DatasetSpec, root: Path, problems: list[InputError]) -> list[CaseFiles]:
   """FLARE22_Tr_0001_0000.nii.gz with FLARE22_Tr_0001.nii.gz, in any folders below the root."""
-  images: dict[str, list[Path]] = {}
-  labels: dict[str, list[Path]] = {}
-  for path in sorted(root.rglob('FLARE22_Tr_*')):
-    match = re.fullmatch(r'(FLARE22_Tr_\d{4})(_0000)?', stem(path) or '')
-    if match and path.is_file():
-      (images if match[2] else labels).setdefault(match[1], []).append(path)
-  return pairs(images, labels, problems)
+  return find_numbered(root, r'FLARE22_Tr_\d{4}', problems)

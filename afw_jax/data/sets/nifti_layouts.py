@@ -98,10 +98,21 @@ def _scans(folder: Path, problems: list, *, labels: Container[str]) -> dict[str,
 
 def find_abdomenct1k(spec: DatasetSpec, root: Path, problems: list[InputError]) -> list[CaseFiles]:
   """Case_00001_0000.nii.gz with Case_00001.nii.gz, in any folders below the root."""
+  return find_numbered(root, r'Case_\d{5}', problems)
+
+
+def find_numbered(root: Path, case: str, problems: list[InputError]) -> list[CaseFiles]:
+  """Scans CASE_0000 and label maps CASE, in any folders below the root.
+
+  Args:
+    root: of the data set.
+    case: regular expression of the name of a case.
+    problems: is given what is wrong with single files.
+  """
   images: dict[str, list[Path]] = {}
   labels: dict[str, list[Path]] = {}
-  for path in sorted(root.rglob('Case_*')):
-    match = re.fullmatch(r'(Case_\d{5})(_0000)?', stem(path) or '')
+  for path in sorted(root.rglob('*')):
+    match = re.fullmatch(rf'({case})(_0000)?', stem(path) or '')
     if match and path.is_file():
       (images if match[2] else labels).setdefault(match[1], []).append(path)
   return pairs(images, labels, problems)

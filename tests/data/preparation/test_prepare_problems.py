@@ -8,6 +8,7 @@ from tiny_dataset import (
   SHAPE,
   SMALL,
   contents,
+  damage,
   describe,
   geometry,
   label_map,
@@ -34,15 +35,7 @@ def problems_of(*args, **kwargs):
 
 def test_every_problem_is_reported_at_once_and_good_cases_are_kept(tmp_path, monkeypatch):
   root = make(tmp_path / 'raw', n=7)
-  write = lambda i, array, **kw: volumes.write_label(
-    root / 'labels' / f'c{i}.nii.gz', array, geometry(array.shape, **kw)
-  )
-  write(0, label_map(0)[1:])  # a slice is missing
-  write(1, np.where(label_map(1) == 7, 9, label_map(1)), axes='LPS')  # an id nobody named
-  write(2, np.zeros(SHAPE, np.uint8), axes='LAS')  # nothing in it
-  write(3, label_map(3), axes='RPI', origin=(0, 0, 0))  # lies elsewhere
-  packed = (root / 'images' / 'c4.nii.gz').read_bytes()
-  (root / 'images' / 'c4.nii.gz').write_bytes(packed[:-50])  # cut short
+  damage(root)
   found = problems_of('folder', root, tmp_path / 's')
   assert len(found) == 5
   for name, word in (

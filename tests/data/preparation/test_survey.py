@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from changing_data import config, prepare_run
-from tiny_dataset import SHAPE, SMALL, geometry, label_map, make, prepare_store, scan
+from tiny_dataset import SHAPE, SMALL, damage, geometry, label_map, make, prepare_store, scan
 
 from afw_jax.config import build
 from afw_jax.data.formats import volumes
@@ -28,15 +28,7 @@ def prepared_problems(root, folder):
 
 def test_the_problems_are_those_of_a_preparation(tmp_path):
   root = make(tmp_path / 'raw', n=8)
-  write = lambda i, array, **kw: volumes.write_label(
-    root / 'labels' / f'c{i}.nii.gz', array, geometry(array.shape, **kw)
-  )
-  write(0, label_map(0)[1:])  # a slice is missing
-  write(1, np.where(label_map(1) == 7, 9, label_map(1)), axes='LPS')  # an id nobody named
-  write(2, np.zeros(SHAPE, np.uint8), axes='LAS')  # nothing in it
-  write(3, label_map(3), axes='RPI', origin=(0, 0, 0))  # lies elsewhere
-  packed = (root / 'images' / 'c4.nii.gz').read_bytes()
-  (root / 'images' / 'c4.nii.gz').write_bytes(packed[:-50])  # cut short
+  damage(root)
   for kind in ('images', 'labels'):
     shutil.copy(root / kind / 'c5.nii.gz', root / kind / 'd.nii.gz')
   before = sorted(tmp_path.rglob('*'))
