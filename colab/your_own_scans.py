@@ -167,9 +167,8 @@ assert inside > 0.95
 # ## Prepare: everything is checked before anything is trained
 #
 # `--mode=prepare` reads every file, checks that scan and label map belong together, and brings them onto the working
-# grid. Wrong ids, other geometry, empty or damaged files are named here, not after a night of training. With the same
-# options, `--mode=check` reports the same and prepares nothing: it also shows cases that stand out, and proposes a
-# spacing and a size.
+# grid. Wrong ids, other geometry, empty or damaged files are named here, not after a night of training. `--mode=check`
+# reports the same and prepares nothing: it also shows cases that stand out, and proposes a spacing and a size.
 
 # %%
 TINY = ('--config.data.size=(32, 32)', '--config.data.spacing_mm=(12, 12)') if SMALL else ()
