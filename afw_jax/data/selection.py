@@ -209,7 +209,8 @@ def _usable(listing: Mapping, scans: Mapping, keep_defective: bool) -> tuple[lis
   excluded, notes = {}, list(listing.get('notes', ()))
   unlabelled = len(listing['scans']) - len(scans)
   if unlabelled:
-    notes.append(f'{unlabelled} scans without labels are not used; predict them with --mode=predict')
+    said = 'scan without labels is' if unlabelled == 1 else 'scans without labels are'
+    notes.append(f'{unlabelled} {said} not used; to predict: --mode=predict')
   declared = listing['num_training']
   if declared is not None and declared not in (len(scans), sum(scan['part'] != 'test' for scan in scans.values())):
     notes.append(f'dataset.json declares numTraining {declared}, but there are {len(scans)} labelled cases')

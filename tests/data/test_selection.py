@@ -78,7 +78,7 @@ def test_notes_and_excluded_cases():
   unlabelled = listing('chaos_ct', CHAOS, num_training=30)
   unlabelled['scans']['case_05']['labelled'] = False
   assert choose(unlabelled, SelectionOptions()).notes == [
-    '1 scans without labels are not used; predict them with --mode=predict',
+    '1 scan without labels is not used; to predict: --mode=predict',
     'dataset.json declares numTraining 30, but there are 19 labelled cases',
     'no test part: scores can only be computed on the validation cases',
   ]
