@@ -11,7 +11,7 @@ import sys
 
 from afw_jax.distributed import xla_flags
 from afw_jax.errors import InputError, InputErrors
-from afw_jax.system import terminal
+from afw_jax.system import allocator, terminal
 
 terminal.open_missing_streams()
 # Before jax is imported: it reads these variables then.
@@ -21,6 +21,8 @@ except InputError as error:
   print(f'\nerror: {error}', file=sys.stderr)
   sys.exit(2)
 xla_flags.set_cpu_flags()
+if xla_flags.is_for_cpu():
+  allocator.keep_freed_memory()
 
 import ml_collections  # noqa: E402
 from absl import app, flags  # noqa: E402

@@ -33,12 +33,18 @@ def set_cpu_flags() -> str | None:
   """
   if 'jax' in sys.modules or 'jaxlib' in sys.modules or os.environ.get('XLA_FLAGS'):
     return None
-  if os.environ.get('JAX_PLATFORMS', 'cpu') not in ('', 'cpu') or _accelerator_installed():
-    return None
-  if not is_known_release():
+  if not is_for_cpu() or not is_known_release():
     return None
   os.environ['XLA_FLAGS'] = CPU_FLAG
   return CPU_FLAG
+
+
+def is_for_cpu() -> bool:
+  """Whether JAX will run on the CPU: no other platform is asked for, and no accelerator's software is installed."""
+  if os.environ.get('JAX_PLATFORMS', 'cpu') not in ('', 'cpu'):
+    return False
+  # Plugins of JAX (CUDA, ROCm, ...) register as entry points.
+  return not importlib.metadata.entry_points(group='jax_plugins') and _version('libtpu') is None
 
 
 def set_deterministic() -> str | None:
@@ -97,11 +103,6 @@ def check_device_count(environ: Mapping[str, str] = os.environ) -> None:
     raise InputError(
       'JAX_NUM_CPU_DEVICES', f'{count!r} is not a number of devices', 'Set a whole number from 1, or unset it.'
     )
-
-
-def _accelerator_installed() -> bool:
-  """Whether libtpu or a plugin of JAX (CUDA, ROCm, ...; they register as entry points) is installed."""
-  return bool(importlib.metadata.entry_points(group='jax_plugins')) or _version('libtpu') is not None
 
 
 def _version(package: str) -> str | None:

@@ -11,8 +11,11 @@ import sys
 import tempfile
 
 from afw_jax.distributed import xla_flags
+from afw_jax.system import allocator
 
 xla_flags.set_cpu_flags()  # before jax is imported: the kernels that `predict` uses
+if xla_flags.is_for_cpu():
+  allocator.keep_freed_memory()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

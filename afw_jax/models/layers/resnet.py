@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from afw_jax.models.layers.conv import convolve, uniform_fan_in
+from afw_jax.models.layers.materialized import materialized
 from afw_jax.models.layers.norm import GroupNorm
 from afw_jax.models.layers.options import identity
 
@@ -84,7 +85,7 @@ class Bottleneck(nn.Module):
     # In Google's network each unit is the identity at initialisation.
     scale_init = nn.initializers.ones if self.reading == 'transunet' else nn.initializers.zeros
     x = GroupNorm(self.groups, 1e-6, scale_init, name='gn3')(conv(wide, 1, 1, 'conv3')(x))
-    return nn.relu(shortcut + x)
+    return materialized(nn.relu(shortcut + x))
 
 
 class Root(nn.Module):

@@ -16,6 +16,7 @@ from jax import lax
 from afw_jax.models.layers.conv import convolve
 from afw_jax.models.layers.depthwise import depthwise
 from afw_jax.models.layers.gelu import gelu
+from afw_jax.models.layers.materialized import materialized_gradient
 from afw_jax.models.layers.norm import BatchNorm, LayerNorm
 from afw_jax.models.layers.options import identity, parts_of
 
@@ -121,7 +122,8 @@ class Block(nn.Module):
     for i, branch in enumerate(branches, 1):
       scale = self.param(f'layer_scale_{i}', nn.initializers.constant(1e-2), (c,), jnp.float32).astype(self.dtype)
       y = scale * branch(BatchNorm(name=f'norm{i}')(x, train=train))
-      x = x + nn.Dropout(self.drop_rate, broadcast_dims=(1, 2, 3))(y, deterministic=not train)
+      y = nn.Dropout(self.drop_rate, broadcast_dims=(1, 2, 3))(y, deterministic=not train)
+      x = materialized_gradient(x + y)
     return x
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from afw_jax.models.layers.attention import attend
 from afw_jax.models.layers.conv import Linear
+from afw_jax.models.layers.materialized import materialized
 from afw_jax.models.layers.norm import LayerNorm
 from afw_jax.models.layers.options import logits_dtype
 
@@ -142,6 +143,6 @@ class Block(nn.Module):
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
       return y
 
-    x = x + attention(LayerNorm(self.eps, name=names.norm1)(x), train)
+    x = materialized(x + attention(LayerNorm(self.eps, name=names.norm1)(x), train))
     y = LayerNorm(self.eps, name=names.norm2)(x)
-    return x + (Nested(mlp, name=names.mlp) if names.mlp else mlp)(y)
+    return materialized(x + (Nested(mlp, name=names.mlp) if names.mlp else mlp)(y))

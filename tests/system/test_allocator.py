@@ -1,0 +1,58 @@
+"""Freed memory stays with the process, for all its threads, and the user's own settings stay as they are."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from afw_jax.system import allocator
+
+# As XLA does it: another thread than the main one allocates, uses and frees a large block again and again.
+USE = """
+import resource, sys, threading
+sys.path.insert(0, sys.argv[1])
+from afw_jax.system import allocator
+print(allocator.keep_freed_memory())
+def use():
+  for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(100_000_000)[::4096]
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+thread = threading.Thread(target=use)
+thread.start()
+thread.join()
+"""
+
+
+def use(**environment):
+  """(what the call returned, number of pages that the system had to map, at each of four uses)."""
+  clean = {k: v for k, v in os.environ.items() if k not in ('LD_PRELOAD', 'GLIBC_TUNABLES') and 'MALLOC' not in k}
+  root = os.path.dirname(os.path.dirname(os.path.dirname(allocator.__file__)))
+  done = subprocess.run(
+    [sys.executable, '-c', USE, root], env=clean | environment, capture_output=True, text=True, check=True
+  )
+  said, *pages = done.stdout.split()
+  return said == 'True', [int(n) for n in pages]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the settings are of glibc')
+def test_memory_is_mapped_once():
+  kept, pages = use()
+  assert kept and pages[0] > 1000 and max(pages[1:]) < 100
+  kept, pages = use(MALLOC_ARENA_MAX='8')  # the user's own settings: as the C library has it
+  assert not kept and min(pages) > 1000
+
+
+@pytest.mark.parametrize(
+  'environ',
+  [{'MALLOC_TRIM_THRESHOLD_': '0'}, {'LD_PRELOAD': 'libjemalloc.so'}, {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}],
+)
+def test_own_settings_stay(environ):
+  assert not allocator.keep_freed_memory(environ)
+
+
+def test_other_systems_have_no_such_settings(monkeypatch):
+  monkeypatch.setattr(platform, 'libc_ver', lambda: ('', ''))
+  assert not allocator.keep_freed_memory({})
