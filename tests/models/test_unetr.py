@@ -140,7 +140,8 @@ def test_remat_changes_no_gradient():
     jit(jax.grad(lambda v, m=m: jnp.sin(m.apply(v, image, True)).sum())).lower(variables)
     for m in (model, model.clone(remat=True))
   ]
-  assert ['optimization_barrier' in p.as_text() for p in programs] == [False, True]
+  kept, recomputed = (p.as_text().count('optimization_barrier') for p in programs)  # `materialized` has some, too
+  assert kept < recomputed
   for plain, again in zip(*(jax.tree.leaves(p.compile()(variables)) for p in programs)):
     assert np.abs(plain - again).max() <= 1e-4 * np.abs(plain).max()
 
