@@ -3,43 +3,20 @@
   python benchmarks/networks_cpu.py [--network unet unetr] [--batch 4] [--rounds 3] [--side 224]
 
 One input channel, nine classes, float32; the training step is forward with batch statistics, cross-entropy + Dice,
-backward, SGD with momentum. Outputs are compared before anything is timed, and both sides are timed in turns. The
-PyTorch networks are MONAI's UNETR, nnU-Net's U-Net and, for the others, networks written from the published
-descriptions, with the keys of the reference implementations.
+backward, SGD with momentum. Outputs are compared before anything is timed, and both sides are timed in turns, each in a
+process of its own with the settings that its users have. The PyTorch networks are MONAI's UNETR, nnU-Net's U-Net and,
+for the others, networks written from the published descriptions, with the keys of the reference implementations.
 """
 
 import argparse
-import functools
-import importlib
+import importlib.util
 import statistics
 import sys
-import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from afw_jax.distributed.xla_flags import set_cpu_flags  # noqa: E402
+import numpy as np
+from conditions import measured
+from network_sides import CLASSES, LAYOUTS, Side
 
-FLAG = set_cpu_flags()
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
-from conditions import measured  # noqa: E402
-from peers import MOMENTUM, RATE, SAME_WORK, loss_torch, main_head, without_dropout  # noqa: E402
-
-from afw_jax import models  # noqa: E402
-from afw_jax.weights import convert  # noqa: E402
-
-try:
-  import torch
-except ImportError:
-  sys.exit(
-    'PyTorch, which this compares with, is not installed: pip install -r benchmarks/requirements.txt '
-    '(best in a virtual environment of its own, together with requirements.txt)'
-  )
-
-CLASSES = 9
 # network -> sides of the image, batch
 WORK = {
   'unet': ((224, 224), 4),
@@ -52,101 +29,30 @@ WORK = {
 }
 
 
-class JaxSide:
-  """A Linen network and its state; `forward` and `train` run one step and wait for the result."""
-
-  def __init__(self, model, variables):
-    self.model, self.variables, self.tx = model, variables, optax.sgd(RATE, MOMENTUM)
-    self.trace = self.tx.init(variables['params'])
-    self.predict = jax.jit(lambda variables, image: main_head(model.apply(variables, image)))
-    self.step = jax.jit(self._step, donate_argnums=(0, 1))
-
-  def _step(self, variables, trace, image, label):
-    def loss_of(params):
-      logits, updates = self.model.apply({**variables, 'params': params}, image, train=True, mutable=['batch_stats'])
-      return loss_jax(main_head(logits), label), updates
-
-    (loss, updates), grads = jax.value_and_grad(loss_of, has_aux=True)(variables['params'])
-    moves, trace = self.tx.update(grads, trace)
-    return {'params': optax.apply_updates(variables['params'], moves), **updates}, trace, loss
-
-  def forward(self, image, label):
-    return np.asarray(self.predict(self.variables, image))
-
-  def train(self, image, label):
-    self.variables, self.trace, loss = self.step(self.variables, self.trace, image, label)
-    return float(loss)
-
-
-class TorchSide:
-  """The PyTorch network in one memory layout."""
-
-  def __init__(self, model, layout):
-    self.layout, self.model = layout, model
-    self.model.to(memory_format=layout)
-    self.tx = torch.optim.SGD(self.model.parameters(), lr=RATE, momentum=MOMENTUM)
-
-  def _tensors(self, image, label):
-    image = torch.from_numpy(np.moveaxis(image, -1, 1)).contiguous(memory_format=self.layout)
-    return image, torch.from_numpy(label).long()
-
-  def forward(self, image, label):
-    self.model.eval()
-    with torch.inference_mode():
-      return np.moveaxis(main_head(self.model(self._tensors(image, label)[0])).numpy(), 1, -1)
-
-  def train(self, image, label):
-    self.model.train()
-    image, label = self._tensors(image, label)
-    self.tx.zero_grad(set_to_none=True)
-    loss = loss_torch(main_head(self.model(image)), label)
-    loss.backward()
-    self.tx.step()
-    return float(loss.detach())
-
-
-def loss_jax(logits, label):
-  truth, space = jax.nn.one_hot(label, CLASSES), tuple(range(label.ndim))
-  log_p = jax.nn.log_softmax(logits)
-  p = jnp.exp(log_p)
-  dice = (2 * (p * truth).sum(space) + 1e-5) / ((p + truth).sum(space) + 1e-5)
-  return 1 - dice.mean() - (truth * log_p).sum(-1).mean()
-
-
-def make_sides(name: str, sides: tuple[int, ...]) -> dict:
-  options = SAME_WORK[name]
-  make = functools.partial(importlib.import_module(f'torch_{name}').make, CLASSES, image_size=sides)
-  torch.manual_seed(0)
-  state = make().state_dict()
-  variables = convert.from_torch(name, {key: value.numpy() for key, value in state.items()}, **options)
-  made = {'ours': JaxSide(models.build(name, CLASSES, **options), variables)}
-  last = torch.channels_last if len(sides) == 2 else torch.channels_last_3d
-  for layout_name, layout in (('torch channels_last', last), ('torch default', torch.contiguous_format)):
-    model = without_dropout(make())
-    model.load_state_dict(state)
-    made[layout_name] = TorchSide(model, layout)
-  return made
+def make_sides(network: str, shape: tuple[int, ...]) -> dict[str, Side]:
+  """Name -> process of each side, ours first; all have the weights that PyTorch draws."""
+  theirs = {name: Side(name, network, shape) for name in LAYOUTS}
+  return {'ours': Side('ours', network, shape, next(iter(theirs.values())).state), **theirs}
 
 
 def check_equal(sides: dict, image, label) -> None:
   """Asserts equal logits, and equal losses over two training steps: otherwise the timings would not be comparable."""
-  logits = {name: side.forward(image, label) for name, side in sides.items()}
-  losses = {name: [side.train(image, label) for _ in range(2)] for name, side in sides.items()}
+  logits = {name: side.ask('forward', image, label)[1] for name, side in sides.items()}
+  losses = {name: [side.ask('train', image, label)[1] for _ in range(2)] for name, side in sides.items()}
   for name in sides:
     error = np.abs(logits[name] - logits['ours']).max() / logits['ours'].std()
     assert error < 5e-3, f'{name}: logits differ by {error:.1e} of their standard deviation'
     assert np.allclose(losses[name], losses['ours'], rtol=2e-3), f'{name}: losses {losses[name]} != {losses["ours"]}'
 
 
-def measure(sides: dict, what: str, image, label, rounds: int) -> dict:
+def measure(sides: dict, what: str, image, label, rounds: int) -> dict[str, list[float]]:
   """Seconds per call and side; the sides take turns, so that a busy moment of the machine affects all of them."""
   seconds = {name: [] for name in sides}
   for done in range(rounds + 1):  # the first round warms up
     for name, side in sides.items():
-      start = time.perf_counter()
-      getattr(side, what)(image, label)
+      side.ask(what, image, label)  # the caches hold what the others have used
       if done:
-        seconds[name].append(time.perf_counter() - start)
+        seconds[name].append(side.ask(what, image, label)[0])
   return seconds
 
 
@@ -160,7 +66,7 @@ def main() -> None:
   )
   args = parser.parse_args()
 
-  print(f'{torch.get_num_threads()} torch threads, XLA flag {FLAG}, {args.rounds} rounds\n')
+  print(f'{args.rounds} rounds of two calls, the second of which counts\n')
   print(
     '| network | work | side | median s | min s | ours / it (median) | ours / it (min) |\n|---|---|---|---|---|---|---|'
   )
@@ -182,10 +88,15 @@ def main() -> None:
           ratios = f'{median["ours"] / median[name]:.2f} | {best["ours"] / best[name]:.2f}'
           work = f'{what} {" x ".join(map(str, (batch, *shape)))}'
           print(f'| {network} | {work} | {name} | {median[name]:.3f} | {best[name]:.3f} | {ratios} |', flush=True)
-    del sides
-    jax.clear_caches()
+    for side in sides.values():
+      side.end()
 
 
 if __name__ == '__main__':
+  if importlib.util.find_spec('torch') is None:
+    sys.exit(
+      'PyTorch, which this compares with, is not installed: pip install -r benchmarks/requirements.txt '
+      '(best in a virtual environment of its own, together with requirements.txt)'
+    )
   with measured('jax', 'torch', 'monai'):
     main()
