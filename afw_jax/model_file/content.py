@@ -85,7 +85,7 @@ def networks_of(path: str, meta: Mapping) -> list[dict]:
 def _check_channels(path: str, i: int, data: Mapping) -> None:
   """Raises InputError unless the window and the usual intensities are of as many channels as the options name."""
   channels, usual = data['options'].get('channels'), (data.get('usual') or {}).get('intensities')
-  for key, value, is_one in (('window', data['window'], _window), ('usual.intensities', usual, _intensities)):
+  for key, value, is_one in (('window', data.get('window'), _window), ('usual.intensities', usual, _intensities)):
     valid = is_one(value) if channels is None else value is None or _sides(len(channels), len(channels), is_one)(value)
     if not valid or (value is None and key == 'window'):
       raise _refused(path, f'networks[{i}].meta.data.{key}', value)

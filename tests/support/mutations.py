@@ -13,6 +13,7 @@ _VALUES = (
   '0', 'a', 'NaN', 'mean', 'background', 'ignore', '../x', 'a\0b', 'a\nb', '\ud800', 'e\u0301', '\u202e', 'x' * 5000,
   [], [0], [[]], {}, {'': 0}, {'a': {}}, ['a', 'a'],
 )  # fmt: skip
+_ONE_OF_EACH = (None, -1, 'a', [], {})
 
 
 def mutated_bytes(data: bytes, rng: np.random.Generator, *, head: int = 400) -> bytes:
@@ -63,6 +64,19 @@ def mutated_json(value, rng: np.random.Generator):
     else:
       holder[key] = copy.deepcopy(_VALUES[rng.integers(len(_VALUES))])
   return out
+
+
+def changed_once(value):
+  """(where, variant) for each part of a JSON value, removed and replaced by a value of each type."""
+  for i, (_, key) in enumerate(_places(value)):
+    for other in ('removed', *_ONE_OF_EACH):
+      out = copy.deepcopy(value)
+      holder, _ = list(_places(out))[i]
+      if other == 'removed':
+        del holder[key]
+      else:
+        holder[key] = copy.deepcopy(other)
+      yield f'{key}: {other!r}', out
 
 
 def json_bytes(value, rng: np.random.Generator) -> bytes:
