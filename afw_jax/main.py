@@ -6,7 +6,6 @@ python -m afw_jax.main --config=configs/synapse.py ...       (the same, in a clo
 
 import errno
 import logging
-import multiprocessing
 import os
 import sys
 
@@ -22,7 +21,7 @@ except InputError as error:
   print(f'\nerror: {error}', file=sys.stderr)
   sys.exit(2)
 xla_flags.set_cpu_flags()
-if xla_flags.is_for_cpu() and multiprocessing.parent_process() is None:  # not in those that prepare, as many as fit
+if xla_flags.is_for_cpu():
   allocator.keep_freed_memory()
 
 import ml_collections  # noqa: E402

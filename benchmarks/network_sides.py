@@ -105,6 +105,7 @@ class Side:
   """The process of a side: `ask` makes it do one step."""
 
   def __init__(self, name: str, network: str, sides: tuple[int, ...], state: dict | None = None):
+    self.name = f'{name}, {network}'
     self.pipe, theirs = multiprocessing.get_context('spawn').Pipe()
     arguments = (theirs, name, network, sides, state)
     self.process = multiprocessing.get_context('spawn').Process(target=serve, args=arguments, daemon=True)
@@ -122,7 +123,11 @@ class Side:
     self.process.join()  # so that its time is counted as this program's
 
   def _answer(self):
-    failed, answer = self.pipe.recv()
+    try:
+      failed, answer = self.pipe.recv()
+    except EOFError as error:
+      self.process.join()
+      raise SystemExit(f'{self.name}: its process ended with code {self.process.exitcode}') from error
     if failed:
       raise SystemExit(answer)
     return answer

@@ -1,6 +1,6 @@
 """Speed of the networks on a CPU against PyTorch: forward pass and training step with the same weights.
 
-  python benchmarks/networks_cpu.py [--network unet unetr] [--batch 4] [--rounds 3] [--side 224]
+  PYTHONPATH=. python benchmarks/networks_cpu.py [--network unet unetr] [--batch 4] [--rounds 3] [--side 224]
 
 One input channel, nine classes, float32; the training step is forward with batch statistics, cross-entropy + Dice,
 backward, SGD with momentum. Outputs are compared before anything is timed, and both sides are timed in turns, each in a
@@ -50,7 +50,7 @@ def measure(sides: dict, what: str, image, label, rounds: int) -> dict[str, list
   seconds = {name: [] for name in sides}
   for done in range(rounds + 1):  # the first round warms up
     for name, side in sides.items():
-      side.ask(what, image, label)  # the caches hold what the others have used
+      side.ask(what, image, label)  # PyTorch's threads wait actively after the last call
       if done:
         seconds[name].append(side.ask(what, image, label)[0])
   return seconds

@@ -40,7 +40,7 @@ def set_cpu_flags() -> str | None:
 
 
 def is_for_cpu() -> bool:
-  """Whether JAX will run on the CPU: no other platform is asked for, and no accelerator's software is installed."""
+  """Whether JAX has nothing but the CPU: no other platform is asked for, no accelerator's software is installed."""
   if os.environ.get('JAX_PLATFORMS', 'cpu') not in ('', 'cpu'):
     return False
   # Plugins of JAX (CUDA, ROCm, ...) register as entry points.

@@ -14,8 +14,6 @@ from afw_jax.distributed import xla_flags
 from afw_jax.system import allocator
 
 xla_flags.set_cpu_flags()  # before jax is imported: the kernels that `predict` uses
-if xla_flags.is_for_cpu():
-  allocator.keep_freed_memory()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -36,6 +34,8 @@ _FAR = 0.02  # of a probability; bfloat16 and the products of TPUs and GPUs are 
 
 def main(model: str, *arguments: str) -> int:
   """The program: (model, a file for each channel, label map), or (model, '--check'). Returns the exit code."""
+  if xla_flags.is_for_cpu():
+    allocator.keep_freed_memory()
   try:
     print(check(model) if arguments == ('--check',) else segment(model, *arguments))
   except InputError as error:

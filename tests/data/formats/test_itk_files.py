@@ -106,3 +106,26 @@ def test_they_make_a_data_set_and_are_found_for_prediction(tmp_path):
   again, selected = prepare_and_select('folder', str(root), str(tmp_path / 'nrrd'))
   assert selected.contents == expected.contents and selected.splits == expected.splits
   assert [scan.name for scan in scans.find_scans(root / 'images').scans] == ['c0', 'c1', 'c2', 'c3']
+
+
+@pytest.mark.parametrize('ending', ['.mha', '.mhd'])
+@pytest.mark.parametrize(
+  'damage, said',
+  [
+    (lambda data: b'x}' + data[2:], 'compressed voxels are damaged'),  # "needs a dictionary": ITK asks for it for ever
+    (lambda data: data[:30] + b'\xff' * 40 + data[70:], 'compressed voxels are damaged'),
+    (lambda data: data[: len(data) // 2], 'they end early'),
+    (lambda data: b'', 'they end early'),
+  ],
+)
+def test_damaged_compressed_voxels_are_refused_before_itk_reads_them(tmp_path, monkeypatch, ending, damage, said):
+  path = tmp_path / f'scan{ending}'
+  sitk.WriteImage(itk_image(), str(path), useCompression=True)
+  volumes.read_image(path)
+  where = path if ending == '.mha' else path.with_suffix('.zraw')
+  whole = where.read_bytes()
+  header = whole.index(b'LOCAL\n') + 6 if ending == '.mha' else 0
+  where.write_bytes(whole[:header] + damage(whole[header:]))
+  monkeypatch.delattr(sitk, 'ImageFileReader')  # which would never return
+  with pytest.raises((InputError, AttributeError), match=said):
+    volumes.read_image(path)

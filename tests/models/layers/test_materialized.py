@@ -39,16 +39,18 @@ def test_same_value_and_gradients(keep, arguments):
   of = lambda keep: jax.jit(jax.value_and_grad(functools.partial(network, keep), (0, 1)))(*arguments)
   for a, b in zip(jax.tree.leaves(of(keep)), jax.tree.leaves(of(identity)), strict=True):
     assert a.dtype == b.dtype
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('keep', [materialized, materialized_gradient])
 def test_is_the_identity_in_both_directions(keep, dtype):
   x = jnp.arange(-3, 3, dtype=dtype).at[0].set(jnp.nan)
-  y, pull_back = jax.vjp(jax.jit(keep), x)
-  (back,) = pull_back(x)
-  for found in (y, back, jax.remat(keep)(x)):
+  all_found = []
+  for function in (jax.jit(keep), jax.jit(jax.remat(keep))):
+    y, pull_back = jax.vjp(function, x)
+    all_found += [y, *pull_back(x)]
+  for found in all_found:
     assert found.dtype == x.dtype
     np.testing.assert_array_equal(np.asarray(found, np.float32), np.asarray(x, np.float32))
 
