@@ -3,13 +3,11 @@
 import contextlib
 import hashlib
 import os
-import re
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from afw_jax.data.formats import voxels
+from afw_jax.data.formats import itk_header, voxels
 from afw_jax.data.formats.geometry import Geometry, check_affine, check_memory, check_shape
 from afw_jax.errors import InputError
 from afw_jax.system.atomic_files import process_name, sync, write_errors
@@ -18,10 +16,6 @@ from afw_jax.system.file_names import temporary_name
 ENDINGS = ('.nrrd', '.mha', '.mhd')
 WRITTEN = ('.nrrd', '.mha')  # those with one file for each volume
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # between ITK's patient coordinates and RAS
-_HEADER = 1 << 16  # bytes in which the header of a file ends
-_SIZED = {'.nrrd': rb'^(space directions|spacings):', '.mha': rb'^ElementSpacing\s*='}
-_DATA = {'.nrrd': rb'^data ?file:\s*(.*?)\s*$', '.mha': rb'^ElementDataFile\s*=\s*(.*?)\s*$'}  # apart from the header
-_REWRITE = 'Write the file again with the tool that made it, or convert it to NIfTI.'
 
 
 def read_image(path: str | os.PathLike) -> voxels.Decoded:
@@ -102,7 +96,8 @@ def simple_itk(path: object):
 
 def _decode(path: str | os.PathLike) -> tuple[np.ndarray, float, float, Geometry, str]:
   sitk = simple_itk(path)
-  sha256 = _digest(path)
+  header = itk_header.read(path)
+  sha256, stored = _digest(header), itk_header.digest_of_compressed(header)
   reader = sitk.ImageFileReader()
   reader.SetFileName(os.fspath(path))
   try:
@@ -115,63 +110,27 @@ def _decode(path: str | os.PathLike) -> tuple[np.ndarray, float, float, Geometry
     check_memory(path, 16 * int(np.prod(shape)))  # ITK's image, the result, and a few slices in float64
     image = reader.Execute()
   except RuntimeError as error:
-    raise InputError(path, f'is damaged, or of a kind that is not read ({_last_line(error)})', _REWRITE) from error
+    raise InputError(
+      path, f'is damaged, or of a kind that is not read ({_last_line(error)})', itk_header.REWRITE
+    ) from error
   affine = np.eye(4)
   affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
   affine[:3, 3] = image.GetOrigin()
   affine = _LPS @ affine
   check_affine(path, affine)
-  return sitk.GetArrayFromImage(image).T, 1.0, 0.0, Geometry(shape, affine), sha256
+  array = sitk.GetArrayFromImage(image)
+  if stored and stored not in (hashlib.sha256(a).digest() for a in (array, array.byteswap())):
+    raise InputError(path, 'ITK reads other voxels than those that are compressed in it', itk_header.REWRITE)
+  return array.T, 1.0, 0.0, Geometry(shape, affine), sha256
 
 
-def _digest(path: str | os.PathLike) -> str:
-  """SHA-256 of a file, and of the data file that an .mhd names; refuses headers without a voxel size."""
-  path = Path(path)
-  kind = '.nrrd' if path.suffix.lower() == '.nrrd' else '.mha'
-  with open(path, 'rb') as file:
-    head = file.read(_HEADER)
-  if kind == '.nrrd':
-    head = re.split(rb'\r?\n\r?\n', head)[0]
-  if not re.search(_SIZED[kind], head, re.M):
-    raise InputError(path, 'its header has no voxel size', _REWRITE)
-  digest, files = hashlib.sha256(), [path]
-  named = re.search(_DATA[kind], head, re.M)
-  if named and named[1].upper() != b'LOCAL':
-    data = path.parent / os.fsdecode(named[1])
-    if data.parent != path.parent or not data.is_file():
-      raise InputError(path, f'its data file {os.fsdecode(named[1])} is not one file beside it', _REWRITE)
-    files.append(data)
-  if kind == '.mha' and named:
-    _check_compressed(path, head, files[-1], named.end() + 1 if len(files) == 1 else 0)
-  for one in files:
+def _digest(header: itk_header.Header) -> str:
+  """SHA-256 of a file, and of the data file that its header names."""
+  digest = hashlib.sha256()
+  for one in dict.fromkeys((header.path, header.data)):
     with open(one, 'rb') as file:
       digest.update(hashlib.file_digest(file, 'sha256').digest())
   return digest.hexdigest()
-
-
-def _check_compressed(path: Path, head: bytes, data: Path, start: int) -> None:
-  """Refuses a MetaImage whose compressed voxels are damaged: on some of these ITK 5.4 never ends.
-
-  Args:
-    path: of the file.
-    head: its first bytes.
-    data: the file of the voxels.
-    start: where they begin in it.
-  """
-  if not re.search(rb'^CompressedData\s*=\s*[Tt1]', head, re.M):
-    return
-  size = re.search(rb'^CompressedDataSize\s*=\s*(\d{1,18})\s*$', head, re.M)
-  stream, left = zlib.decompressobj(zlib.MAX_WBITS | 32), int(size[1]) if size else data.stat().st_size
-  with open(data, 'rb') as file:
-    file.seek(start)
-    try:
-      while not stream.eof and (part := file.read(min(left, 1 << 16))):
-        left -= len(part)
-        stream.decompress(part)
-    except zlib.error as error:
-      raise InputError(path, f'its compressed voxels are damaged ({error})', _REWRITE) from error
-  if not stream.eof:
-    raise InputError(path, 'its compressed voxels are damaged (they end early)', _REWRITE)
 
 
 def _last_line(error: Exception) -> str:

@@ -1,5 +1,7 @@
 """NRRD and MetaImage: the same voxels and geometry as SimpleITK's own NIfTI of them, both ways; and what is refused."""
 
+import gzip
+import re
 import sys
 
 import numpy as np
@@ -108,7 +110,29 @@ def test_they_make_a_data_set_and_are_found_for_prediction(tmp_path):
   assert [scan.name for scan in scans.find_scans(root / 'images').scans] == ['c0', 'c1', 'c2', 'c3']
 
 
-@pytest.mark.parametrize('ending', ['.mha', '.mhd'])
+# -- compressed voxels
+
+
+def compressed(path):
+  """(header, voxels) of a compressed file; the header of an .mhd is empty here, and the voxels are beside it."""
+  sitk.WriteImage(itk_image(), str(path), useCompression=True)
+  whole = voxels_of(path).read_bytes()
+  end = {'.mha': b'LOCAL\n', '.nrrd': b'\n\n'}.get(path.suffix)
+  start = whole.index(end) + len(end) if end else 0
+  return whole[:start], whole[start:]
+
+
+def voxels_of(path):
+  return path.with_suffix('.zraw') if path.suffix == '.mhd' else path
+
+
+@pytest.fixture
+def no_itk(monkeypatch):
+  """ITK, which would never return from some of these files, must not be asked."""
+  monkeypatch.delattr(sitk, 'ImageFileReader')
+
+
+@pytest.mark.parametrize('ending', ['.mha', '.mhd', '.nrrd'])
 @pytest.mark.parametrize(
   'damage, said',
   [
@@ -118,14 +142,98 @@ def test_they_make_a_data_set_and_are_found_for_prediction(tmp_path):
     (lambda data: b'', 'they end early'),
   ],
 )
-def test_damaged_compressed_voxels_are_refused_before_itk_reads_them(tmp_path, monkeypatch, ending, damage, said):
+def test_damaged_compressed_voxels_are_refused_before_itk_reads_them(tmp_path, no_itk, ending, damage, said):
   path = tmp_path / f'scan{ending}'
-  sitk.WriteImage(itk_image(), str(path), useCompression=True)
-  volumes.read_image(path)
-  where = path if ending == '.mha' else path.with_suffix('.zraw')
-  whole = where.read_bytes()
-  header = whole.index(b'LOCAL\n') + 6 if ending == '.mha' else 0
-  where.write_bytes(whole[:header] + damage(whole[header:]))
-  monkeypatch.delattr(sitk, 'ImageFileReader')  # which would never return
-  with pytest.raises((InputError, AttributeError), match=said):
-    volumes.read_image(path)
+  head, data = compressed(path)
+  voxels_of(path).write_bytes(head + damage(data))
+  refused(path, said)
+
+
+SPELLINGS = {
+  'colons': lambda head: head.replace(b' = ', b': '),
+  'one colon': lambda head: head.replace(b'CompressedData =', b'CompressedData :'),
+  'indented': lambda head: head.replace(b'\n', b'\n \t'),
+  'no spaces': lambda head: head.replace(b' = ', b'='),
+  'of Windows': lambda head: head.replace(b'\n', b'\r\n'),
+  'small letters': lambda head: head.replace(b'CompressedData = True', b'CompressedData = true'),
+  'a number': lambda head: head.replace(b'CompressedData = True', b'CompressedData = 1'),
+  'another line': lambda head: b'0008|0005 = ISO_IR 100\n' + head,
+}
+
+
+@pytest.mark.parametrize('spelling', SPELLINGS)
+def test_headers_of_any_spelling_that_itk_reads(tmp_path, spelling, monkeypatch):
+  path = tmp_path / 'scan.mha'
+  head, data = compressed(path)
+  head = SPELLINGS[spelling](head).rstrip(b' \t')
+  path.write_bytes(head + data)
+  np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), VOXELS)
+  assert volumes.read_image(path).array.size == VOXELS.size
+  path.write_bytes(head + b'x}' + data[2:])
+  monkeypatch.delattr(sitk, 'ImageFileReader')
+  refused(path, 'compressed voxels are damaged')
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda head: re.sub(rb'CompressedDataSize = .*\n', b'', head),
+    lambda head: head.replace(b'CompressedData =', b'HeaderSize = -1\nCompressedData ='),
+    lambda head: head.replace(b'DimSize = 9 7 5', b'DimSize = 9 7 4'),
+  ],
+)
+def test_voxels_that_are_not_in_the_file_are_refused(tmp_path, change):
+  """Of such files ITK returns what was in its memory, or a part."""
+  path = tmp_path / 'scan.mha'
+  head, data = compressed(path)
+  assert change(head) != head
+  path.write_bytes(change(head) + data)
+  refused(path, 'ITK reads other voxels')
+
+
+def test_a_field_twice_is_refused(tmp_path, no_itk):
+  path = tmp_path / 'scan.mha'
+  head, data = compressed(path)
+  path.write_bytes(head.replace(b'CompressedData =', b'CompressedData = False\nCompressedData =') + data)
+  refused(path, "'CompressedData' twice")
+
+
+@pytest.mark.parametrize('ending', ['.mha', '.nrrd'])
+def test_damage_anywhere_is_noticed(tmp_path, ending):
+  """Also that which ITK does not see, since it stops reading before the checksum."""
+  path = tmp_path / f'scan{ending}'
+  head, data = compressed(path)
+  expected, wrong = volumes.read_image(path).array.copy(), 0
+  for seed in range(120):
+    rng = np.random.default_rng(seed)
+    changed, at = bytearray(data), int(rng.integers(len(data)))
+    if seed % 3 == 0:
+      changed[at] ^= 1 << int(rng.integers(8))
+    elif seed % 3 == 1:
+      changed[at:at] = rng.bytes(3)
+    else:
+      del changed[at]
+    path.write_bytes(head + changed)
+    try:
+      np.testing.assert_array_equal(volumes.read_image(path).array, expected)
+    except InputError:
+      wrong += 1
+  assert wrong > 110
+
+
+def test_gzip_members_skipped_bytes_and_long_headers_of_nrrd(tmp_path):
+  path = tmp_path / 'scan.nrrd'
+  head, data = compressed(path)
+  expected = volumes.read_image(path)
+  raw = gzip.decompress(data)
+  long = b''.join(b'Segment%d_Name:=organ %d of a long list\n' % (i, i) for i in range(3000))
+  for change, voxels in (
+    (head, gzip.compress(raw[:100]) + gzip.compress(raw[100:])),
+    (head, data + b'more'),
+    (head.replace(b'encoding:', b'byte skip: 70000\nencoding:'), gzip.compress(b'a' * 70000 + raw)),
+    (head.replace(b'encoding:', long + b'encoding:'), data),
+  ):
+    path.write_bytes(change + voxels)
+    found = volumes.read_image(path)
+    np.testing.assert_array_equal(found.array, expected.array)
+    np.testing.assert_array_equal(found.geometry.affine, expected.geometry.affine)
